@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+/// \file types.h
+/// What every operation shares: status, dtypes, tensor views, batches, index sets.
+/// Plain C11; the whole ABI of the library is built from these types. Frozen within an ABI version.
+#ifndef TOKENSPARSE_TYPES_H_
+#define TOKENSPARSE_TYPES_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(TSP_STATIC)
+#define TSP_API
+#elif defined(__GNUC__)
+#define TSP_API __attribute__((visibility("default")))
+#else
+#define TSP_API
+#endif
+
+/// Raised when a struct below or the meaning of a call changes. Params structs grow at their end
+/// without a new ABI version: `struct_size` tells the library what the caller knows.
+#define TSP_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// What a call returns. Every failure also leaves one sentence in tsp_last_error().
+typedef enum tsp_status {
+  TSP_OK = 0,
+  TSP_INVALID_ARGUMENT =
+      1,                  ///< the caller broke a rule; the message names argument, rule and value
+  TSP_UNSUPPORTED = 2,    ///< a valid request that this backend or machine cannot serve
+  TSP_OUT_OF_MEMORY = 3,  ///< an allocation failed (contexts only: operations never allocate)
+  TSP_UNAVAILABLE = 4,    ///< the backend or device asked for is not there
+  TSP_INTERNAL = 5,       ///< a bug or a failed device call
+} tsp_status_t;
+
+/// The message of the last call on this thread that did not return TSP_OK. Never null; valid until
+/// the next failing call on the same thread.
+TSP_API const char* tsp_last_error(void);
+
+/// Version of the library, "major.minor.patch", and the ABI it was built with (TSP_ABI_VERSION).
+TSP_API const char* tsp_version(void);
+TSP_API uint32_t tsp_abi_version(void);
+
+typedef enum tsp_dtype {
+  TSP_F32 = 0,
+  TSP_F16 = 1,   ///< IEEE binary16
+  TSP_BF16 = 2,  ///< bfloat16
+} tsp_dtype_t;
+
+/// Who owns a set of kept tokens. With S sets, query head h uses set h / (Hq / S).
+typedef enum tsp_share {
+  TSP_SHARE_HEAD = 0,  ///< S = Hq, every query head ranks for itself (the paper)
+  TSP_SHARE_KV_GROUP =
+      1,                ///< S = Hkv, the query heads of one KV head share: their mean score ranks
+  TSP_SHARE_LAYER = 2,  ///< S = 1, all heads share
+} tsp_share_t;
+
+/// What the output row of a query gets when its set left it out.
+typedef enum tsp_dropped {
+  TSP_DROPPED_ZERO = 0,   ///< zeros, log-sum-exp -inf (the paper)
+  TSP_DROPPED_LOCAL = 1,  ///< causal attention over the last `band` keys, itself included
+} tsp_dropped_t;
+
+/// Arithmetic of the matrix products. Accumulation, softmax and log-sum-exp are f32 in both.
+typedef enum tsp_precision {
+  TSP_PRECISION_F32 = 0,   ///< products of f32 values
+  TSP_PRECISION_BF16 = 1,  ///< operands rounded to bf16: about 1e-3 relative RMS error
+} tsp_precision_t;
+
+/// A strided view of `[tokens, heads, dim]`. Never owns. Strides are in elements, so token-major,
+/// head-major and transposed layouts need no copy. A paged view (block_table not null) finds token
+/// t of sequence b in block p = block_table[b * table_stride + t / block_size], row t % block_size:
+///   data + p * block_stride + (t % block_size) * token_stride + head * head_stride + d *
+///   dim_stride
+typedef struct tsp_tensor {
+  void* data;          ///< first element; null = tensor not given (only where an op says so)
+  int32_t dtype;       ///< tsp_dtype_t
+  int32_t block_size;  ///< tokens in a block; 0 when not paged
+  int64_t tokens;      ///< rows in all sequences together; ignored for a paged view
+  int64_t heads;
+  int64_t dim;
+  int64_t token_stride;        ///< elements from a token to the next (within a block when paged)
+  int64_t head_stride;         ///< elements from a head to the next
+  int64_t dim_stride;          ///< elements from a channel to the next; 1 is fast
+  const int32_t* block_table;  ///< [num_seqs, table_stride] physical blocks; null = not paged
+  int64_t table_stride;        ///< entries of block_table for one sequence
+  int64_t block_stride;        ///< elements from a block to the next
+} tsp_tensor_t;
+
+/// A list of sequences laid end to end. num_seqs = 0 means one sequence that fills the views.
+/// Sequence b has query rows q_offsets[b] .. q_offsets[b+1]-1 and k_offsets[b+1] - k_offsets[b]
+/// keys (rows k_offsets[b] .. of a view that is not paged). Its queries are the last of its
+/// positions: query row r sits at position Tk - Tq + r and sees the keys 0 .. Tk - Tq + r.
+typedef struct tsp_batch {
+  const int32_t*
+      q_offsets;  ///< [num_seqs + 1] host memory, ascending from 0; null when num_seqs = 0
+  const int32_t*
+      k_offsets;  ///< [num_seqs + 1] host memory, ascending from 0; null when num_seqs = 0
+  int32_t num_seqs;
+  int32_t reserved;  ///< 0
+} tsp_batch_t;
+
+/// Which tokens each set keeps: index i of set s of sequence b is
+///   indices[b * seq_stride + s * set_stride + i],  i < kept[b]
+/// ascending, unique, positions in the sequence. kept[b] = Tk of the sequence means dense.
+typedef struct tsp_index_sets {
+  int32_t* indices;    ///< device memory of the context; null = not given
+  int32_t* kept;       ///< [num_seqs or 1] tokens each set of the sequence keeps
+  int32_t num_sets;    ///< S: Hq, Hkv or 1
+  int32_t reserved;    ///< 0
+  int64_t set_stride;  ///< entries from a set to the next, at least the longest Tk
+  int64_t seq_stride;  ///< entries from a sequence to the next; ignored for one sequence
+} tsp_index_sets_t;
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif
+#endif  // TOKENSPARSE_TYPES_H_

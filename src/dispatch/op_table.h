@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// What a backend offers. Dispatch validates the parameters, fills in every default (scale, a batch
+// of at least one sequence) and checks the workspace before it calls an entry: below this line only
+// asserts remain.
+#pragma once
+
+#include "tokensparse/tokensparse.h"
+
+namespace tsp {
+
+struct OpTable {
+  const char* backend;
+  tsp_status_t (*score)(tsp_context_t&, const tsp_score_params_t&);
+  tsp_status_t (*select)(tsp_context_t&, const tsp_select_params_t&);
+  tsp_status_t (*compress)(tsp_context_t&, const tsp_compress_params_t&);
+  tsp_status_t (*attend)(tsp_context_t&, const tsp_attend_params_t&);
+  tsp_status_t (*decompress)(tsp_context_t&, const tsp_decompress_params_t&);
+  /// Null: dispatch composes it from score, select and attend (host backends).
+  tsp_status_t (*prefill)(tsp_context_t&, const tsp_prefill_params_t&);
+
+  /// Bytes of workspace; null: none needed.
+  size_t (*score_workspace)(const tsp_context_t&, const tsp_score_params_t&);
+  size_t (*select_workspace)(const tsp_context_t&, const tsp_select_params_t&);
+  size_t (*attend_workspace)(const tsp_context_t&, const tsp_attend_params_t&);
+  size_t (*prefill_workspace)(const tsp_context_t&, const tsp_prefill_params_t&);
+  /// What the backend cannot serve (a head dim, a dtype), as a failed status; null: serves all.
+  tsp_status_t (*check_attend)(const tsp_context_t&, const tsp_attend_params_t&);
+};
+
+/// The table for an instruction set, or null when the machine (or the build) lacks it.
+const OpTable* ref_ops();
+const OpTable* cpu_ops(const char* isa);
+/// Fills the context for its device; fails with a reason when there is no usable GPU.
+tsp_status_t cuda_open(tsp_context_t& ctx);
+
+}  // namespace tsp
