@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+// `tokensparse info`: what this build and this machine can do.
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "cli/options.h"
+#include "cli/verbs.h"
+
+namespace tsp::cli {
+namespace {
+
+std::vector<std::string> words(const char* text) {
+  std::istringstream stream(text);
+  std::vector<std::string> list;
+  for (std::string word; stream >> word;) list.push_back(word);
+  return list;
+}
+
+void print_info(bool json) {
+  const Context cpu = open_context({});
+  tsp_context_options_t options;
+  tsp_context_options_init(&options, sizeof options);
+  options.backend = TSP_BACKEND_CUDA;
+  tsp_context_t* gpu = nullptr;
+  const bool has_gpu = tsp_context_create(&options, &gpu) == TSP_OK;
+  const Context gpu_owner(gpu);
+  const std::string cuda = has_gpu ? tsp_context_isa(gpu) : tsp_last_error();
+  const char* const llama = llama_description();
+
+  if (json) {
+    const nlohmann::json info = {
+        {"version", tsp_version()},
+        {"abi_version", tsp_abi_version()},
+        {"cpu",
+         {{"isa", tsp_context_isa(cpu.get())},
+          {"isas", words(tsp_cpu_isas())},
+          {"threads", tsp_context_threads(cpu.get())}}},
+        {"cuda", has_gpu ? nlohmann::json(cuda) : nlohmann::json(nullptr)},
+        {"llama_cpp", llama != nullptr ? nlohmann::json(llama) : nlohmann::json(nullptr)}};
+    std::printf("%s\n", info.dump(2).c_str());
+    return;
+  }
+  std::printf("tokensparse  %s, C ABI %u\n", tsp_version(), tsp_abi_version());
+  std::printf("cpu          %s, %d threads (this machine can run: %s)\n",
+              tsp_context_isa(cpu.get()), tsp_context_threads(cpu.get()), tsp_cpu_isas());
+  std::printf("cuda         %s%s\n", has_gpu ? "" : "no: ", cuda.c_str());
+  std::printf("llama.cpp    %s\n",
+              llama != nullptr ? llama : "not in this build: `run` and `profile` need it");
+}
+
+}  // namespace
+
+void add_info(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("info", "What this build and this machine can do");
+  const auto json = std::make_shared<bool>(false);
+  verb->add_flag("--json", *json, "Print JSON");
+  verb->callback([json] { print_info(*json); });
+}
+
+}  // namespace tsp::cli

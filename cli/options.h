@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+// Options that several verbs share: how the operator chooses tokens, and where it runs.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tokensparse/tokensparse.h"
+
+namespace tsp::cli {
+
+/// Declares --coverage, --keep, --window, --pool, --min-tokens, --share, --dropped, --band and
+/// --precision, bound to the fields of `params`, which holds the defaults that --help shows.
+void add_operator_options(CLI::App& app, tsp_prefill_params_t& params);
+
+/// An option that takes one of `names`; `value` becomes the position of the name in the list.
+CLI::Option* add_choice(CLI::App& app, const std::string& flag, int32_t& value,
+                        const std::vector<std::string>& names, const std::string& description);
+
+/// Accepts numbers with low <= x <= high (NaN is not one); the rule is part of the message.
+CLI::Validator between(double low, double high);
+
+struct BackendOptions {
+  int32_t backend = TSP_BACKEND_CPU;
+  std::string isa;  // empty: the best one of this machine
+  int32_t threads = 0;
+};
+/// Declares --backend, --isa and --threads.
+void add_backend_options(CLI::App& app, BackendOptions& options);
+
+struct DestroyContext {
+  void operator()(tsp_context_t* ctx) const { tsp_context_destroy(ctx); }
+};
+using Context = std::unique_ptr<tsp_context_t, DestroyContext>;
+/// Throws Failure where the machine or the build lacks what was asked for.
+Context open_context(const BackendOptions& options);
+
+/// Throws Failure with the library's sentence unless `status` is TSP_OK.
+void check(tsp_status_t status);
+
+}  // namespace tsp::cli
