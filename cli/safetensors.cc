@@ -21,6 +21,7 @@ using Json = nlohmann::json;
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr int kMaxDepth = 4;                       // tensor entries nest twice
+constexpr size_t kMaxRank = 16;
 
 constexpr std::array<std::pair<std::string_view, uint64_t>, 15> kDtypes{{
     {"F64", 8},
@@ -91,6 +92,10 @@ TensorInfo parse_entry(const std::string& name, const Json& entry, uint64_t data
 
   const Json& shape = member(entry, "shape", what);
   if (!shape.is_array()) throw Failure(what + ": shape must be an array");
+  if (shape.size() > kMaxRank) {
+    throw Failure(what + ": shape must have at most " + std::to_string(kMaxRank) + " axes, got " +
+                  std::to_string(shape.size()));
+  }
   const uint64_t element_bytes = safetensors_dtype_bytes(tensor.dtype);
   uint64_t expected = element_bytes;
   bool overflow = false;
