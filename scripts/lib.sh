@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+# What the scripts share. Sourced, not run; expects `set -euo pipefail`.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+jobs=${TOKENSPARSE_JOBS:-$(nproc)}
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "${0##*/}: $*"
+  exit 1
+}
+
+# need_packages PACKAGE... : installs what is missing on Debian and Ubuntu. Without root it prints
+# the command instead; elsewhere it says what to look for.
+need_packages() {
+  local missing=() package
+  command -v dpkg-query >/dev/null || {
+    say "not a Debian or Ubuntu machine; this needs what they call: $*"
+    return 0
+  }
+  for package in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+      missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" != 0 ]; then
+    die "some packages are missing; install them and run this again:
+  sudo apt-get install -y --no-install-recommends ${missing[*]}"
+  fi
+  say "installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  }
+}
+
+# The packages that a build needs, and what the tests need besides.
+build_packages=(g++ cmake ninja-build git ca-certificates python3 python3-venv
+  nlohmann-json3-dev libcli11-dev libgtest-dev)
+test_packages=(pkg-config clang-format-14)
+
+# scripts/fetch-llama-cpp and scripts/fetch-model put what they fetch into this folder, verified by
+# its hash, and print the path they leave it at, alone on stdout.
+cache=${TOKENSPARSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tokensparse}
