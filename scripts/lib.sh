@@ -42,3 +42,19 @@ test_packages=(pkg-config clang-format-14)
 # scripts/fetch-llama-cpp and scripts/fetch-model put what they fetch into this folder, verified by
 # its hash, and print the path they leave it at, alone on stdout.
 cache=${TOKENSPARSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tokensparse}
+
+# step TEXT LOG COMMAND... : says what takes a while and how long it took; shows the log's end when
+# it fails.
+step() {
+  local text=$1 log=$2 start=$SECONDS
+  shift 2
+  mkdir -p "$(dirname "$log")"
+  printf '%s ... ' "$text" >&2
+  if "$@" >"$log" 2>&1; then
+    say "done ($((SECONDS - start)) s)"
+  else
+    say "failed"
+    tail -n 40 "$log" >&2
+    die "$text failed; the whole log is $log"
+  fi
+}
