@@ -4,7 +4,9 @@
 namespace tsp {
 
 ThreadPool::ThreadPool(int32_t num_threads, tsp_parallel_fn parallel, void* parallel_user)
-    : num_threads_(num_threads), parallel_(parallel), parallel_user_(parallel_user) {}
+    : num_threads_(num_threads), parallel_(parallel), parallel_user_(parallel_user) {
+  start();
+}
 
 ThreadPool::~ThreadPool() { stop(); }
 
@@ -12,6 +14,7 @@ void ThreadPool::resize(int32_t num_threads) {
   if (num_threads == num_threads_) return;
   stop();
   num_threads_ = num_threads;
+  start();
 }
 
 void ThreadPool::run_erased(void (*fn)(void*, int32_t), void* arg) {
@@ -23,7 +26,6 @@ void ThreadPool::run_erased(void (*fn)(void*, int32_t), void* arg) {
     fn(arg, 0);
     return;
   }
-  start();
   {
     std::lock_guard lock(mutex_);
     fn_ = fn;
@@ -38,7 +40,7 @@ void ThreadPool::run_erased(void (*fn)(void*, int32_t), void* arg) {
 }
 
 void ThreadPool::start() {
-  if (!workers_.empty()) return;
+  if (parallel_ != nullptr) return;
   workers_.reserve(static_cast<size_t>(num_threads_ - 1));
   for (int32_t i = 1; i < num_threads_; ++i) workers_.emplace_back([this, i] { worker(i); });
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "tokensparse/context.h"
@@ -41,7 +42,7 @@ class ThreadPool {
   int32_t num_threads_;
   tsp_parallel_fn parallel_;
   void* parallel_user_;
-  std::vector<std::thread> workers_;  // num_threads - 1, started at the first run
+  std::vector<std::thread> workers_;  // num_threads - 1 of our own, none with a caller's pool
   std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable done_;

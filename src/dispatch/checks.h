@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// The rules that several ops share. Each check names the argument, the rule and the value.
+#pragma once
+
+#include <cstring>
+
+#include "core/context.h"
+#include "core/error.h"
+#include "core/layout.h"
+#include "tokensparse/tokensparse.h"
+
+namespace tsp {
+
+/// Copies a params struct of whatever size the caller was compiled with into ours. A newer caller's
+/// extra fields must be zero: this library would not do what they ask.
+template <typename Params>
+[[nodiscard]] tsp_status_t read_params(const Params* in, Params* out) {
+  if (in == nullptr) return fail(TSP_INVALID_ARGUMENT, "params: must not be null");
+  uint32_t size;
+  std::memcpy(&size, in, sizeof size);
+  if (size < sizeof(Params) || size > 65536) {
+    return fail(TSP_INVALID_ARGUMENT,
+                "params.struct_size: must be sizeof the params struct (%zu), got %u",
+                sizeof(Params), size);
+  }
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(in);
+  for (size_t i = sizeof(Params); i < size; ++i) {
+    if (bytes[i] != 0) {
+      return fail(TSP_UNSUPPORTED,
+                  "params: byte %zu is set, but this library (%s) knows only %zu bytes", i,
+                  tsp_version(), sizeof(Params));
+    }
+  }
+  std::memcpy(static_cast<void*>(out), in, sizeof(Params));
+  out->struct_size = sizeof(Params);
+  return TSP_OK;
+}
+
+/// All zero but the size: what zero means stands at each field.
+template <typename Params>
+void init_params(Params* params, uint32_t struct_size) {
+  std::memset(static_cast<void*>(params), 0, struct_size);
+  params->struct_size = struct_size;
+}
+
+/// A null context gives a failed status, with the sentence recorded.
+[[nodiscard]] tsp_status_t check_context(const tsp_context_t* ctx);
+
+struct TensorRule {
+  const char* name;
+  bool any_dtype = true;  // f32, f16, bf16; else f32 only
+  bool paged = false;     // may be paged
+  bool data = true;       // data must be given
+  int64_t dim = 0;        // 0: any
+};
+[[nodiscard]] tsp_status_t check_tensor(const TensorRule& rule, const tsp_tensor_t& view);
+
+/// Query and key views of one call: head counts divide, dims agree.
+[[nodiscard]] tsp_status_t check_heads(const tsp_tensor_t& q, const char* kv_name,
+                                       const tsp_tensor_t& kv);
+
+/// Offsets of the only sequence when the caller gave no batch.
+struct SingleBatch {
+  int32_t q[2];
+  int32_t k[2];
+};
+/// Validates a batch and normalises it to num_seqs >= 1. `q_rows` and `k_rows` are what the views
+/// hold (k_rows < 0: paged, or no view to compare with).
+[[nodiscard]] tsp_status_t check_batch(tsp_batch_t& batch, SingleBatch& single, int64_t q_rows,
+                                       int64_t k_rows);
+/// The table of a paged view has room for every block of its sequences.
+[[nodiscard]] tsp_status_t check_block_table(const char* name, const tsp_tensor_t& view,
+                                             const tsp_batch_t& batch);
+
+/// Shape of the index sets; with `content` also that the lists ascend within each sequence (host).
+[[nodiscard]] tsp_status_t check_sets(const tsp_context_t& ctx, const tsp_index_sets_t& sets,
+                                      const tsp_batch_t& batch, int64_t num_q_heads,
+                                      int64_t num_kv_heads, bool content);
+
+/// The tensors of attend and prefill, and their batch.
+struct QkvOut {
+  const tsp_tensor_t& q;
+  const tsp_tensor_t& k;
+  const tsp_tensor_t& v;
+  const tsp_tensor_t& out;
+  const tsp_tensor_t& lse;
+};
+[[nodiscard]] tsp_status_t check_qkv_out(const QkvOut& t, bool data, tsp_batch_t& batch,
+                                         SingleBatch& single);
+[[nodiscard]] tsp_status_t check_same_kv(const tsp_tensor_t& k, const tsp_tensor_t& v);
+[[nodiscard]] tsp_status_t check_dropped(int32_t dropped, int32_t band, int32_t precision);
+
+[[nodiscard]] tsp_status_t check_workspace(const void* workspace, size_t given, size_t needed);
+
+[[nodiscard]] tsp_status_t check_range(const char* name, int64_t value, int64_t low, int64_t high);
+[[nodiscard]] tsp_status_t check_pool(int32_t pool);
+[[nodiscard]] tsp_status_t check_scale(float* scale, int64_t dim);
+[[nodiscard]] tsp_status_t check_shares(float coverage, float keep);
+
+/// f32 [rows, Hq, 1] such as scores and lse.
+[[nodiscard]] tsp_status_t check_per_row(const char* name, const tsp_tensor_t& view, int64_t rows,
+                                         int64_t heads, bool data);
+
+inline bool on_host(const tsp_context_t& ctx) { return ctx.backend != TSP_BACKEND_CUDA; }
+int64_t total_prefix(const tsp_batch_t& batch, int32_t window);
+/// Longest Tk of the batch.
+int32_t longest_k(const tsp_batch_t& batch);
+
+}  // namespace tsp
