@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+# libllama and ggml, static, from the source in TOKENSPARSE_LLAMA_CPP_DIR (scripts/fetch llama-cpp).
+# Only what we link is built: targets `llama`, `ggml`, `ggml-base`, `ggml-cpu`. Their options and
+# warnings stay inside the function's scope. They are optimised whatever our build type is, with the
+# same flags, so that ccache serves one compilation to every preset and a sanitizer build stays fast.
+if(NOT EXISTS ${TOKENSPARSE_LLAMA_CPP_DIR}/include/llama.h)
+  message(FATAL_ERROR "TOKENSPARSE_LLAMA_CPP_DIR=${TOKENSPARSE_LLAMA_CPP_DIR} holds no "
+                      "include/llama.h; scripts/fetch llama-cpp prints a folder that does")
+endif()
+
+function(tsp_add_llama_cpp)
+  set(BUILD_SHARED_LIBS OFF)
+  set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+  foreach(option APP COMMON TESTS TOOLS EXAMPLES SERVER)
+    set(LLAMA_BUILD_${option} OFF)
+  endforeach()
+  set(LLAMA_ALL_WARNINGS OFF)
+  set(LLAMA_BUILD_NUMBER 0)  # theirs would be our commit's
+  set(LLAMA_BUILD_COMMIT unknown)
+  set(GGML_NATIVE ON)
+  set(GGML_CCACHE OFF)  # cmake/ccache.cmake has set it up
+  foreach(language C CXX)
+    set(CMAKE_${language}_FLAGS_${build_type} "-O3 -DNDEBUG")
+    set(CMAKE_${language}_FLAGS "${CMAKE_${language}_FLAGS} -w")
+  endforeach()
+  set(CMAKE_MESSAGE_LOG_LEVEL WARNING)
+  set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)  # our plain variables win over their option()
+  add_subdirectory(${TOKENSPARSE_LLAMA_CPP_DIR} ${PROJECT_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
+endfunction()
+
+string(TOUPPER "${CMAKE_BUILD_TYPE}" build_type)
+tsp_add_llama_cpp()
