@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// tsp_prefill(): the sets that score and select give, the attention of those sets, exactness.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "tests/support/op_test.h"
+
+namespace tsp::test {
+namespace {
+
+class Prefill : public OpTest {
+ protected:
+  const int32_t dtype = backend.is_cuda() ? TSP_BF16 : TSP_F32;
+  Shape shape(std::vector<int32_t> q_lens, std::vector<int32_t> k_lens, int64_t dim = 64) const {
+    return {.q_lens = std::move(q_lens),
+            .k_lens = std::move(k_lens),
+            .num_q_heads = 4,
+            .num_kv_heads = 2,
+            .dim = dim,
+            .q_dtype = dtype,
+            .kv_dtype = dtype,
+            .out_dtype = dtype,
+            .logit_scale = 3};
+  }
+};
+
+TEST_P(Prefill, IsScoreThenSelectThenAttend) {
+  for (const Shape& s :
+       {shape({300}, {300}), shape({100}, {420}), shape({90, 60}, {200, 333}, 128)}) {
+    for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
+      for (const int32_t dropped : {TSP_DROPPED_ZERO, TSP_DROPPED_LOCAL}) {
+        Problem problem(s);
+        const Options options = {.window = 16,
+                                 .min_tokens = 20,
+                                 .share = share,
+                                 .coverage = 0.2f,
+                                 .dropped = dropped,
+                                 .band = 33};
+        Tensor scores = problem.score(backend, ctx, options);
+        const Backend ref = all_backends().front();
+        tokensparse::Context ref_ctx = ref.open();
+        const Sets sets = problem.select(ref, ref_ctx, scores, options);
+        ASSERT_LT(sets[0][0].size(), static_cast<size_t>(s.k_lens[0])) << "nothing was dropped";
+        const AttendResult result = problem.prefill(backend, ctx, options);
+        EXPECT_EQ(result.sets, sets) << s.name();
+        const Roundoff u = roundoff(backend, s, options.precision);
+        expect_attend(oracle_attend(problem, &sets, options, u.operand, u.weight), result,
+                      s.name());
+      }
+    }
+  }
+}
+
+TEST_P(Prefill, ExactModeIsDenseBitForBit) {
+  for (const Shape& s : {shape({300}, {300}), shape({100}, {420}), shape({1}, {1}),
+                         shape({90, 60}, {200, 333}, 128)}) {
+    Problem problem(s);
+    const AttendResult dense = problem.attend(backend, ctx, nullptr, {});
+    for (const Options& options : {Options{.window = 16, .min_tokens = 20, .coverage = 0},
+                                   Options{.window = 16, .min_tokens = 2000},
+                                   Options{.window = 16, .min_tokens = 20, .keep = 1}}) {
+      const AttendResult result = problem.prefill(backend, ctx, options);
+      EXPECT_EQ(dense.out.bits(), result.out.bits()) << s.name();
+      EXPECT_EQ(dense.lse.bits(), result.lse.bits()) << s.name();
+      for (size_t b = 0; b < result.sets.size(); ++b) {
+        EXPECT_EQ(result.sets[b][0].size(), static_cast<size_t>(s.k_lens[b]));
+      }
+    }
+  }
+}
+
+TEST_P(Prefill, ABatchIsItsSequences) {
+  const std::vector<int32_t> q_lens = {90, 1, 130}, k_lens = {400, 77, 130};
+  const Options options = {.window = 16, .min_tokens = 20, .coverage = 0.2f};
+  Problem together(shape(q_lens, k_lens));
+  const AttendResult all = together.prefill(backend, ctx, options);
+  for (size_t b = 0; b < q_lens.size(); ++b) {
+    Problem alone(shape({q_lens[b]}, {k_lens[b]}));
+    for (int32_t r = 0; r < q_lens[b]; ++r) {
+      for (int64_t h = 0; h < 4; ++h) {
+        for (int64_t d = 0; d < 64; ++d) {
+          alone.q.set(r, h, d, together.q.at(together.q_offsets[b] + r, h, d));
+        }
+      }
+    }
+    for (int32_t t = 0; t < k_lens[b]; ++t) {
+      for (int64_t h = 0; h < 2; ++h) {
+        for (int64_t d = 0; d < 64; ++d) {
+          alone.k.set(t, h, d, together.k.at(together.k_offsets[b] + t, h, d));
+          alone.v.set(t, h, d, together.v.at(together.k_offsets[b] + t, h, d));
+        }
+      }
+    }
+    const AttendResult one = alone.prefill(backend, ctx, options);
+    EXPECT_EQ(one.sets[0], all.sets[b]);
+    for (int32_t r = 0; r < q_lens[b]; ++r) {
+      for (int64_t h = 0; h < 4; ++h) {
+        for (int64_t d = 0; d < 64; ++d) {
+          ASSERT_EQ(one.out.at(r, h, d), all.out.at(together.q_offsets[b] + r, h, d));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Prefill, OneTokenBeyondTheWindow) {
+  Problem problem(shape({129}, {129}));
+  const Options options = {.min_tokens = 0, .keep = 0.5f};  // 65 wanted, the window holds 128
+  const AttendResult result = problem.prefill(backend, ctx, options);
+  EXPECT_EQ(result.sets[0][0].size(), 128u);
+  for (int64_t d = 0; d < 64; ++d) EXPECT_EQ(result.out.at(0, 0, d), 0.0f);
+  const Roundoff u = roundoff(backend, problem.shape, options.precision);
+  expect_attend(oracle_attend(problem, &result.sets, options, u.operand, u.weight), result, "129");
+}
+
+TEST_P(Prefill, WhatCannotBeRankedIsDense) {
+  Problem problem(shape({200}, {300}));
+  problem.k.set(250, 1, 3, std::numeric_limits<float>::quiet_NaN());
+  const AttendResult dense = problem.attend(backend, ctx, nullptr, {});
+  const AttendResult result =
+      problem.prefill(backend, ctx, {.window = 16, .min_tokens = 20, .coverage = 0.2f});
+  EXPECT_EQ(result.sets[0][0].size(), 300u);
+  for (int64_t row = 0; row < 200; ++row) {
+    for (int64_t head = 0; head < 4; ++head) {
+      ASSERT_EQ(std::isnan(dense.out.at(row, head, 0)), std::isnan(result.out.at(row, head, 0)));
+      ASSERT_EQ(std::isnan(result.out.at(row, head, 0)), head >= 2 && row + 100 >= 250);
+    }
+  }
+}
+
+TEST_P(Prefill, RepeatsAndThreadCountsGiveTheSameBits) {
+  Problem problem(shape({190}, {333}));
+  const Options options = {.window = 16, .min_tokens = 20, .coverage = 0.1f};
+  const auto bits = problem.prefill(backend, ctx, options).out.bits();
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    tokensparse::Context other = backend.open(1 + repeat % 4);
+    ASSERT_EQ(bits, problem.prefill(backend, other, options).out.bits()) << repeat;
+  }
+}
+
+TSP_INSTANTIATE_ON_ALL_BACKENDS(Prefill);
+
+}  // namespace
+}  // namespace tsp::test

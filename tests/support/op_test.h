@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// The fixture of a test body that runs once on every backend, with `backend` and `ctx` at hand.
+
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "tests/support/problem.h"
+
+namespace tsp::test {
+
+class OpTest : public ::testing::TestWithParam<Backend> {
+ protected:
+  const Backend& backend = GetParam();
+  tokensparse::Context ctx = backend.open();
+};
+
+inline std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {
+  return info.param.name;
+}
+
+}  // namespace tsp::test
+
+#define TSP_INSTANTIATE_ON_ALL_BACKENDS(Suite)                                        \
+  INSTANTIATE_TEST_SUITE_P(, Suite, ::testing::ValuesIn(::tsp::test::all_backends()), \
+                           ::tsp::test::backend_name)

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+// The meaning once more, in another shape: attention over all pairs with the mask
+// (i in I) and (j in I) and (j <= i), and rounding bounds derived on the way.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "tests/support/problem.h"
+
+namespace tsp::test {
+namespace {
+
+constexpr double kEps = 0x1p-24;  // unit roundoff of f32
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double output_roundoff(int32_t dtype, double value) {
+  if (dtype == TSP_F32) return kEps * std::fabs(value) + 1e-38;
+  return dtype == TSP_F16 ? 0x1p-11 * std::fabs(value) + 0x1p-25 : 0x1p-8 * std::fabs(value);
+}
+
+struct Logit {
+  double value;
+  double error;  // bound for the error of a computed value
+};
+
+Logit logit_of(const Problem& p, int64_t q_row, int64_t k_row, int64_t head, double eps_operand) {
+  const int64_t kv_head = head / (p.shape.num_q_heads / p.shape.num_kv_heads);
+  double sum = 0, magnitude = 0;
+  for (int64_t d = 0; d < p.shape.dim; ++d) {
+    const double product = static_cast<double>(p.q.at(q_row, head, d)) *
+                           static_cast<double>(p.k.at(k_row, kv_head, d));
+    sum += product;
+    magnitude += std::fabs(product);
+  }
+  const double scale =
+      static_cast<double>(static_cast<float>(1.0 / std::sqrt(static_cast<double>(p.shape.dim))));
+  // Dot product in any order, scaling, and the subtraction of a maximum as large as the logit.
+  const double rounding = (static_cast<double>(p.shape.dim) + 8) * kEps + 2 * eps_operand;
+  return {scale * sum, scale * magnitude * rounding + 4 * kEps * std::fabs(scale * sum)};
+}
+
+}  // namespace
+
+Expected oracle_attend(const Problem& p, const Sets* sets, const Options& options,
+                       double eps_operand, double eps_weight) {
+  const Shape& shape = p.shape;
+  const int64_t rows = p.q.tokens(), heads = shape.num_q_heads, dim = shape.dim;
+  Expected e;
+  e.out.assign(static_cast<size_t>(rows * heads * dim), 0);
+  e.out_bound.assign(e.out.size(), 0);
+  e.lse.assign(static_cast<size_t>(rows * heads), -kInfinity);
+  e.lse_bound.assign(e.lse.size(), 0);
+  for (size_t b = 0; b < shape.q_lens.size(); ++b) {
+    const int32_t k_len = shape.k_lens[b];
+    for (int64_t head = 0; head < heads; ++head) {
+      std::vector<bool> in(static_cast<size_t>(k_len), sets == nullptr);
+      if (sets != nullptr) {
+        const auto num_sets = static_cast<int64_t>((*sets)[b].size());
+        for (const int32_t t : (*sets)[b][static_cast<size_t>(head / (heads / num_sets))]) {
+          in[static_cast<size_t>(t)] = true;
+        }
+      }
+      const int64_t kv_head = head / (heads / shape.num_kv_heads);
+      for (int32_t r = 0; r < shape.q_lens[b]; ++r) {
+        const int32_t position = k_len - shape.q_lens[b] + r;
+        const bool kept = in[static_cast<size_t>(position)];
+        if (!kept && options.dropped == TSP_DROPPED_ZERO) continue;
+        const int64_t row = p.q_offsets[b] + r;
+        std::vector<int32_t> seen;
+        for (int32_t j = 0; j <= position; ++j) {
+          if (kept ? in[static_cast<size_t>(j)] : j > position - options.band) seen.push_back(j);
+        }
+        std::vector<double> weights;
+        double max = -kInfinity, delta = 0, total = 0;
+        for (const int32_t j : seen) {
+          const Logit logit = logit_of(p, row, p.k_offsets[b] + j, head, eps_operand);
+          weights.push_back(logit.value);
+          max = std::fmax(max, logit.value);
+          delta = std::fmax(delta, logit.error);
+        }
+        for (double& w : weights) total += w = std::exp(w - max);
+        const double n = static_cast<double>(seen.size());
+        const double relative =
+            std::expm1(2 * delta) + eps_weight + eps_operand + (n + 16) * kEps + 4e-7;
+        for (int64_t d = 0; d < dim; ++d) {
+          double sum = 0, magnitude = 0;
+          for (size_t i = 0; i < seen.size(); ++i) {
+            const double term = weights[i] / total *
+                                static_cast<double>(p.v.at(p.k_offsets[b] + seen[i], kv_head, d));
+            sum += term;
+            magnitude += std::fabs(term);
+          }
+          const auto at = static_cast<size_t>((row * heads + head) * dim + d);
+          e.out[at] = sum;
+          e.out_bound[at] = magnitude * relative + output_roundoff(shape.out_dtype, sum) + 1e-30;
+        }
+        const auto at = static_cast<size_t>(row * heads + head);
+        e.lse[at] = max + std::log(total);
+        e.lse_bound[at] = delta + (n + 16) * kEps + 1e-6 + 4 * kEps * std::fabs(e.lse[at]);
+      }
+    }
+  }
+  return e;
+}
+
+void oracle_score(const Problem& p, const Options& options, std::vector<double>* scores,
+                  std::vector<double>* bounds) {
+  const Shape& shape = p.shape;
+  const int64_t heads = shape.num_q_heads;
+  scores->assign(static_cast<size_t>(p.prefix_total(options.window) * heads), 0);
+  bounds->assign(scores->size(), 0);
+  int64_t column = 0;
+  for (size_t b = 0; b < shape.q_lens.size(); ++b) {
+    const int32_t window = std::min(options.window, shape.q_lens[b]);
+    const int32_t prefix = shape.k_lens[b] - window;
+    for (int64_t head = 0; head < heads; ++head) {
+      std::vector<double> mean(static_cast<size_t>(prefix), 0);
+      double delta = 0;
+      for (int32_t w = 0; w < window; ++w) {
+        const int32_t visible = prefix + w + 1;
+        const int64_t row = p.q_offsets[b] + shape.q_lens[b] - window + w;
+        std::vector<double> weights;
+        double max = -kInfinity, total = 0;
+        for (int32_t j = 0; j < visible; ++j) {
+          const Logit logit = logit_of(p, row, p.k_offsets[b] + j, head, 0);
+          weights.push_back(logit.value);
+          max = std::fmax(max, logit.value);
+          delta = std::fmax(delta, logit.error);
+        }
+        for (double& x : weights) total += x = std::exp(x - max);
+        for (int32_t t = 0; t < prefix; ++t) {
+          mean[static_cast<size_t>(t)] += weights[static_cast<size_t>(t)] / total / window;
+        }
+      }
+      const int32_t reach = options.pool / 2;
+      for (int32_t t = 0; t < prefix; ++t) {
+        double sum = 0;
+        for (int32_t u = t - reach; u <= t + reach; ++u) {
+          if (u >= 0 && u < prefix) sum += mean[static_cast<size_t>(u)];
+        }
+        const auto at = static_cast<size_t>((column + t) * heads + head);
+        (*scores)[at] = sum / options.pool;
+        const double n = shape.k_lens[b] + window + options.pool;
+        (*bounds)[at] =
+            sum / options.pool * (std::expm1(2 * delta) + (n + 16) * kEps + 4e-7) + 1e-30;
+      }
+    }
+    column += prefix;
+  }
+}
+
+void expect_attend(const Expected& expected, const AttendResult& result, const std::string& what) {
+  const tsp_tensor_t view = result.out.view();
+  size_t at = 0;
+  for (int64_t row = 0; row < result.out.tokens(); ++row) {
+    for (int64_t head = 0; head < view.heads; ++head) {
+      const auto lse_at = static_cast<size_t>(row * view.heads + head);
+      const double lse = static_cast<double>(result.lse.at(row, head));
+      if (std::isinf(expected.lse[lse_at])
+              ? lse != expected.lse[lse_at]
+              : !(std::fabs(lse - expected.lse[lse_at]) <= expected.lse_bound[lse_at])) {
+        ADD_FAILURE() << what << ": lse of row " << row << ", head " << head << " is " << lse
+                      << ", not " << expected.lse[lse_at] << " +- " << expected.lse_bound[lse_at];
+        return;
+      }
+      for (int64_t d = 0; d < view.dim; ++d, ++at) {
+        const double value = static_cast<double>(result.out.at(row, head, d));
+        if (!(std::fabs(value - expected.out[at]) <= expected.out_bound[at])) {
+          ADD_FAILURE() << what << ": out of row " << row << ", head " << head << ", channel " << d
+                        << " is " << value << ", not " << expected.out[at] << " +- "
+                        << expected.out_bound[at];
+          return;
+        }
+      }
+    }
+  }
+}
+
+void expect_score(const std::vector<double>& scores, const std::vector<double>& bounds,
+                  const Tensor& result, const std::string& what) {
+  size_t at = 0;
+  for (int64_t column = 0; column < result.tokens(); ++column) {
+    for (int64_t head = 0; head < result.view().heads; ++head, ++at) {
+      const double value = static_cast<double>(result.at(column, head));
+      if (!(std::fabs(value - scores[at]) <= bounds[at])) {
+        ADD_FAILURE() << what << ": score of column " << column << ", head " << head << " is "
+                      << value << ", not " << scores[at] << " +- " << bounds[at];
+        return;
+      }
+    }
+  }
+}
+
+}  // namespace tsp::test
