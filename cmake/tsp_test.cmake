@@ -22,3 +22,38 @@ function(tsp_test name)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
+
+# tsp_script_test(name script.py LABELS label...) : unittest, with the program's path in TOKENSPARSE.
+function(tsp_script_test name script)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
+  add_test(NAME ${name} COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/${script})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+    ENVIRONMENT "TOKENSPARSE=$<TARGET_FILE:tokensparse_cli>;PYTHONDONTWRITEBYTECODE=1")
+endfunction()
+
+# tsp_fuzz(name file... [LIBRARIES target...]) : the target in a loop that is the same every time,
+# as a test; with TOKENSPARSE_FUZZERS (clang only) also name_fuzz, which searches for as long as it
+# is left to.
+function(tsp_fuzz name)
+  cmake_parse_arguments(ARG "" "" "LIBRARIES" ${ARGN})
+  set(variants ${name}_fuzz_loop)
+  if(TOKENSPARSE_FUZZERS)
+    list(APPEND variants ${name}_fuzz)
+  endif()
+  foreach(target ${variants})
+    add_executable(${target} ${ARG_UNPARSED_ARGUMENTS})
+    target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
+    target_link_libraries(${target} PRIVATE tokensparse::tokensparse ${ARG_LIBRARIES})
+    tsp_target_defaults(${target})
+  endforeach()
+  target_sources(${name}_fuzz_loop PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/loop.cc)
+  add_test(NAME ${name}_fuzz_loop COMMAND ${name}_fuzz_loop)
+  set_tests_properties(${name}_fuzz_loop PROPERTIES LABELS unit TIMEOUT 300)
+  if(TOKENSPARSE_FUZZERS)
+    target_compile_options(${name}_fuzz PRIVATE -fsanitize=fuzzer)
+    target_link_options(${name}_fuzz PRIVATE -fsanitize=fuzzer)
+  endif()
+endfunction()

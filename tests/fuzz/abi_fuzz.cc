@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT
+// Every operation of the C ABI with arguments that are right, strange or impossible: a call either
+// succeeds within the memory it was given or returns a status with a sentence. The impossible must
+// be refused. Works under the address and undefined-behaviour sanitizers; without them it can only
+// see crashes and a wrong TSP_OK.
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/random_views.h"
+
+namespace tsp::fuzz {
+namespace {
+
+tsp_context_t* context(Bytes& bytes) {
+  static const std::array<tsp_context_t*, 3> contexts = [] {
+    std::array<tsp_context_t*, 3> made{};
+    const char* const isas[] = {nullptr, "scalar", nullptr};
+    for (size_t i = 0; i < made.size(); ++i) {
+      tsp_context_options_t options;
+      tsp_context_options_init(&options, sizeof options);
+      options.backend = i == 2 ? TSP_BACKEND_REF : TSP_BACKEND_CPU;
+      options.isa = isas[i];
+      options.num_threads = i == 0 ? 2 : 1;
+      if (tsp_context_create(&options, &made[i]) != TSP_OK) std::abort();
+    }
+    return made;
+  }();
+  return contexts[static_cast<size_t>(bytes.below(3))];
+}
+
+/// What all operations are given; each takes what it needs.
+struct Case {
+  explicit Case(Bytes& input) : bytes(input) {
+    static constexpr int64_t kHeads[] = {1, 2, 3, 4};
+    static constexpr int64_t kDims[] = {1, 7, 16, 40, 64};
+    ctx = context(bytes);
+    kv_heads = bytes.pick(kHeads);
+    q_heads = kv_heads * bytes.range(1, 3);
+    dim = bytes.pick(kDims);
+    lengths = random_lengths(bytes);
+    if (bytes.one_in(3)) {  // one sequence without a batch
+      lengths.q_offsets.resize(2);
+      lengths.k_offsets.resize(2);
+    } else {
+      batch = {lengths.q_offsets.data(), lengths.k_offsets.data(), lengths.num_seqs(), 0};
+    }
+    share = bytes.below(3);
+    window = bytes.range(1, 12);
+    num_sets = static_cast<int32_t>(share == 0 ? q_heads : share == 1 ? kv_heads : 1);
+    const int32_t q_dtype = bytes.below(3);
+    const int32_t kv_dtype = bytes.below(3);
+    q = random_view(bytes, memory, q_dtype, lengths.q_total(), q_heads, dim);
+    out = random_view(bytes, memory, q_dtype, lengths.q_total(), q_heads, dim);
+    const bool paged = batch.num_seqs > 0 && bytes.one_in(3);
+    for (tsp_tensor_t* view : {&k, &v}) {
+      *view = paged ? random_paged_view(bytes, memory, kv_dtype, lengths, kv_heads, dim)
+                    : random_view(bytes, memory, kv_dtype, lengths.k_total(), kv_heads, dim);
+    }
+    if (bytes.one_in(2)) lse = random_view(bytes, memory, TSP_F32, lengths.q_total(), q_heads, 1);
+    scores = random_view(bytes, memory, TSP_F32, lengths.prefix_total(window), q_heads, 1);
+    make_sets();
+  }
+
+  void make_sets() {
+    const int64_t stride = lengths.longest_k();
+    const auto entries = static_cast<size_t>(lengths.num_seqs() * num_sets * stride);
+    sets.indices = static_cast<int32_t*>(memory.allocate(entries * sizeof(int32_t)));
+    const auto num_seqs = static_cast<size_t>(lengths.num_seqs());
+    sets.kept = static_cast<int32_t*>(memory.allocate(num_seqs * sizeof(int32_t)));
+    sets.num_sets = num_sets;
+    sets.set_stride = stride;
+    sets.seq_stride = stride * num_sets;
+    std::fill_n(sets.indices, entries, -1);
+    for (size_t b = 0; b < num_seqs; ++b) {
+      const int32_t k_len = lengths.k_offsets[b + 1] - lengths.k_offsets[b];
+      sets.kept[b] = bytes.range(1, k_len);
+      for (int32_t set = 0; set < num_sets; ++set) {
+        int32_t* const list =
+            sets.indices + static_cast<int64_t>(b) * sets.seq_stride + set * sets.set_stride;
+        const int32_t skip = bytes.range(0, k_len - sets.kept[b]);
+        for (int32_t i = 0; i < sets.kept[b]; ++i) list[i] = skip + i;
+      }
+    }
+  }
+
+  /// Spoils a few of the arguments; most cases stay nearly right, to reach deep.
+  void spoil_some() {
+    tsp_tensor_t* const views[] = {&q, &k, &v, &out, &lse, &scores};
+    for (int32_t n = bytes.pick({0, 0, 1, 1, 2}); n > 0; --n) {
+      switch (bytes.below(6)) {
+        case 0:
+          sets.num_sets = static_cast<int32_t>(bytes.strange_integer());
+          break;
+        case 1:
+          sets.set_stride = bytes.strange_integer();
+          break;
+        case 2:
+          sets.indices[bytes.below(num_sets)] = static_cast<int32_t>(bytes.strange_integer());
+          break;
+        case 3:
+          sets.kept[0] = static_cast<int32_t>(bytes.strange_integer());
+          break;
+        case 4:
+          spoil_batch();
+          break;
+        default:
+          spoil(bytes, *bytes.pick(views));
+          break;
+      }
+    }
+  }
+
+  void spoil_batch() {
+    const auto at = static_cast<size_t>(bytes.below(lengths.num_seqs() + 1));
+    const auto value = static_cast<int32_t>(bytes.strange_integer());
+    switch (bytes.below(4)) {
+      case 0:
+        batch.q_offsets = nullptr;
+        break;
+      case 1:
+        lengths.q_offsets[at] = value;
+        break;
+      case 2:
+        lengths.k_offsets[at] = value;
+        break;
+      case 3:
+        batch.num_seqs = std::min(value, batch.num_seqs);
+        break;
+    }
+  }
+
+  /// Index lists reach no further than their memory.
+  bool sets_reachable() const {
+    if (sets.num_sets < 1 || sets.set_stride < 0 || sets.seq_stride < 0) return true;
+    const Wide last = Wide{std::max(batch.num_seqs, 1) - 1.0} * static_cast<Wide>(sets.seq_stride) +
+                      static_cast<Wide>(sets.num_sets) * static_cast<Wide>(sets.set_stride);
+    return memory.holds(sets.indices, last * Wide{sizeof(int32_t)});
+  }
+
+  Bytes& bytes;
+  Memory memory;
+  tsp_context_t* ctx;
+  int64_t q_heads, kv_heads, dim;
+  Lengths lengths;
+  tsp_batch_t batch{};
+  int32_t share, window, num_sets;
+  tsp_tensor_t q{}, k{}, v{}, out{}, lse{}, scores{};
+  tsp_index_sets_t sets{};
+};
+
+void expect(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "abi_fuzz: %s\n", what);
+  std::abort();
+}
+
+template <typename Params>
+void spoil_size(Case& c, Params& params) {
+  if (c.bytes.one_in(30)) params.struct_size = static_cast<uint32_t>(c.bytes.pick({0, 4, 8, 100}));
+}
+
+/// Runs the workspace function and, where no valid call could leave its memory, the operation.
+template <typename Params>
+void call(Case& c, Params& params, std::initializer_list<const tsp_tensor_t*> views,
+          tsp_status_t (*workspace)(tsp_context_t*, const Params*, size_t*),
+          tsp_status_t (*op)(tsp_context_t*, const Params*)) {
+  bool must_fail = false;
+  bool safe = c.sets_reachable();
+  for (const tsp_tensor_t* view : views) {
+    must_fail = must_fail || impossible(*view);
+    safe = safe && reachable(*view, c.memory, params.batch);
+  }
+  if constexpr (requires { params.workspace; }) {
+    size_t bytes = 0;
+    const tsp_status_t status = workspace(c.ctx, &params, &bytes);
+    expect(!(must_fail && status == TSP_OK), "the workspace of impossible arguments was computed");
+    expect(status == TSP_OK || std::strlen(tsp_last_error()) > 0, "failed without a sentence");
+    // Views that are valid but larger than our memory may ask for any amount: not of interest.
+    if (status == TSP_OK && bytes > (size_t{1} << 24)) return;
+    params.workspace_bytes = bytes;
+    params.workspace = c.memory.allocate_aligned(bytes);
+    if (c.bytes.one_in(30)) params.workspace = nullptr;
+    if (c.bytes.one_in(30) && bytes > 0) --params.workspace_bytes;
+  }
+  if (!safe && !must_fail) return;
+  const tsp_status_t status = op(c.ctx, &params);
+  expect(!(must_fail && status == TSP_OK), "impossible arguments were accepted");
+  expect(status == TSP_OK || std::strlen(tsp_last_error()) > 0, "failed without a sentence");
+}
+
+void fuzz_score(Case& c) {
+  tsp_score_params_t p;
+  tsp_score_params_init(&p, sizeof p);
+  p.window = c.window;
+  p.pool = c.bytes.pick({1, 3, 7, 0, -1, 2, INT32_MAX});
+  if (c.bytes.one_in(8)) p.scale = c.bytes.strange_float();
+  p.q = c.q, p.k = c.k, p.scores = c.scores, p.batch = c.batch;
+  spoil_size(c, p);
+  call(c, p, {&p.q, &p.k, &p.scores}, tsp_score_workspace, tsp_score);
+}
+
+void fuzz_select(Case& c) {
+  tsp_select_params_t p;
+  tsp_select_params_init(&p, sizeof p);
+  p.window = c.bytes.one_in(8) ? static_cast<int32_t>(c.bytes.strange_integer()) : c.window;
+  p.min_tokens = c.bytes.pick({0, 1, 5, 1024, -1, INT32_MAX});
+  p.share = c.bytes.one_in(8) ? static_cast<int32_t>(c.bytes.strange_integer()) : c.share;
+  if (c.bytes.one_in(4)) p.coverage = c.bytes.strange_float();
+  if (c.bytes.one_in(4)) p.keep = c.bytes.strange_float();
+  p.num_kv_heads = static_cast<int32_t>(c.kv_heads);
+  p.q_len = c.lengths.q_offsets.at(1);
+  p.k_len = c.lengths.k_offsets.at(1);
+  p.scores = c.scores, p.selected = c.sets, p.batch = c.batch;
+  spoil_size(c, p);
+  call(c, p, {&p.scores}, tsp_select_workspace, tsp_select);
+}
+
+void fuzz_attend(Case& c) {
+  tsp_attend_params_t p;
+  tsp_attend_params_init(&p, sizeof p);
+  p.dropped = c.bytes.pick({0, 0, 1, 1, 2, -1});
+  p.band = c.bytes.pick({1, 3, 256, 0, -5, INT32_MAX});
+  p.precision = c.bytes.pick({0, 0, 1, 2});
+  if (c.bytes.one_in(8)) p.scale = c.bytes.strange_float();
+  p.q = c.q, p.k = c.k, p.v = c.v, p.out = c.out, p.lse = c.lse, p.batch = c.batch;
+  if (!c.bytes.one_in(4)) p.selected = c.sets;
+  spoil_size(c, p);
+  const bool with_lse = p.lse.data != nullptr;
+  if (with_lse) {
+    call(c, p, {&p.q, &p.k, &p.v, &p.out, &p.lse}, tsp_attend_workspace, tsp_attend);
+  } else {
+    call(c, p, {&p.q, &p.k, &p.v, &p.out}, tsp_attend_workspace, tsp_attend);
+  }
+}
+
+void fuzz_prefill(Case& c) {
+  tsp_prefill_params_t p;
+  tsp_prefill_params_init(&p, sizeof p);
+  p.window = c.window;
+  p.pool = c.bytes.pick({1, 7});
+  p.min_tokens = c.bytes.pick({0, 3, 1024});
+  p.share = c.share;
+  p.coverage = c.bytes.one_in(4) ? c.bytes.strange_float() : 0.3f;
+  p.keep = c.bytes.one_in(4) ? c.bytes.strange_float() : 0.0f;
+  p.dropped = c.bytes.below(2);
+  p.band = c.bytes.range(1, 9);
+  p.q = c.q, p.k = c.k, p.v = c.v, p.out = c.out, p.batch = c.batch;
+  if (!c.bytes.one_in(4)) p.selected = c.sets;
+  if (c.bytes.one_in(4)) p.selected.indices = nullptr;
+  spoil_size(c, p);
+  call(c, p, {&p.q, &p.k, &p.v, &p.out}, tsp_prefill_workspace, tsp_prefill);
+}
+
+/// Rows of the short sequences: C = tokens / number of sequences, any C that holds every list.
+tsp_tensor_t short_view(Case& c, const tsp_tensor_t& like, int64_t heads) {
+  const int32_t rows = c.lengths.longest_k() * std::max(c.lengths.num_seqs(), 1);
+  return random_view(c.bytes, c.memory, like.dtype, rows, heads, c.dim);
+}
+
+void fuzz_compress(Case& c) {
+  tsp_compress_params_t p;
+  tsp_compress_params_init(&p, sizeof p);
+  const int64_t kv_heads = std::max<int64_t>(c.num_sets, c.kv_heads);
+  p.q_out = short_view(c, c.q, c.q_heads);
+  p.k_out = short_view(c, c.k, kv_heads);
+  p.v_out = short_view(c, c.v, kv_heads);
+  tsp_tensor_t* const outputs[] = {&p.q_out, &p.k_out, &p.v_out};
+  if (c.bytes.one_in(4)) spoil(c.bytes, *c.bytes.pick(outputs));
+  p.q = c.q, p.k = c.k, p.v = c.v, p.selected = c.sets, p.batch = c.batch;
+  spoil_size(c, p);
+  call<tsp_compress_params_t>(c, p, {&p.k, &p.v, &p.k_out, &p.v_out}, nullptr, tsp_compress);
+}
+
+void fuzz_decompress(Case& c) {
+  tsp_decompress_params_t p;
+  tsp_decompress_params_init(&p, sizeof p);
+  p.k_len = c.lengths.k_offsets.at(1);
+  p.in = short_view(c, c.out, c.q_heads);
+  if (c.bytes.one_in(4)) spoil(c.bytes, p.in);
+  p.out = c.out, p.selected = c.sets, p.batch = c.batch;
+  spoil_size(c, p);
+  call<tsp_decompress_params_t>(c, p, {&p.in, &p.out}, nullptr, tsp_decompress);
+}
+
+}  // namespace
+}  // namespace tsp::fuzz
+
+std::vector<std::string> fuzz_seeds() {
+  // Decisions, not documents: any bytes do, as long as there are enough of them.
+  std::vector<std::string> seeds;
+  uint32_t state = 1;
+  for (int n = 0; n < 64; ++n) {
+    std::string seed;
+    for (int i = 0; i < 400; ++i) {
+      state = state * 1664525u + 1013904223u;
+      seed.push_back(static_cast<char>(state >> 24));
+    }
+    seeds.push_back(seed);
+  }
+  return seeds;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace tsp::fuzz;
+  Bytes bytes(data, size);
+  static constexpr void (*kOps[])(Case&) = {fuzz_score,   fuzz_select,   fuzz_attend,
+                                            fuzz_prefill, fuzz_compress, fuzz_decompress};
+  const auto op = bytes.pick(kOps);
+  Case c(bytes);
+  c.spoil_some();
+  op(c);
+  return 0;
+}
