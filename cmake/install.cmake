@@ -19,6 +19,8 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/tokensparse-config-versio
 install(FILES ${PROJECT_BINARY_DIR}/tokensparse-config.cmake
               ${PROJECT_BINARY_DIR}/tokensparse-config-version.cmake DESTINATION ${package_dir})
 
+# Relative to the .pc file, so that `cmake --install --prefix` and moving the tree both work.
+file(RELATIVE_PATH pc_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 configure_file(${PROJECT_SOURCE_DIR}/cmake/tokensparse.pc.in ${PROJECT_BINARY_DIR}/tokensparse.pc
                @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/tokensparse.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# Installs the build, then uses it as others do: find_package, pkg-config, the program, each from a
+# folder that knows nothing of this tree. usage: install_test.sh SOURCE BUILD
+set -euo pipefail
+source=$1 build=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+cmake --install "$build" --prefix "$work/staged"
+mv "$work/staged" "$work/prefix" # an installed tree can be moved
+prefix=$work/prefix
+
+echo "find_package: both examples as a project of their own"
+cp -r "$source/examples" "$work/examples"
+cmake -S "$work/examples" -B "$work/build" -DCMAKE_PREFIX_PATH="$prefix"
+cmake --build "$work/build"
+"$work/build/example_prefill_c" | grep -E '^each head kept [0-9]+ of 4096 tokens$'
+"$work/build/example_prefill_cc"
+
+echo "pkg-config: the C example"
+pc=$(dirname "$(find "$prefix" -name tokensparse.pc)")
+export PKG_CONFIG_PATH=$pc
+[ "$(pkg-config --modversion tokensparse)" = "$("$prefix/bin/tokensparse" --version)" ]
+# shellcheck disable=SC2046  # words on purpose
+cc -std=c11 "$work/examples/prefill.c" -o "$work/with_pkg_config" \
+  $(pkg-config --cflags --libs tokensparse) -Wl,-rpath,"$(pkg-config --variable=libdir tokensparse)"
+"$work/with_pkg_config"
+
+echo "every public header compiles alone, as C and as C++"
+for header in "$prefix"/include/tokensparse/*.h; do
+  echo "#include <tokensparse/$(basename "$header")>" >"$work/alone.c"
+  cc -std=c11 -Wall -Wextra -Wpedantic -Werror -I "$prefix/include" -c "$work/alone.c" -o /dev/null
+  c++ -std=c++20 -Wall -Wextra -Wpedantic -Werror -I "$prefix/include" -x c++ -c "$work/alone.c" \
+    -o /dev/null
+done
+
+echo "the program runs from its new place"
+(cd / && "$prefix/bin/tokensparse" info)
