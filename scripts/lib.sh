@@ -35,13 +35,9 @@ need_packages() {
 }
 
 # The packages that a build needs, and what the tests need besides.
-build_packages=(g++ cmake ninja-build git ca-certificates python3 python3-venv
+build_packages=(g++ cmake ninja-build git ca-certificates python3 python3-pip
   nlohmann-json3-dev libcli11-dev libgtest-dev)
 test_packages=(pkg-config clang-format-14)
-
-# scripts/fetch-llama-cpp and scripts/fetch-model put what they fetch into this folder, verified by
-# its hash, and print the path they leave it at, alone on stdout.
-cache=${TOKENSPARSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tokensparse}
 
 # step TEXT LOG COMMAND... : says what takes a while and how long it took; shows the log's end when
 # it fails.
