@@ -2,10 +2,8 @@
 // `tokensparse apply`: the operator on q, k and v of a safetensors file.
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <optional>
 
 #include "cli/options.h"
@@ -18,7 +16,7 @@ namespace {
 struct ApplyOptions {
   std::string in;
   std::string out;
-  tsp_prefill_params_t params;
+  tokensparse::PrefillParams params;
   BackendOptions backend;
   bool json = false;
 };
@@ -36,17 +34,9 @@ std::optional<tsp_dtype_t> operator_dtype(const std::string& name) {
   return std::nullopt;
 }
 
-tsp_tensor_t contiguous(void* data, tsp_dtype_t dtype, const std::vector<int64_t>& shape) {
-  tsp_tensor_t view{};
-  view.data = data;
-  view.dtype = dtype;
-  view.tokens = shape[0];
-  view.heads = shape[1];
-  view.dim = shape[2];
-  view.token_stride = shape[1] * shape[2];
-  view.head_stride = shape[2];
-  view.dim_stride = 1;
-  return view;
+tsp_tensor_t view_of(std::vector<std::byte>& bytes, tsp_dtype_t dtype,
+                     const std::vector<int64_t>& shape) {
+  return tokensparse::view(bytes.data(), dtype, shape[0], shape[1], shape[2]);
 }
 
 /// Index of the first NaN or infinity: all exponent bits set.
@@ -84,20 +74,9 @@ Input load(SafetensorsReader& file, const std::string& path, const std::string& 
                   shape_text(shape));
   }
   input.bytes = file.read(input.info);
-  input.view = contiguous(input.bytes.data(), *dtype, shape);
+  input.view = view_of(input.bytes, *dtype, shape);
   check_finite(what, input);
   return input;
-}
-
-struct AlignedFree {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Workspace = std::unique_ptr<void, AlignedFree>;
-
-Workspace allocate_workspace(size_t bytes) {
-  Workspace memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  if (bytes != 0 && !memory) throw std::bad_alloc();
-  return memory;
 }
 
 /// What a run of the operator left behind, ready to be written.
@@ -109,34 +88,28 @@ struct Result {
   double seconds;
 };
 
-Result run_operator(tsp_context_t* ctx, tsp_prefill_params_t params, const Input& q, const Input& k,
-                    const Input& v, const std::string& path) {
+Result run_operator(tokensparse::Context& context, tokensparse::PrefillParams params,
+                    const Input& q, const Input& k, const Input& v, const std::string& path) {
   Result result;
   result.out.resize(q.bytes.size());
-  const int64_t tokens = k.view.tokens;
-  result.num_sets = static_cast<int32_t>(params.share == TSP_SHARE_HEAD       ? q.view.heads
-                                         : params.share == TSP_SHARE_KV_GROUP ? k.view.heads
-                                                                              : 1);
   params.q = q.view;
   params.k = k.view;
   params.v = v.view;
-  params.out = contiguous(result.out.data(), static_cast<tsp_dtype_t>(q.view.dtype), q.info.shape);
+  params.out = view_of(result.out, static_cast<tsp_dtype_t>(q.view.dtype), q.info.shape);
+  // Shapes first: the lists below are sized by numbers that are not yet trusted.
+  size_t bytes;
+  check(tokensparse::Status(tsp_prefill_workspace(context.get(), &params, &bytes)), path + ": ");
+
+  const int64_t tokens = k.view.tokens;
+  const int64_t sets[] = {q.view.heads, k.view.heads, 1};  // by tsp_share_t
+  result.num_sets = static_cast<int32_t>(sets[params.share]);
+  std::vector<int32_t> lists(static_cast<size_t>(tokens * result.num_sets));
   params.selected.num_sets = result.num_sets;
   params.selected.set_stride = tokens;
-  params.selected.seq_stride = tokens * result.num_sets;
-  const auto check_input = [&path](tsp_status_t status) {
-    if (status != TSP_OK) throw Failure(path + ": " + tsp_last_error());
-  };
-  check_input(tsp_prefill_workspace(ctx, &params, &params.workspace_bytes));
-
-  std::vector<int32_t> lists(static_cast<size_t>(tokens * result.num_sets));
   params.selected.indices = lists.data();
   params.selected.kept = &result.kept;
-  check_input(tsp_prefill_workspace(ctx, &params, &params.workspace_bytes));
-  const Workspace workspace = allocate_workspace(params.workspace_bytes);
-  params.workspace = workspace.get();
   const auto start = std::chrono::steady_clock::now();
-  check_input(tsp_prefill(ctx, &params));
+  check(tokensparse::prefill(context, params), path + ": ");
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   for (int32_t set = 0; set < result.num_sets; ++set) {
@@ -146,21 +119,15 @@ Result run_operator(tsp_context_t* ctx, tsp_prefill_params_t params, const Input
   return result;
 }
 
-void print_statistics(const ApplyOptions& options, const tsp_context_t* ctx, const Input& q,
-                      const Input& k, const Result& result) {
+void print_statistics(const ApplyOptions& options, const tokensparse::Context& context,
+                      const Input& q, const Input& k, const Result& result) {
   const double kept_share = static_cast<double>(result.kept) / static_cast<double>(k.view.tokens);
   if (options.json) {
-    const nlohmann::json statistics = {{"out", options.out},
-                                       {"q", q.info.shape},
-                                       {"k", k.info.shape},
-                                       {"dtype", q.info.dtype},
-                                       {"num_sets", result.num_sets},
-                                       {"kept", result.kept},
-                                       {"kept_share", kept_share},
-                                       {"seconds", result.seconds},
-                                       {"backend", tsp_context_backend(ctx)},
-                                       {"isa", tsp_context_isa(ctx)},
-                                       {"threads", tsp_context_threads(ctx)}};
+    const nlohmann::json statistics = {
+        {"out", options.out},       {"q", q.info.shape},           {"k", k.info.shape},
+        {"dtype", q.info.dtype},    {"num_sets", result.num_sets}, {"kept", result.kept},
+        {"kept_share", kept_share}, {"seconds", result.seconds},   {"backend", context.backend()},
+        {"isa", context.isa()},     {"threads", context.threads()}};
     std::printf("%s\n", statistics.dump(2).c_str());
     return;
   }
@@ -168,22 +135,22 @@ void print_statistics(const ApplyOptions& options, const tsp_context_t* ctx, con
               shape_text(k.info.shape).c_str(), q.info.dtype.c_str());
   std::printf("kept     %d of %lld tokens (%.1f %%) in each of %d sets\n", result.kept,
               static_cast<long long>(k.view.tokens), 100 * kept_share, result.num_sets);
-  std::printf("time     %.3f s on %s (%s), %d threads\n", result.seconds, tsp_context_backend(ctx),
-              tsp_context_isa(ctx), tsp_context_threads(ctx));
+  std::printf("time     %.3f s on %s (%s), %d threads\n", result.seconds, context.backend().c_str(),
+              context.isa().c_str(), context.threads());
   std::printf("written  %s\n", options.out.c_str());
 }
 
 void apply(const ApplyOptions& options) {
-  const Context ctx = open_context(options.backend);
+  tokensparse::Context context = open_context(options.backend);
   SafetensorsReader file(options.in);
   const Input q = load(file, options.in, "q");
   const Input k = load(file, options.in, "k");
   const Input v = load(file, options.in, "v");
-  const Result result = run_operator(ctx.get(), options.params, q, k, v, options.in);
+  const Result result = run_operator(context, options.params, q, k, v, options.in);
   write_safetensors(options.out,
                     {{"out", q.info.dtype, q.info.shape, result.out.data()},
                      {"indices", "I32", {result.num_sets, result.kept}, result.indices.data()}});
-  print_statistics(options, ctx.get(), q, k, result);
+  print_statistics(options, context, q, k, result);
 }
 
 constexpr const char* kFooter =
@@ -201,7 +168,6 @@ constexpr const char* kFooter =
 void add_apply(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("apply", "The operator on q, k and v of a .safetensors file");
   const auto options = std::make_shared<ApplyOptions>();
-  tsp_prefill_params_init(&options->params, sizeof options->params);
   verb->add_option("IN", options->in, "Where q, k and v are")->required()->type_name("");
   verb->add_option("--out", options->out, "Where to write out and indices")
       ->required()

@@ -19,32 +19,28 @@ std::vector<std::string> words(const char* text) {
 }
 
 void print_info(bool json) {
-  const Context cpu = open_context({});
-  tsp_context_options_t options;
-  tsp_context_options_init(&options, sizeof options);
+  const tokensparse::Context cpu = open_context({});
+  tokensparse::ContextOptions options;
   options.backend = TSP_BACKEND_CUDA;
-  tsp_context_t* gpu = nullptr;
-  const bool has_gpu = tsp_context_create(&options, &gpu) == TSP_OK;
-  const Context gpu_owner(gpu);
-  const std::string cuda = has_gpu ? tsp_context_isa(gpu) : tsp_last_error();
+  tokensparse::Context gpu;
+  const tokensparse::Status gpu_status = tokensparse::Context::create(options, &gpu);
+  const bool has_gpu = gpu_status.ok();
+  const std::string cuda = has_gpu ? gpu.isa() : gpu_status.message();
   const char* const llama = llama_description();
 
   if (json) {
     const nlohmann::json info = {
         {"version", tsp_version()},
         {"abi_version", tsp_abi_version()},
-        {"cpu",
-         {{"isa", tsp_context_isa(cpu.get())},
-          {"isas", words(tsp_cpu_isas())},
-          {"threads", tsp_context_threads(cpu.get())}}},
+        {"cpu", {{"isa", cpu.isa()}, {"isas", words(tsp_cpu_isas())}, {"threads", cpu.threads()}}},
         {"cuda", has_gpu ? nlohmann::json(cuda) : nlohmann::json(nullptr)},
         {"llama_cpp", llama != nullptr ? nlohmann::json(llama) : nlohmann::json(nullptr)}};
     std::printf("%s\n", info.dump(2).c_str());
     return;
   }
   std::printf("tokensparse  %s, C ABI %u\n", tsp_version(), tsp_abi_version());
-  std::printf("cpu          %s, %d threads (this machine can run: %s)\n",
-              tsp_context_isa(cpu.get()), tsp_context_threads(cpu.get()), tsp_cpu_isas());
+  std::printf("cpu          %s, %d threads (this machine can run: %s)\n", cpu.isa().c_str(),
+              cpu.threads(), tsp_cpu_isas());
   std::printf("cuda         %s%s\n", has_gpu ? "" : "no: ", cuda.c_str());
   std::printf("llama.cpp    %s\n",
               llama != nullptr ? llama : "not in this build: `run` and `profile` need it");

@@ -3,7 +3,9 @@
 // and an exit code (1 failure, 2 usage). stdout carries results only.
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <new>
+#include <string>
 
 #include "cli/verbs.h"
 #include "tokensparse/tokensparse.h"
@@ -27,6 +29,18 @@ constexpr const char* kFooter =
     "\n"
     "Exit codes: 0 done, 1 failed, 2 wrong command line. Errors are one sentence on stderr.";
 
+/// Shows "--window INT [128]" where CLI11 shows "--window INT=128".
+class HelpFormatter : public CLI::Formatter {
+ public:
+  HelpFormatter() { column_width(34); }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0) return "";
+    std::string text = option->get_type_name().empty() ? "" : " " + option->get_type_name();
+    if (!option->get_default_str().empty()) text += " [" + option->get_default_str() + "]";
+    return option->get_required() ? text + " (required)" : text;
+  }
+};
+
 int complain(const char* sentence, int exit_code) {
   std::fprintf(stderr, "tokensparse: %s\n", sentence);
   return exit_code;
@@ -40,7 +54,7 @@ int main(int argc, char** argv) {
   app.footer(kFooter);
   app.set_version_flag("--version", tsp_version());
   app.require_subcommand(1);
-  app.get_formatter()->column_width(34);
+  app.formatter(std::make_shared<HelpFormatter>());
   add_run(app);
   add_apply(app);
   add_profile(app);
@@ -51,7 +65,11 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    if (argc == 1) return complain("no verb given; `tokensparse --help` lists them", kExitUsage);
+    if (app.get_subcommands().empty()) {
+      const bool unknown = argc > 1 && argv[1][0] != '-';
+      const std::string what = unknown ? "no verb named " + std::string(argv[1]) : "no verb given";
+      return complain((what + "; `tokensparse --help` lists them").c_str(), kExitUsage);
+    }
     return complain(error.what(), kExitUsage);
   } catch (const Failure& failure) {
     return complain(failure.what(), failure.exit_code);

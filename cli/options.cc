@@ -2,7 +2,6 @@
 #include "cli/options.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 
@@ -13,15 +12,15 @@ namespace {
 
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
 
-std::string join(const std::vector<std::string>& names) {
+std::string join(const std::vector<std::string>& names, const char* between) {
   std::string list;
-  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+  for (const std::string& name : names) list += (list.empty() ? "" : between) + name;
   return list;
 }
 
 std::string shortest(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.10g", value);
+  std::snprintf(text, sizeof text, "%.6g", value);
   return text;
 }
 
@@ -37,10 +36,10 @@ CLI::Option* add_choice(CLI::App& app, const std::string& flag, int32_t& value,
       description);
   const auto one_of = [names](const std::string& name) {
     if (std::find(names.begin(), names.end(), name) != names.end()) return std::string();
-    return "must be one of " + join(names) + ", got " + name;
+    return "must be one of " + join(names, ", ") + ", got " + name;
   };
-  option->check(CLI::Validator(one_of, join(names), "one of"));
-  option->type_name("")->default_str(names.at(static_cast<size_t>(value)));
+  option->check(CLI::Validator(one_of, ""));
+  option->type_name(join(names, "|"))->default_str(names.at(static_cast<size_t>(value)));
   return option;
 }
 
@@ -98,19 +97,18 @@ void add_backend_options(CLI::App& app, BackendOptions& options) {
       ->group("Where it runs");
 }
 
-void check(tsp_status_t status) {
-  if (status != TSP_OK) throw Failure(tsp_last_error());
+void check(const tokensparse::Status& status, const std::string& where) {
+  if (!status.ok()) throw Failure(where + status.message());
 }
 
-Context open_context(const BackendOptions& options) {
-  tsp_context_options_t wanted;
-  tsp_context_options_init(&wanted, sizeof wanted);
+tokensparse::Context open_context(const BackendOptions& options) {
+  tokensparse::ContextOptions wanted;
   wanted.backend = options.backend;
   wanted.num_threads = options.threads;
   wanted.isa = options.isa.empty() ? nullptr : options.isa.c_str();
-  tsp_context_t* ctx = nullptr;
-  check(tsp_context_create(&wanted, &ctx));
-  return Context(ctx);
+  tokensparse::Context context;
+  check(tokensparse::Context::create(wanted, &context));
+  return context;
 }
 
 }  // namespace tsp::cli

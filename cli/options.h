@@ -4,11 +4,10 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "tokensparse/tokensparse.h"
+#include "tokensparse/tokensparse.hpp"
 
 namespace tsp::cli {
 
@@ -31,14 +30,10 @@ struct BackendOptions {
 /// Declares --backend, --isa and --threads.
 void add_backend_options(CLI::App& app, BackendOptions& options);
 
-struct DestroyContext {
-  void operator()(tsp_context_t* ctx) const { tsp_context_destroy(ctx); }
-};
-using Context = std::unique_ptr<tsp_context_t, DestroyContext>;
 /// Throws Failure where the machine or the build lacks what was asked for.
-Context open_context(const BackendOptions& options);
+tokensparse::Context open_context(const BackendOptions& options);
 
-/// Throws Failure with the library's sentence unless `status` is TSP_OK.
-void check(tsp_status_t status);
+/// Throws Failure with the library's sentence, behind `where`, unless the status is TSP_OK.
+void check(const tokensparse::Status& status, const std::string& where = "");
 
 }  // namespace tsp::cli

@@ -54,9 +54,7 @@ int main(void) {
   params.k = view(k, kKvHeads);
   params.v = view(v, kKvHeads);
   params.out = view(out, kQueryHeads);
-  params.selected.kept = &kept;
-  params.selected.num_sets = kQueryHeads; /* a set per query head */
-  params.selected.set_stride = kTokens;
+  params.selected.kept = &kept; /* selected.indices would say which */
 
   require(tsp_prefill_workspace(ctx, &params, &params.workspace_bytes));
   params.workspace = aligned_alloc(64, (params.workspace_bytes + 63) / 64 * 64);

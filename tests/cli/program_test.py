@@ -149,7 +149,7 @@ class BadInput(InFolder):
         self.source.write_bytes(encode({}))
         base = ("apply", self.source, "--out", self.target)
         self.refuse(2, "no verb given")
-        self.refuse(2, "fly", "fly")
+        self.refuse(2, "no verb named fly", "fly")
         self.refuse(2, "--out is required", "apply", self.source)
         self.refuse(2, "IN is required", "apply", "--out", self.target)
         self.refuse(2, "--frobnicate", *base, "--frobnicate")

@@ -48,11 +48,12 @@ struct Case {
     } else {
       batch = {lengths.q_offsets.data(), lengths.k_offsets.data(), lengths.num_seqs(), 0};
     }
+    short_rows = lengths.longest_k() * lengths.num_seqs();
     share = bytes.below(3);
     window = bytes.range(1, 12);
     num_sets = static_cast<int32_t>(share == 0 ? q_heads : share == 1 ? kv_heads : 1);
-    const int32_t q_dtype = bytes.below(3);
-    const int32_t kv_dtype = bytes.below(3);
+    q_dtype = bytes.below(3);
+    kv_dtype = bytes.below(3);
     q = random_view(bytes, memory, q_dtype, lengths.q_total(), q_heads, dim);
     out = random_view(bytes, memory, q_dtype, lengths.q_total(), q_heads, dim);
     const bool paged = batch.num_seqs > 0 && bytes.one_in(3);
@@ -147,7 +148,7 @@ struct Case {
   int64_t q_heads, kv_heads, dim;
   Lengths lengths;
   tsp_batch_t batch{};
-  int32_t share, window, num_sets;
+  int32_t share, window, num_sets, short_rows, q_dtype, kv_dtype;
   tsp_tensor_t q{}, k{}, v{}, out{}, lse{}, scores{};
   tsp_index_sets_t sets{};
 };
@@ -256,30 +257,34 @@ void fuzz_prefill(Case& c) {
 }
 
 /// Rows of the short sequences: C = tokens / number of sequences, any C that holds every list.
-tsp_tensor_t short_view(Case& c, const tsp_tensor_t& like, int64_t heads) {
-  const int32_t rows = c.lengths.longest_k() * std::max(c.lengths.num_seqs(), 1);
-  return random_view(c.bytes, c.memory, like.dtype, rows, heads, c.dim);
+tsp_tensor_t short_view(Case& c, int32_t dtype, int64_t heads) {
+  return random_view(c.bytes, c.memory, dtype, c.short_rows, heads, c.dim);
 }
 
 void fuzz_compress(Case& c) {
   tsp_compress_params_t p;
   tsp_compress_params_init(&p, sizeof p);
   const int64_t kv_heads = std::max<int64_t>(c.num_sets, c.kv_heads);
-  p.q_out = short_view(c, c.q, c.q_heads);
-  p.k_out = short_view(c, c.k, kv_heads);
-  p.v_out = short_view(c, c.v, kv_heads);
+  p.q_out = short_view(c, c.q_dtype, c.q_heads);
+  p.k_out = short_view(c, c.kv_dtype, kv_heads);
+  p.v_out = short_view(c, c.kv_dtype, kv_heads);
   tsp_tensor_t* const outputs[] = {&p.q_out, &p.k_out, &p.v_out};
   if (c.bytes.one_in(4)) spoil(c.bytes, *c.bytes.pick(outputs));
   p.q = c.q, p.k = c.k, p.v = c.v, p.selected = c.sets, p.batch = c.batch;
   spoil_size(c, p);
-  call<tsp_compress_params_t>(c, p, {&p.k, &p.v, &p.k_out, &p.v_out}, nullptr, tsp_compress);
+  if (p.q.data == nullptr) {
+    call<tsp_compress_params_t>(c, p, {&p.k, &p.v, &p.k_out, &p.v_out}, nullptr, tsp_compress);
+  } else {
+    call<tsp_compress_params_t>(c, p, {&p.q, &p.k, &p.v, &p.q_out, &p.k_out, &p.v_out}, nullptr,
+                                tsp_compress);
+  }
 }
 
 void fuzz_decompress(Case& c) {
   tsp_decompress_params_t p;
   tsp_decompress_params_init(&p, sizeof p);
   p.k_len = c.lengths.k_offsets.at(1);
-  p.in = short_view(c, c.out, c.q_heads);
+  p.in = short_view(c, c.q_dtype, c.q_heads);
   if (c.bytes.one_in(4)) spoil(c.bytes, p.in);
   p.out = c.out, p.selected = c.sets, p.batch = c.batch;
   spoil_size(c, p);
