@@ -153,6 +153,15 @@ struct Case {
   tsp_index_sets_t sets{};
 };
 
+struct Tally {
+  const char* name;
+  long succeeded = 0;
+  long refused = 0;
+};
+std::array<Tally, 6> tallies{
+    {{"score"}, {"select"}, {"attend"}, {"prefill"}, {"compress"}, {"decompress"}}};
+Tally* tally = nullptr;  // of the operation under way
+
 void expect(bool holds, const char* what) {
   if (holds) return;
   std::fprintf(stderr, "abi_fuzz: %s\n", what);
@@ -190,6 +199,7 @@ void call(Case& c, Params& params, std::initializer_list<const tsp_tensor_t*> vi
   if (!safe && !must_fail) return;
   const tsp_status_t status = op(c.ctx, &params);
   expect(!(must_fail && status == TSP_OK), "impossible arguments were accepted");
+  ++(status == TSP_OK ? tally->succeeded : tally->refused);
   expect(status == TSP_OK || std::strlen(tsp_last_error()) > 0, "failed without a sentence");
 }
 
@@ -314,9 +324,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes bytes(data, size);
   static constexpr void (*kOps[])(Case&) = {fuzz_score,   fuzz_select,   fuzz_attend,
                                             fuzz_prefill, fuzz_compress, fuzz_decompress};
-  const auto op = bytes.pick(kOps);
+  const auto op = static_cast<size_t>(bytes.below(std::size(kOps)));
+  tally = &tallies[op];
   Case c(bytes);
   c.spoil_some();
-  op(c);
+  kOps[op](c);
   return 0;
+}
+
+bool fuzz_reached_enough() {
+  bool enough = true;
+  for (const tsp::fuzz::Tally& op : tsp::fuzz::tallies) {
+    std::printf("%-10s %ld calls succeeded, %ld were refused\n", op.name, op.succeeded, op.refused);
+    enough = enough && op.succeeded > 100 && op.refused > 100;
+  }
+  return enough;
 }

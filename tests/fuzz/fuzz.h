@@ -12,3 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 /// Inputs that reach deep into the code; loop.cc mutates them.
 std::vector<std::string> fuzz_seeds();
+
+/// After the last input of the loop: prints what was reached; false when that is too little for the
+/// search to mean anything.
+bool fuzz_reached_enough();

@@ -65,4 +65,5 @@ int main(int argc, char** argv) {
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
   }
   std::printf("%ld inputs from %zu seeds, none crashed\n", iterations, seeds.size());
+  return fuzz_reached_enough() ? 0 : 1;
 }

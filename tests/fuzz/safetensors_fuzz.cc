@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Any bytes as a safetensors file: refused with one sentence, or every tensor can be read.
+#include <cstdio>
 #include <cstdlib>
 #include <sstream>
 
@@ -8,6 +9,8 @@
 #include "tests/fuzz/fuzz.h"
 
 namespace {
+
+long accepted = 0, refused = 0;
 
 std::string file_of(const std::string& header, const std::string& data) {
   std::string bytes(8, '\0');
@@ -37,9 +40,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       uint64_t total = 0;
       for (const auto& tensor : reader.tensors()) total += reader.read(tensor).size();
       if (total > file.size()) std::abort();
+      ++accepted;
     } catch (const tsp::cli::Failure& failure) {
       if (std::string(failure.what()).empty()) std::abort();
+      ++refused;
     }
   }
   return 0;
+}
+
+bool fuzz_reached_enough() {
+  std::printf("%ld files accepted, %ld refused\n", accepted, refused);
+  return accepted > 100 && refused > 100;
 }
