@@ -6,6 +6,8 @@
 #   threads  runs under the thread sanitizer as well
 #   slow     release build only
 #   llama    needs llama.cpp; model: needs a real model besides
+add_custom_target(threads_tests)  # what the tsan preset builds
+
 function(tsp_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBRARIES;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
@@ -16,6 +18,9 @@ function(tsp_test name)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
+  endif()
+  if("threads" IN_LIST ARG_LABELS)
+    add_dependencies(threads_tests ${name})
   endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)

@@ -29,11 +29,13 @@ cc -std=c11 "$work/examples/prefill.c" -o "$work/with_pkg_config" \
 
 echo "every public header compiles alone, as C and as C++"
 for header in "$prefix"/include/tokensparse/*.h; do
-  echo "#include <tokensparse/$(basename "$header")>" >"$work/alone.c"
+  printf '#include <tokensparse/%s>\ntypedef int not_empty;\n' "$(basename "$header")" >"$work/alone.c"
   cc -std=c11 -Wall -Wextra -Wpedantic -Werror -I "$prefix/include" -c "$work/alone.c" -o /dev/null
   c++ -std=c++20 -Wall -Wextra -Wpedantic -Werror -I "$prefix/include" -x c++ -c "$work/alone.c" \
     -o /dev/null
 done
+echo '#include <tokensparse/tokensparse.hpp>' >"$work/alone.cc"
+c++ -std=c++20 -Wall -Wextra -Wpedantic -Werror -I "$prefix/include" -c "$work/alone.cc" -o /dev/null
 
 echo "the program runs from its new place"
 (cd / && "$prefix/bin/tokensparse" info)
