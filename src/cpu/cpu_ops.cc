@@ -1,15 +1,77 @@
 // SPDX-License-Identifier: MIT
-// Which CPU paths this machine can run.
-#include <cstring>
+// The CPU backend: one op table, and per instruction set the kernels behind it.
+#include <string>
+#include <string_view>
 
-#include "dispatch/op_table.h"
+#include "core/cpu_features.h"
+#include "cpu/ops.h"
 
 namespace tsp {
+namespace cpu {
+namespace {
 
-const char* cpu_isas() { return "scalar"; }
+struct Isa {
+  const char* name;
+  bool (*usable)();
+  const Kernels* f32;
+  const Kernels* bf16;  // null: no bf16 arithmetic
+};
+
+/// Best last.
+constexpr Isa kIsas[] = {
+    {"scalar", [] { return true; }, &kernels_scalar, nullptr},
+#ifdef TSP_CPU_X86
+    {"avx2", has_avx2, &kernels_avx2, nullptr},
+    {"avx512", has_avx512, &kernels_avx512, nullptr},
+    {"avx512_bf16", has_avx512_bf16, &kernels_avx512, &kernels_avx512_bf16},
+#endif
+};
+
+const Isa* find(std::string_view name) {
+  for (const Isa& isa : kIsas) {
+    if (name == isa.name && isa.usable()) return &isa;
+  }
+  return nullptr;
+}
+
+constexpr OpTable kTable = {
+    .backend = "cpu",
+    .score = score,
+    .select = select,
+    .compress = compress,
+    .attend = attend,
+    .decompress = decompress,
+    .prefill = nullptr,
+    .score_workspace = score_workspace,
+    .select_workspace = select_workspace,
+    .attend_workspace = attend_workspace,
+    .prefill_workspace = nullptr,
+    .check_attend = check_attend,
+};
+
+}  // namespace
+
+const Kernels* f32_kernels(const tsp_context_t& ctx) { return find(ctx.isa)->f32; }
+const Kernels* bf16_kernels(const tsp_context_t& ctx) { return find(ctx.isa)->bf16; }
+
+}  // namespace cpu
 
 const OpTable* cpu_ops(const char* isa) {
-  return std::strcmp(isa, "scalar") == 0 ? ref_ops() : nullptr;
+  return cpu::find(isa) == nullptr ? nullptr : &cpu::kTable;
+}
+
+/// Instruction sets this machine can run, best last, separated by spaces.
+const char* cpu_isas() {
+  static const std::string names = [] {
+    std::string list;
+    for (const cpu::Isa& isa : cpu::kIsas) {
+      if (!isa.usable()) continue;
+      if (!list.empty()) list += ' ';
+      list += isa.name;
+    }
+    return list;
+  }();
+  return names.c_str();
 }
 
 }  // namespace tsp

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+#include "core/cpu_features.h"
+
+namespace tsp {
+
+#if defined(__x86_64__)
+// The compiler's own detection also asks whether the system saves the wide registers.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#else
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
+#endif
+
+}  // namespace tsp

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+// An attend tile: 48 query rows that walk over blocks of 256 packed keys. Per block: scores of all
+// rows, their weights, then the weighted values into the rows' sums. What a row does not see is
+// never multiplied: a NaN or infinity behind the diagonal cannot leak through a weight of zero.
+#pragma once
+
+#include "cpu/softmax-inl.h"
+
+namespace tsp::cpu {
+namespace {
+
+constexpr int32_t kMicroBlocks = kTileRows / kMicroRows;
+static_assert(kTileRows % kMicroRows == 0, "a tile is whole micro-blocks");
+
+template <typename Arith>
+struct TileScratch {
+  using Unit = typename Arith::Unit;
+  int32_t q_stride;  // units
+  int32_t o_stride;  // floats
+  float* q;          // [kTileRows, q_stride] units
+  float* scores;     // [kTileRows, kScoreStride]
+  Unit* weights;     // f32: the scores' place; bf16: [kTileRows, Arith::kWeightStride]
+  float* o;          // [kTileRows, o_stride] weighted values so far
+  float* sums;       // [kTileRows, kLanes] weights so far
+  float* max;        // [kTileRows]
+
+  TileScratch(void* base, int32_t dim)
+      : q_stride(round_up(units_of<Arith>(dim), kLanes)), o_stride(round_up(dim, kLanes)) {
+    auto* at = static_cast<float*>(base);
+    const auto take = [&at](int64_t count) {
+      float* const here = at;
+      at += round_up(static_cast<int32_t>(count), 16);
+      return here;
+    };
+    q = take(int64_t{kTileRows} * q_stride);
+    scores = take(int64_t{kTileRows} * kScoreStride);
+    weights = reinterpret_cast<Unit*>(
+        Arith::kUnitElems == 1 ? scores : take(int64_t{kTileRows} * Arith::kWeightStride));
+    o = take(int64_t{kTileRows} * o_stride);
+    sums = take(kTileRows * kLanes);
+    max = take(kTileRows);
+    bytes = static_cast<size_t>(at - static_cast<float*>(base)) * sizeof(float);
+  }
+  size_t bytes;
+};
+
+template <typename Arith>
+size_t tile_scratch_bytes(int32_t dim) {
+  alignas(64) static float nothing[16];
+  return TileScratch<Arith>(nothing, dim).bytes;
+}
+
+template <typename Arith>
+void tile_begin(const Tile& tile) {
+  const TileScratch<Arith> s(tile.scratch, tile.q.dim);
+  load_queries<Arith>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
+  const int32_t rows = round_up(tile.num_rows, kMicroRows);
+  for (int32_t i = 0; i < rows * s.o_stride; i += kLanes) store(s.o + i, zero());
+  for (int32_t r = 0; r < rows; ++r) {
+    store(s.sums + r * kLanes, zero());
+    s.max[r] = kMinusInf;
+  }
+}
+
+/// o[row] += weight * value, key by key, for the few keys that not all six rows see.
+template <typename Arith>
+TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, Span keys,
+                           const typename Arith::Unit* values) {
+  float* const o = s.o + int64_t{row} * s.o_stride;
+  const typename Arith::Unit* const weights = s.weights + int64_t{row} * Arith::kWeightStride;
+  for (int32_t key = keys.begin; key < keys.end; ++key) {
+    const Vec weight = set1(Arith::weight(weights, key));
+    const typename Arith::Unit* const value = values + key / Arith::kUnitElems * s.o_stride;
+    for (int32_t d = 0; d < s.o_stride; d += kLanes) {
+      store(o + d, fma(weight, Arith::value(value + d, key), load(o + d)));
+    }
+  }
+}
+
+template <typename Arith>
+TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, int32_t n0,
+                                int32_t num_keys, const typename Arith::Unit* values) {
+  constexpr int32_t kUnit = Arith::kUnitElems;
+  // Columns that every row of a micro-block sees, in whole units.
+  Span common[kMicroBlocks];
+  for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += kMicroRows) {
+    const int32_t last_row = min32(r + kMicroRows, tile.num_rows) - 1;
+    common[b] = span_of(tile.lo[last_row], tile.hi[r], n0, num_keys);
+    common[b].begin = round_up(common[b].begin, kUnit);
+    common[b].end = common[b].end > 0 ? common[b].end / kUnit * kUnit : 0;
+  }
+  const int32_t num_vecs = s.o_stride / kLanes;
+  for (int32_t v = 0; v < num_vecs;) {
+    const int32_t take = next_vecs(num_vecs - v);
+    for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += kMicroRows) {
+      if (common[b].empty()) continue;
+      const int32_t first = common[b].begin / kUnit;
+      micro_kernel_for<Arith, true>(
+          take, s.weights + int64_t{r} * Arith::kWeightStride + first, Arith::kWeightStride,
+          values + int64_t{first} * s.o_stride + v * kLanes, s.o_stride,
+          common[b].end / kUnit - first, s.o + int64_t{r} * s.o_stride + v * kLanes, s.o_stride);
+    }
+    v += take;
+  }
+  for (int32_t r = 0; r < tile.num_rows; ++r) {
+    const Span all = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
+    const Span done = common[r / kMicroRows];
+    if (all.empty()) continue;
+    if (done.empty()) {
+      add_values(s, r, all, values);
+      continue;
+    }
+    add_values(s, r, {all.begin, done.begin}, values);
+    add_values(s, r, {done.end, all.end}, values);
+  }
+}
+
+template <typename Arith>
+void tile_block(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_panels,
+                const void* v_rows) {
+  const TileScratch<Arith> s(tile.scratch, tile.q.dim);
+  multiply_keys<Arith>(s.q, s.q_stride, tile.num_rows, units_of<Arith>(tile.q.dim), tile.lo,
+                       tile.hi, n0, num_keys, k_panels, s.scores);
+  for (int32_t r = 0; r < tile.num_rows; ++r) {
+    const Span span = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
+    if (span.empty()) continue;
+    const float shrink = softmax_span<Arith>(s.scores + int64_t{r} * kScoreStride,
+                                             s.weights + int64_t{r} * Arith::kWeightStride, span,
+                                             tile.scale_log2, s.max + r, s.sums + r * kLanes);
+    if (shrink == 1.0f) continue;
+    float* const o = s.o + int64_t{r} * s.o_stride;
+    for (int32_t d = 0; d < s.o_stride; d += kLanes) store(o + d, mul(load(o + d), set1(shrink)));
+  }
+  multiply_values<Arith>(tile, s, n0, num_keys, static_cast<const typename Arith::Unit*>(v_rows));
+}
+
+template <int kDtype>
+TSP_INLINE void store_from_f32(void* p, Vec v) {
+  if constexpr (kDtype == 0) store(static_cast<float*>(p), v);
+  if constexpr (kDtype == 1) store_f16(static_cast<uint16_t*>(p), v);
+  if constexpr (kDtype == 2) store_bf16(static_cast<uint16_t*>(p), v);
+}
+
+template <typename Arith>
+void tile_end(const Tile& tile) {
+  const TileScratch<Arith> s(tile.scratch, tile.q.dim);
+  with_dtype(tile.out_dtype, [&]<int kDtype>() {
+    constexpr int64_t kBytes = kDtype == 0 ? 4 : 2;
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      const float sum = reduce_add(load(s.sums + r * kLanes));
+      const bool any = s.max[r] > kMinusInf;  // false too for NaN
+      const float inverse = any ? 1.0f / sum : __builtin_nanf("");
+      const float* const o = s.o + int64_t{r} * s.o_stride;
+      char* const out = static_cast<char*>(tile.out) + tile.out_offset[r] * kBytes;
+      for (int32_t d = 0; d < tile.q.dim; d += kLanes) {
+        const Vec v = mul(load(o + d), set1(inverse));
+        if (tile.out_dim_stride == 1 && d + kLanes <= tile.q.dim) {
+          store_from_f32<kDtype>(out + d * kBytes, v);
+          continue;
+        }
+        alignas(64) char buffer[kLanes * kBytes];
+        store_from_f32<kDtype>(buffer, v);
+        for (int32_t i = 0; i < kLanes && d + i < tile.q.dim; ++i) {
+          __builtin_memcpy(out + (d + i) * tile.out_dim_stride * kBytes, buffer + i * kBytes,
+                           kBytes);
+        }
+      }
+      if (tile.lse == nullptr) continue;
+      constexpr float kLn2 = 0.6931471805599453f;
+      tile.lse[tile.lse_offset[r]] =
+          any ? s.max[r] * kLn2 + __builtin_logf(sum) : __builtin_nanf("");
+    }
+  });
+}
+
+}  // namespace
+}  // namespace tsp::cpu

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+// What an instruction set brings: a table of leaf kernels on plain structs. The drivers (attend.cc,
+// score.cc) know tensors, sets and threads; the kernels know registers. Each table is filled by one
+// translation unit with its own compiler flags (kernels_<isa>.cc). Only data crosses the border:
+// this header holds nothing inline, so no unit can hand another one code in its own instructions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tsp::cpu {
+
+constexpr int32_t kTileRows = 48;      // query rows of an attend tile; a multiple of every kernel's
+                                       // 6 rows
+constexpr int32_t kScoreRows = 24;     // window rows that share one pass over the keys
+constexpr int32_t kMaxPanelKeys = 64;  // keys in a packed K panel, at most
+constexpr int32_t kMaxBlockKeys = 256;  // keys between two updates of a row's running maximum
+
+/// Rows of a tensor: row i starts at element offset[i] and has `dim` elements dim_stride apart.
+struct Rows {
+  const void* data;
+  int32_t dtype;
+  int32_t dim;
+  int64_t dim_stride;
+};
+
+/// Packed K is panels of `panel_keys` keys, channel-major within a panel; packed V is one row a key
+/// (bf16 arithmetic: channels, resp. keys, in pairs). Everything beyond the keys given is zero.
+struct PackArgs {
+  Rows k;
+  Rows v;
+  int64_t k_offset[kMaxPanelKeys];
+  int64_t v_offset[kMaxPanelKeys];
+  int32_t num_keys;  // <= panel_keys
+  void* k_panel;
+  void* v_rows;  // null: only K
+};
+
+/// Up to kTileRows query rows; row i sees the packed keys lo[i] .. hi[i] - 1. lo and hi never fall
+/// from a row to the next.
+struct Tile {
+  Rows q;
+  int32_t num_rows;
+  int32_t reserved;
+  float scale_log2;  // scale * log2(e)
+  int32_t out_dtype;
+  void* out;
+  int64_t out_dim_stride;
+  float* lse;     // null: not wanted
+  void* scratch;  // tile_scratch_bytes(dim), 64-byte aligned
+  int64_t q_offset[kTileRows];
+  int64_t out_offset[kTileRows];
+  int64_t lse_offset[kTileRows];
+  int32_t lo[kTileRows];
+  int32_t hi[kTileRows];
+};
+
+/// Rows of the score window against every key; hi[i] keys are visible to row i.
+struct ScoreTile {
+  Rows q;
+  int32_t num_rows;  // <= kScoreRows
+  float scale_log2;
+  float row_weight;     // 1 / window
+  int32_t num_columns;  // prefix tokens
+  bool first;           // write the columns instead of adding to them
+  const void* k_panels;
+  float* columns;  // [num_columns rounded up to 16]
+  void* scratch;   // score_scratch_bytes(dim, keys)
+  int64_t q_offset[kScoreRows];
+  int32_t hi[kScoreRows];
+};
+
+struct Kernels {
+  int32_t panel_keys;
+  int32_t block_keys;
+  size_t (*k_panel_bytes)(int32_t dim);
+  size_t (*v_row_bytes)(int32_t dim);  // of one key; two keys together in bf16 arithmetic
+  size_t (*tile_scratch_bytes)(int32_t dim);
+  void (*pack)(const PackArgs& args);
+  void (*tile_begin)(const Tile& tile);
+  /// Keys n0 .. n0 + num_keys - 1 (n0 a multiple of panel_keys, num_keys <= block_keys), whose
+  /// panels and rows start at the pointers.
+  void (*tile_block)(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_panels,
+                     const void* v_rows);
+  void (*tile_end)(const Tile& tile);
+
+  size_t (*score_scratch_bytes)(int32_t dim, int32_t keys);  // null in bf16 arithmetic
+  void (*score_tile)(const ScoreTile& tile);
+};
+
+extern const Kernels kernels_scalar;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
+
+}  // namespace tsp::cpu

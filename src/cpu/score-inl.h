@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// Column sums of the window's softmax rows. A column's weight needs every row's final sum, so the
+// weights of 24 rows wait in the cache (0.8 MB at 8K keys) until their rows are done: cheaper than
+// a second multiplication by all keys.
+#pragma once
+
+#include "cpu/softmax-inl.h"
+
+namespace tsp::cpu {
+namespace {
+
+static_assert(kScoreRows % kMicroRows == 0, "a score tile is whole micro-blocks");
+
+struct ScoreScratch {
+  int32_t q_stride;
+  float* q;        // [kScoreRows, q_stride]
+  float* sums;     // [kScoreRows, kLanes]
+  float* max;      // [kScoreRows] running maximum
+  float* row;      // [kScoreRows] a row's factor in the block at hand
+  float* maxima;   // [blocks, kScoreRows] the maximum that a block's weights were taken against
+  float* weights;  // [blocks, kScoreRows, kScoreStride]
+  size_t bytes;
+
+  ScoreScratch(void* base, int32_t dim, int32_t keys) : q_stride(round_up(dim, kLanes)) {
+    const int64_t blocks = (keys + kBlockKeys - 1) / kBlockKeys;
+    auto* at = static_cast<float*>(base);
+    const auto take = [&at](int64_t count) {
+      float* const here = at;
+      at += (count + 15) / 16 * 16;
+      return here;
+    };
+    q = take(int64_t{kScoreRows} * q_stride);
+    sums = take(kScoreRows * kLanes);
+    max = take(kScoreRows);
+    row = take(kScoreRows);
+    maxima = take(blocks * kScoreRows);
+    weights = take(blocks * kScoreRows * kScoreStride);
+    bytes = static_cast<size_t>(at - static_cast<float*>(base)) * sizeof(float);
+  }
+};
+
+size_t score_scratch_bytes(int32_t dim, int32_t keys) {
+  alignas(64) static float nothing[16];
+  return ScoreScratch(nothing, dim, keys).bytes;
+}
+
+/// columns[j ..] (+)= sum over rows of factor * weight, kVecs vectors wide.
+template <int kVecs>
+TSP_INLINE void add_columns(const ScoreTile& tile, const float* factors, const float* weights,
+                            float* columns) {
+  Vec sums[kVecs];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) sums[v] = tile.first ? zero() : load(columns + v * kLanes);
+  for (int32_t r = 0; r < tile.num_rows; ++r) {
+    const Vec factor = set1(factors[r]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      sums[v] = fma(factor, load(weights + r * kScoreStride + v * kLanes), sums[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) store(columns + v * kLanes, sums[v]);
+}
+
+void score_tile(const ScoreTile& tile) {
+  const int32_t num_keys = tile.hi[tile.num_rows - 1];
+  const ScoreScratch s(tile.scratch, tile.q.dim, num_keys);
+  load_queries<F32>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
+  for (int32_t r = 0; r < tile.num_rows; ++r) {
+    store(s.sums + r * kLanes, zero());
+    s.max[r] = kMinusInf;
+  }
+  const auto* const panels = static_cast<const float*>(tile.k_panels);
+  for (int32_t n0 = 0; n0 < num_keys; n0 += kBlockKeys) {
+    const int64_t block = n0 / kBlockKeys;
+    const int32_t count = min32(kBlockKeys, num_keys - n0);
+    float* const weights = s.weights + block * kScoreRows * kScoreStride;
+    multiply_keys<F32>(s.q, s.q_stride, tile.num_rows, tile.q.dim, nullptr, tile.hi, n0, count,
+                       panels + int64_t{n0} * tile.q.dim, weights);
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      const Span span = span_of(0, tile.hi[r], n0, count);
+      if (span.empty()) continue;
+      float* const row = weights + r * kScoreStride;
+      softmax_span<F32>(row, row, span, tile.scale_log2, s.max + r, s.sums + r * kLanes);
+    }
+    for (int32_t r = 0; r < tile.num_rows; ++r) s.maxima[block * kScoreRows + r] = s.max[r];
+  }
+  for (int32_t r = 0; r < tile.num_rows; ++r) {
+    s.sums[r * kLanes] = tile.row_weight / reduce_add(load(s.sums + r * kLanes));
+  }
+  for (int32_t n0 = 0; n0 < tile.num_columns; n0 += kBlockKeys) {
+    const int64_t block = n0 / kBlockKeys;
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      const float before = s.maxima[block * kScoreRows + r] - s.max[r];
+      s.row[r] = first_lane(exp2(set1(before))) * s.sums[r * kLanes];
+    }
+    const float* const weights = s.weights + block * kScoreRows * kScoreStride;
+    const int32_t count = min32(kBlockKeys, tile.num_columns - n0);
+    int32_t j = 0;
+    for (; j + 8 * kLanes <= count; j += 8 * kLanes) {
+      add_columns<8>(tile, s.row, weights + j, tile.columns + n0 + j);
+    }
+    for (; j < count; j += kLanes) {
+      add_columns<1>(tile, s.row, weights + j, tile.columns + n0 + j);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tsp::cpu
