@@ -30,3 +30,10 @@ endfunction()
 
 string(TOUPPER "${CMAKE_BUILD_TYPE}" build_type)
 tsp_add_llama_cpp()
+
+# Theirs as system headers: their warnings are not ours.
+add_library(tsp_llama INTERFACE)
+target_include_directories(tsp_llama SYSTEM INTERFACE
+  ${TOKENSPARSE_LLAMA_CPP_DIR}/include ${TOKENSPARSE_LLAMA_CPP_DIR}/ggml/include)
+target_link_libraries(tsp_llama INTERFACE
+  $<LINK_ONLY:llama> $<LINK_ONLY:ggml> $<LINK_ONLY:ggml-cpu> $<LINK_ONLY:ggml-base>)

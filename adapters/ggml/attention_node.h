@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+// Serves GGML_OP_FLASH_ATTN_EXT nodes with tokensparse. Whoever sees the nodes of a graph (an eval
+// callback, a backend) asks check() and then either calls serve() or leaves the node to ggml.
+// Of ggml it reads struct ggml_tensor alone and calls no function, so that it works in a plugin
+// too.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tokensparse/tokensparse.h"
+
+struct ggml_tensor;
+
+namespace tsp::ggml_adapter {
+
+/// Why a node is ggml's.
+enum class Refusal {
+  kNone,
+  kNotAttention,  // another operation; not counted
+  kShortChunk,    // too few query rows: decoding, or the tail of a prompt
+  kKvType,
+  kHeadDims,
+  kSinks,
+  kSoftCap,
+  kAlibi,
+  kStreams,
+  kNoMask,
+  kMaskNotReady,
+  kNotFirstKey,
+  kNotPrefix,
+  kLayout,
+  kLibrary,
+  kCount,
+};
+/// "quantised K or V" and so on: completes "left to ggml: ...".
+const char* refusal_text(Refusal refusal);
+
+struct Options {
+  /// Coverage, share, ... of the layers in `sparse_layers`; tensors and workspace are not read. The
+  /// other layers are attended exactly.
+  tsp_prefill_params_t op;
+  /// By layer index; a layer beyond the end is not sparse.
+  std::vector<bool> sparse_layers;
+  /// Query rows below which a node is ggml's: packing K and V pays off over many rows only.
+  int32_t min_rows = 64;
+};
+
+/// What happened in one layer since reset_stats().
+struct LayerStats {
+  int64_t served = 0;       // nodes
+  int64_t served_rows = 0;  // query rows in them
+  int64_t sparse = 0;       // of `served`, those that left tokens out
+  int64_t keys = 0;         // sum over served nodes of Tk ...
+  int64_t kept = 0;         // ... and of the tokens that were kept
+  double seconds = 0;       // in serve()
+  std::array<int64_t, static_cast<size_t>(Refusal::kCount)> refused{};
+};
+
+/// Layer of an attention node, from the name of the cache that K is a view of; -1 where it has
+/// none.
+int32_t layer_of(const ggml_tensor& node);
+
+class AttentionServer {
+ public:
+  /// `ctx` outlives the server, which uses it from the thread that calls serve().
+  AttentionServer(tsp_context_t* ctx, Options options);
+
+  /// Whether serve() would take this node, going by shapes, types and strides: no data is read.
+  [[nodiscard]] Refusal check_shape(const ggml_tensor& node) const;
+  /// check_shape(), then the mask, whose data must be there; counts a refusal. q, k and v may still
+  /// be waiting to be computed. Memory for serve() is allocated here.
+  [[nodiscard]] Refusal check(const ggml_tensor& node);
+  /// Computes into node.data a node that check() returned kNone for. All tensors in host memory.
+  /// TSP_OK, or tsp_last_error() says what happened.
+  [[nodiscard]] tsp_status_t serve(ggml_tensor& node);
+
+  /// By layer; nodes without a layer are in `no_layer`.
+  const std::vector<LayerStats>& layers() const { return layers_; }
+  const LayerStats& no_layer() const { return no_layer_; }
+  void reset_stats();
+  size_t workspace_bytes() const { return workspace_bytes_; }
+
+ private:
+  LayerStats& stats_of(const ggml_tensor& node);
+  tsp_prefill_params_t params_of(const ggml_tensor& node, int32_t k_len) const;
+  bool reserve(size_t bytes);
+
+  tsp_context_t* ctx_;
+  Options options_;
+  std::vector<LayerStats> layers_;
+  LayerStats no_layer_;
+  struct Free {
+    void operator()(void* memory) const;
+  };
+  std::unique_ptr<void, Free> workspace_;
+  size_t workspace_bytes_ = 0;
+  const ggml_tensor* checked_ = nullptr;  // the node that check() saw last ...
+  int32_t checked_k_len_ = 0;             // ... and its true number of keys
+};
+
+}  // namespace tsp::ggml_adapter

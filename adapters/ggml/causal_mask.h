@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+// What an attention mask of ggml says about the keys that each query row sees. The mask is the only
+// truth: the cache is padded, may hold several sequences, and no position reaches the operation.
+#pragma once
+
+#include <cstdint>
+
+struct ggml_tensor;
+
+namespace tsp::ggml_adapter {
+
+enum class MaskKind {
+  kPrefix,     // row i of Tq sees exactly the keys 0 .. Tk - Tq + i
+  kNotFirst,   // a row does not see key 0: a sliding window, or a later sequence of a shared cache
+  kNotPrefix,  // holes, equal rows (no causality), values other than 0 and -inf
+};
+
+struct CausalMask {
+  MaskKind kind;
+  int32_t k_len;  // Tk, the keys that the last row sees; 0 unless kPrefix
+};
+
+/// `mask` is F16 [n_kv, rows] in host memory, rows >= 1. Reads the first and the last row and every
+/// 64th in full, and of each other row both ends and both sides of the diagonal: 0.5 ms of 150 for
+/// a chunk of 2,048 at 16K. A cell that is hidden from all rows shows in the last one.
+CausalMask read_causal_mask(const ggml_tensor& mask);
+
+}  // namespace tsp::ggml_adapter

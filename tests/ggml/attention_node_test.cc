@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+// Which nodes the adapter takes, on nodes made with ggml's own constructors.
+#include "adapters/ggml/attention_node.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <vector>
+
+#include "ggml.h"
+
+namespace tsp::ggml_adapter {
+namespace {
+
+struct Shape {
+  int64_t rows = 64, k_len = 100, heads = 4, kv_heads = 2, k_dim = 32, v_dim = 32, streams = 1;
+  ggml_type k_type = GGML_TYPE_F16, v_type = GGML_TYPE_F16;
+  float max_bias = 0, soft_cap = 0;
+  bool mask = true;
+};
+
+/// An attention node over zeros, with a causal mask.
+class Node {
+ public:
+  explicit Node(const Shape& shape) {
+    ctx_.reset(ggml_init({.mem_size = 32u << 20, .mem_buffer = nullptr, .no_alloc = false}));
+    const int64_t n_kv = 256;
+    ggml_tensor* q = tensor(GGML_TYPE_F32, shape.k_dim, shape.rows, shape.heads, shape.streams);
+    ggml_tensor* k = tensor(shape.k_type, shape.k_dim, n_kv, shape.kv_heads, shape.streams);
+    ggml_tensor* v = tensor(shape.v_type, shape.v_dim, n_kv, shape.kv_heads, shape.streams);
+    ggml_tensor* mask = nullptr;
+    if (shape.mask) {
+      mask = tensor(GGML_TYPE_F16, n_kv, shape.rows, 1, shape.streams);
+      auto* values = static_cast<ggml_fp16_t*>(mask->data);
+      for (int64_t i = 0; i < n_kv * shape.rows * shape.streams; ++i) {
+        const int64_t row = i / n_kv % shape.rows, key = i % n_kv;
+        values[i] = key <= shape.k_len - shape.rows + row ? 0 : 0xFC00;
+      }
+    }
+    node_ = ggml_flash_attn_ext(ctx_.get(), q, k, v, mask, 0.1f, shape.max_bias, shape.soft_cap);
+  }
+  ggml_tensor* get() { return node_; }
+  ggml_context* ctx() { return ctx_.get(); }
+
+ private:
+  struct Free {
+    void operator()(ggml_context* ctx) const { ggml_free(ctx); }
+  };
+  ggml_tensor* tensor(ggml_type type, int64_t a, int64_t b, int64_t c, int64_t d) {
+    return ggml_set_zero(ggml_new_tensor_4d(ctx_.get(), type, a, b, c, d));
+  }
+  std::unique_ptr<ggml_context, Free> ctx_;
+  ggml_tensor* node_;
+};
+
+class AttentionNode : public testing::Test {
+ protected:
+  AttentionNode() {
+    tsp_context_options_t options;
+    tsp_context_options_init(&options, sizeof options);
+    options.num_threads = 1;
+    EXPECT_EQ(tsp_context_create(&options, &ctx_), TSP_OK) << tsp_last_error();
+    Options server_options;
+    tsp_prefill_params_init(&server_options.op, sizeof server_options.op);
+    server_ = std::make_unique<AttentionServer>(ctx_, server_options);
+  }
+  ~AttentionNode() override { tsp_context_destroy(ctx_); }
+
+  Refusal check(const Shape& shape) {
+    Node node(shape);
+    const Refusal refusal = server_->check(*node.get());
+    const auto& refused = server_->no_layer().refused;
+    EXPECT_EQ(refused[static_cast<size_t>(refusal)], refusal == Refusal::kNone ? 0 : 1)
+        << refusal_text(refusal);
+    server_->reset_stats();
+    return refusal;
+  }
+
+  tsp_context_t* ctx_ = nullptr;
+  std::unique_ptr<AttentionServer> server_;
+};
+
+TEST_F(AttentionNode, TakesWhatItCanServe) {
+  EXPECT_EQ(check({}), Refusal::kNone);
+  EXPECT_EQ(check({.rows = 100}), Refusal::kNone);
+  EXPECT_EQ(check({.heads = 7, .kv_heads = 1, .k_dim = 80, .v_dim = 80}), Refusal::kNone);
+  EXPECT_EQ(check({.k_type = GGML_TYPE_F32, .v_type = GGML_TYPE_F32}), Refusal::kNone);
+  EXPECT_EQ(check({.k_type = GGML_TYPE_BF16, .v_type = GGML_TYPE_BF16}), Refusal::kNone);
+}
+
+TEST_F(AttentionNode, NamesWhatItLeaves) {
+  EXPECT_EQ(check({.rows = 63}), Refusal::kShortChunk);
+  EXPECT_EQ(check({.rows = 1}), Refusal::kShortChunk);
+  EXPECT_EQ(check({.k_type = GGML_TYPE_Q8_0, .v_type = GGML_TYPE_Q8_0}), Refusal::kKvType);
+  EXPECT_EQ(check({.k_type = GGML_TYPE_F16, .v_type = GGML_TYPE_F32}), Refusal::kKvType);
+  EXPECT_EQ(check({.k_dim = 64, .v_dim = 32}), Refusal::kHeadDims);
+  EXPECT_EQ(check({.soft_cap = 30}), Refusal::kSoftCap);
+  EXPECT_EQ(check({.max_bias = 8}), Refusal::kAlibi);
+  EXPECT_EQ(check({.streams = 2}), Refusal::kStreams);
+  EXPECT_EQ(check({.mask = false}), Refusal::kNoMask);
+  EXPECT_EQ(check({.rows = 100, .k_len = 60}), Refusal::kNotFirstKey);
+}
+
+TEST_F(AttentionNode, LeavesSinks) {
+  Node node({});
+  ggml_flash_attn_ext_add_sinks(node.get(), ggml_new_tensor_1d(node.ctx(), GGML_TYPE_F32, 4));
+  EXPECT_EQ(server_->check(*node.get()), Refusal::kSinks);
+}
+
+TEST_F(AttentionNode, LeavesAMaskThatIsStillToBeComputed) {
+  Node node({});
+  ggml_tensor*& mask = node.get()->src[3];
+  mask = ggml_cast(node.ctx(), mask, GGML_TYPE_F16);
+  EXPECT_EQ(server_->check(*node.get()), Refusal::kMaskNotReady);
+}
+
+TEST_F(AttentionNode, ReadsTheLayerFromTheCacheName) {
+  const auto layer = [](const char* name) {
+    Node node({});
+    ggml_tensor* cache = node.get()->src[1];
+    ggml_set_name(cache, name);
+    node.get()->src[1] = ggml_view_tensor(node.ctx(), cache);
+    return layer_of(*node.get());
+  };
+  EXPECT_EQ(layer("cache_k_l0"), 0);
+  EXPECT_EQ(layer("cache_k_l27"), 27);
+  EXPECT_EQ(layer("cache_dsv4_k_l12"), 12);
+  EXPECT_EQ(layer("cache_v_l12"), -1);
+  EXPECT_EQ(layer("k_l12"), -1);
+  EXPECT_EQ(layer("cache_k_lx"), -1);
+  Node plain({});
+  EXPECT_EQ(layer_of(*plain.get()), -1);
+}
+
+TEST_F(AttentionNode, IgnoresOtherOperations) {
+  Node node({});
+  EXPECT_EQ(server_->check(*node.get()->src[0]), Refusal::kNotAttention);
+  EXPECT_EQ(server_->no_layer().refused[static_cast<size_t>(Refusal::kNotAttention)], 0);
+}
+
+TEST_F(AttentionNode, ReadsNoKeyBeyondTheMask) {
+  Node node({});
+  auto* k = static_cast<ggml_fp16_t*>(node.get()->src[1]->data);
+  auto* v = static_cast<ggml_fp16_t*>(node.get()->src[2]->data);
+  for (int64_t head = 0; head < 2; ++head) {
+    for (int64_t key = 0; key < 256; ++key) {
+      for (int64_t d = 0; d < 32; ++d) {
+        const int64_t at = (head * 256 + key) * 32 + d;
+        k[at] = v[at] = key < 100 ? 0x3C00 : 0x7E00;  // 1.0; NaN in the padding
+      }
+    }
+  }
+  ASSERT_EQ(server_->check(*node.get()), Refusal::kNone);
+  ASSERT_EQ(server_->serve(*node.get()), TSP_OK) << tsp_last_error();
+  const auto* out = static_cast<const float*>(node.get()->data);
+  for (int64_t i = 0; i < ggml_nelements(node.get()); ++i) ASSERT_NEAR(out[i], 1, 1e-6);
+}
+
+}  // namespace
+}  // namespace tsp::ggml_adapter
