@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+// A GGUF model through llama.cpp: loading it, and turning a text and a question into its tokens.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llama.h"
+
+namespace tsp::cli {
+
+/// A file that was asked for by name. Throws Failure where it is missing, not readable or empty.
+std::string read_text(const std::string& path);
+
+class Model {
+ public:
+  /// Throws Failure with llama.cpp's reason. `verbose` lets its log through to stderr; without it
+  /// llama.cpp is silent until the last Model is gone.
+  Model(const std::string& path, bool verbose);
+
+  llama_model* get() const { return model_.get(); }
+  const llama_vocab* vocab() const { return llama_model_get_vocab(model_.get()); }
+  const std::string& path() const { return path_; }
+  int32_t num_layers() const { return llama_model_n_layer(model_.get()); }
+  int32_t trained_context() const { return llama_model_n_ctx_train(model_.get()); }
+
+  /// The chat template of the model around one message: text, empty line, question. Text that looks
+  /// like a marker of the template stays text. A model without a template that llama.cpp knows gets
+  /// the message as it is.
+  std::vector<llama_token> prompt_tokens(const std::string& text,
+                                         const std::string& question) const;
+  std::vector<llama_token> tokens_of(const std::string& text, bool parse_markers) const;
+  std::string text_of(llama_token token) const;
+
+ private:
+  struct Free {
+    void operator()(llama_model* model) const { llama_model_free(model); }
+  };
+  std::string path_;
+  std::unique_ptr<llama_model, Free> model_;
+};
+
+/// The reason in llama.cpp's last error message, or `otherwise`.
+std::string llama_reason(const std::string& otherwise);
+
+}  // namespace tsp::cli

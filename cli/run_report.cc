@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+#include "cli/run_report.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+namespace tsp::cli {
+namespace {
+
+using ggml_adapter::LayerStats;
+using ggml_adapter::Refusal;
+
+constexpr size_t kShortChunk = static_cast<size_t>(Refusal::kShortChunk);
+constexpr size_t kNumRefusals = static_cast<size_t>(Refusal::kCount);
+
+double kept_share(const LayerStats& layer) {
+  return layer.keys > 0 ? static_cast<double>(layer.kept) / static_cast<double>(layer.keys) : 1;
+}
+
+const VariantResult* find(const RunReport& report, const char* name) {
+  const auto at = std::find_if(report.variants.begin(), report.variants.end(),
+                               [&](const VariantResult& v) { return v.name == name; });
+  return at == report.variants.end() ? nullptr : &*at;
+}
+
+void print_variant(const VariantResult& variant, const VariantResult* stock) {
+  std::printf("%-7s  %10.2f s  %8.2f s  %4.0f %%", variant.name.c_str(), variant.ttft_s,
+              variant.attention_s, 100 * variant.attention_s / variant.ttft_s);
+  if (variant.decode_tps > 0) {
+    std::printf("  %8.1f", variant.decode_tps);
+  } else {
+    std::printf("  %8s", "-");
+  }
+  std::printf("  %5.1f %%", 100 * variant.kept);
+  if (variant.peak_bytes > 0) {
+    std::printf("  %7.2f GB", static_cast<double>(variant.peak_bytes) * 1e-9);
+  } else {
+    std::printf("  %10s", "-");
+  }
+  if (stock != nullptr) {
+    std::printf("  %7.2fx  %8.2fx", stock->ttft_s / variant.ttft_s,
+                variant.attention_s > 0 ? stock->attention_s / variant.attention_s : 0.0);
+  }
+  std::printf("\n");
+}
+
+void print_layers(const VariantResult& variant) {
+  int64_t short_chunks = 0;
+  std::printf("\n%s, layer by layer\nlayer  chunks served  kept     seconds  left to ggml\n",
+              variant.name.c_str());
+  for (size_t index = 0; index < variant.layers.size(); ++index) {
+    const LayerStats& layer = variant.layers[index];
+    std::printf("%5zu  %13lld  %5.1f %%  %7.3f", index, static_cast<long long>(layer.served),
+                100 * kept_share(layer), layer.seconds);
+    short_chunks += layer.refused[kShortChunk];
+    const char* separator = "  ";
+    for (size_t reason = 0; reason < kNumRefusals; ++reason) {
+      if (layer.refused[reason] == 0 || reason == kShortChunk) continue;
+      std::printf("%s%lld x %s", separator, static_cast<long long>(layer.refused[reason]),
+                  ggml_adapter::refusal_text(static_cast<Refusal>(reason)));
+      separator = ", ";
+    }
+    std::printf("\n");
+  }
+  std::printf("and from all layers %lld nodes with %s\n", static_cast<long long>(short_chunks),
+              ggml_adapter::refusal_text(Refusal::kShortChunk));
+}
+
+nlohmann::ordered_json layers_json(const VariantResult& variant) {
+  auto list = nlohmann::ordered_json::array();
+  for (const LayerStats& layer : variant.layers) {
+    nlohmann::ordered_json entry = {{"served", layer.served},
+                                    {"sparse", layer.sparse},
+                                    {"kept", kept_share(layer)},
+                                    {"attention_s", layer.seconds}};
+    auto& refused = entry["left_to_ggml"] = nlohmann::ordered_json::object();
+    for (size_t reason = 0; reason < kNumRefusals; ++reason) {
+      if (layer.refused[reason] == 0) continue;
+      refused[ggml_adapter::refusal_text(static_cast<Refusal>(reason))] = layer.refused[reason];
+    }
+    list.push_back(entry);
+  }
+  return list;
+}
+
+}  // namespace
+
+void print_report(const RunReport& report, bool with_layers) {
+  std::printf("%lld prompt tokens, %d threads, %zu sparse layers\n\n",
+              static_cast<long long>(report.prompt_tokens), report.threads,
+              report.sparse_layers.size());
+  const VariantResult* stock = find(report, "stock");
+  std::printf("%-7s  %12s  %10s  %6s  %8s  %7s  %10s", "", "first token", "attention", "of it",
+              "tokens/s", "kept", "peak");
+  if (stock != nullptr) std::printf("  %8s  %9s", "faster", "attention");
+  std::printf("\n");
+  for (const VariantResult& variant : report.variants) print_variant(variant, stock);
+  for (const VariantResult& variant : report.variants) {
+    std::printf("\n%s answers:\n  %s\n", variant.name.c_str(), variant.answer.c_str());
+  }
+  if (!with_layers) return;
+  for (const VariantResult& variant : report.variants) {
+    if (!variant.layers.empty()) print_layers(variant);
+  }
+}
+
+std::string to_json(const RunReport& report, bool with_layers) {
+  nlohmann::ordered_json json = {{"model", report.model},
+                                 {"prompt_tokens", report.prompt_tokens},
+                                 {"threads", report.threads},
+                                 {"sparse_layers", report.sparse_layers}};
+  for (const VariantResult& variant : report.variants) {
+    nlohmann::ordered_json entry = {{"answer", variant.answer},
+                                    {"ttft_s", variant.ttft_s},
+                                    {"attention_s", variant.attention_s},
+                                    {"decode_tps", variant.decode_tps},
+                                    {"kept", variant.kept}};
+    if (variant.peak_bytes > 0) entry["peak_bytes"] = variant.peak_bytes;
+    if (with_layers && !variant.layers.empty()) entry["layers"] = layers_json(variant);
+    json[variant.name] = entry;
+  }
+  // An answer may be cut inside a character.
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace tsp::cli

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+// What `run` found out, as a table for people and as JSON.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "adapters/ggml/attention_node.h"
+
+namespace tsp::cli {
+
+/// One way of running the model over the prompt.
+struct VariantResult {
+  std::string name;  // stock, exact, sparse
+  std::string answer;
+  double ttft_s = 0;       // from the first chunk's start to the first token of the answer
+  double attention_s = 0;  // attention's part of it
+  double decode_tps = 0;   // tokens a second; 0 when no second token was wanted
+  double kept = 1;         // tokens kept / tokens there, over the sparse layers and chunks
+  int64_t peak_bytes = 0;  // resident memory at its highest, weights included; 0 = not known
+  std::vector<ggml_adapter::LayerStats> layers;  // empty for stock
+};
+
+struct RunReport {
+  std::string model;
+  int64_t prompt_tokens = 0;
+  int32_t threads = 0;
+  std::vector<int32_t> sparse_layers;
+  std::vector<VariantResult> variants;
+};
+
+void print_report(const RunReport& report, bool with_layers);
+std::string to_json(const RunReport& report, bool with_layers);
+
+}  // namespace tsp::cli
