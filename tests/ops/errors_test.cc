@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: MIT
+// Bad input through the C ABI: one sentence that names the argument, the rule and the value.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+
+#include "tests/support/problem.h"
+
+namespace tsp::test {
+namespace {
+
+/// A valid call of 8 tokens, 4 / 2 heads, D 16, that each test spoils in one place.
+class Errors : public ::testing::Test {
+ protected:
+  Errors() {
+    EXPECT_TRUE(tokensparse::Context::create(options(), &ctx).ok());
+    p.q = tokensparse::view(q.data(), 8, 4, 16);
+    p.k = tokensparse::view(k.data(), 8, 2, 16);
+    p.v = tokensparse::view(v.data(), 8, 2, 16);
+    p.out = tokensparse::view(out.data(), 8, 4, 16);
+    p.selected = {indices.data(), &kept, 4, 0, 8, 32};
+    p.window = 2;
+    p.min_tokens = 0;
+    p.keep = 0.5f;
+  }
+  static tokensparse::ContextOptions options() {
+    tokensparse::ContextOptions o;
+    o.backend = TSP_BACKEND_REF;
+    return o;
+  }
+  void expect(const std::function<void(tokensparse::PrefillParams&)>& spoil, const char* sentence,
+              tsp_status_t code = TSP_INVALID_ARGUMENT) {
+    tokensparse::PrefillParams bad = p;
+    spoil(bad);
+    const auto status = tokensparse::prefill(ctx, bad);
+    EXPECT_EQ(status.code(), code);
+    EXPECT_EQ(status.message(), sentence);
+    const auto after = tokensparse::prefill(ctx, p);
+    EXPECT_TRUE(after.ok()) << "the context must stay usable: " << after.message();
+  }
+
+  std::vector<float> q = std::vector<float>(8 * 4 * 16, 0.5f);
+  std::vector<float> k = std::vector<float>(8 * 2 * 16, 0.5f);
+  std::vector<float> v = k;
+  std::vector<float> out = q;
+  std::vector<int32_t> indices = std::vector<int32_t>(32);
+  int32_t kept = 0;
+  tokensparse::Context ctx;
+  tokensparse::PrefillParams p;
+};
+
+TEST_F(Errors, NameTheTensorTheRuleAndTheValue) {
+  expect([](auto& b) { b.q.data = nullptr; }, "q.data: must not be null");
+  expect([](auto& b) { b.q.dtype = 9; }, "q.dtype: must be TSP_F32, TSP_F16 or TSP_BF16, got 9");
+  expect([](auto& b) { b.k.heads = 3; }, "k.heads: must divide the query heads (4), got 3");
+  expect([](auto& b) { b.k.dim = 8; }, "k.dim: must equal the head dim of q (16), got 8");
+  expect([](auto& b) { b.v.dtype = TSP_F16; }, "v.dtype: must be f32 as k, got f16");
+  expect([](auto& b) { b.v.tokens = 7; }, "v.tokens: must be 8 as k, got 7");
+  expect([](auto& b) { b.out.tokens = 7; }, "out: must be [8, 4, D] as q, got [7, 4, D]");
+  expect([](auto& b) { b.q.tokens = -1; }, "q.tokens: must be between 0 and 2^30, got -1");
+  expect([](auto& b) { b.k.token_stride = -32; },
+         "k.token_stride: must be between 0 and 2^44 elements, got -32");
+  expect([](auto& b) { b.k.heads = int64_t{1} << 40; },
+         "k.heads: must be between 1 and 16384, got 1099511627776");
+  expect([](auto& b) { b.q.dim = 0; }, "q.dim: must be between 1 and 16384, got 0");
+  expect([](auto& b) { b.out.token_stride = 0; },
+         "out.token_stride: must not be 0 along an axis longer than 1, got 0");
+}
+
+TEST_F(Errors, NameTheOption) {
+  expect([](auto& b) { b.coverage = 1; }, "coverage: must be in [0, 1), got 1");
+  expect([](auto& b) { b.coverage = std::numeric_limits<float>::quiet_NaN(); },
+         "coverage: must be in [0, 1), got nan");
+  expect([](auto& b) { b.keep = -0.5f; }, "keep: must be in [0, 1] (0 = use coverage), got -0.5");
+  expect([](auto& b) { b.window = 0; }, "window: must be between 1 and 1048576, got 0");
+  expect([](auto& b) { b.pool = 4; }, "pool: must be odd and between 1 and 1023, got 4");
+  expect([](auto& b) { b.min_tokens = -1; },
+         "min_tokens: must be between 0 and 1073741824, got -1");
+  expect([](auto& b) { b.share = 3; }, "share: must be between 0 and 2, got 3");
+  expect([](auto& b) { b.dropped = -1; }, "dropped: must be between 0 and 1, got -1");
+  expect([](auto& b) { b.band = 0; }, "band: must be between 1 and 1073741824, got 0");
+  expect([](auto& b) { b.precision = 7; }, "precision: must be between 0 and 1, got 7");
+  expect([](auto& b) { b.scale = -1; }, "scale: must be finite and >= 0 (0 = 1/sqrt(D)), got -1");
+  expect([](auto& b) { b.selected.num_sets = 2; },
+         "selected.num_sets: must be 4 for this share, got 2");
+  expect([](auto& b) { b.selected.set_stride = 7; },
+         "selected.set_stride: must be at least the longest Tk (8), got 7");
+}
+
+TEST_F(Errors, NameTheSequence) {
+  const int32_t q_offsets[] = {0, 3, 8}, k_offsets[] = {0, 2, 8}, short_offsets[] = {0, 3, 7};
+  const int32_t empty_offsets[] = {0, 0, 8};
+  expect(
+      [&](auto& b) {
+        b.batch = {q_offsets, k_offsets, 2, 0};
+        b.selected.indices = nullptr;
+        b.selected.kept = nullptr;
+      },
+      "sequence 0: must not have more queries (Tq = 3) than keys (Tk = 2)");
+  expect(
+      [&](auto& b) {
+        b.batch = {short_offsets, q_offsets, 2, 0};
+      },
+      "batch.q_offsets: must end at the rows of q (8), got 7");
+  expect(
+      [&](auto& b) {
+        b.batch = {empty_offsets, q_offsets, 2, 0};
+      },
+      "sequence 0: must have at least one query, got 0");
+  expect(
+      [&](auto& b) {
+        b.batch = {nullptr, q_offsets, 2, 0};
+      },
+      "batch.q_offsets: must not be null with num_seqs = 2");
+  expect([](auto& b) { b.k.tokens = b.v.tokens = 5; },
+         "sequence 0: must not have more queries (Tq = 8) than keys (Tk = 5)");
+  expect([](auto& b) { b.q.tokens = b.out.tokens = 0; },
+         "sequence 0: must have at least one query, got 0");
+  expect([](auto& b) { b.batch.num_seqs = -1; },
+         "batch.num_seqs: must be between 0 and 2^20, got -1");
+  const int32_t table[] = {0, 1}, one[] = {0, 8};
+  expect(
+      [&](auto& b) {
+        b.k.block_table = b.v.block_table = table;
+        b.k.block_size = b.v.block_size = 4;
+        b.k.table_stride = b.v.table_stride = 1;
+        b.batch = {one, one, 1, 0};
+      },
+      "k.table_stride: sequence 0 needs 2 blocks, got 1");
+}
+
+TEST_F(Errors, NameTheWorkspace) {
+  size_t bytes = 0;
+  ASSERT_EQ(tsp_prefill_workspace(ctx.get(), &p, &bytes), TSP_OK);
+  const Backend host{"ref", TSP_BACKEND_REF, "", nullptr};
+  const Bytes memory(host, bytes + 64);
+  const std::string needed =
+      "workspace: must hold " + std::to_string(bytes) + " bytes, got " + std::to_string(bytes - 1);
+  expect(
+      [&](auto& b) {
+        b.workspace = memory.data();
+        b.workspace_bytes = bytes - 1;
+      },
+      needed.c_str());
+  tokensparse::PrefillParams bad = p;
+  bad.workspace = memory.as<char>() + 8;
+  bad.workspace_bytes = bytes;
+  EXPECT_EQ(tokensparse::prefill(ctx, bad).message().substr(0, 42),
+            "workspace: must be 64-byte aligned, got 0x");
+}
+
+TEST_F(Errors, NameTheIndexThatIsOutOfOrder) {
+  tokensparse::AttendParams a;
+  a.q = p.q;
+  a.k = p.k;
+  a.v = p.v;
+  a.out = p.out;
+  a.selected = p.selected;
+  const auto sentence = [&](int32_t count, std::initializer_list<int32_t> list) {
+    kept = count;
+    for (int set = 0; set < 4; ++set) {
+      std::copy(list.begin(), list.end(), indices.begin() + set * 8);
+    }
+    return tokensparse::attend(ctx, a).message();
+  };
+  EXPECT_EQ(sentence(3, {1, 5, 7}), "");
+  EXPECT_EQ(sentence(3, {1, 7, 5}),
+            "selected.indices: must ascend within 0 .. Tk - 1 (7); sequence 0, set 0, entry 2 is 5 "
+            "after 7");
+  EXPECT_EQ(sentence(3, {1, 1, 5}),
+            "selected.indices: must ascend within 0 .. Tk - 1 (7); sequence 0, set 0, entry 1 is 1 "
+            "after 1");
+  EXPECT_EQ(sentence(3, {1, 5, 8}),
+            "selected.indices: must ascend within 0 .. Tk - 1 (7); sequence 0, set 0, entry 2 is 8 "
+            "after 5");
+  EXPECT_EQ(sentence(3, {-1, 5, 7}),
+            "selected.indices: must ascend within 0 .. Tk - 1 (7); sequence 0, set 0, entry 0 is "
+            "-1 after -1");
+  EXPECT_EQ(sentence(9, {1, 5, 7}), "selected.kept[0]: must be between 1 and Tk (8), got 9");
+  EXPECT_EQ(sentence(0, {1, 5, 7}), "selected.kept[0]: must be between 1 and Tk (8), got 0");
+}
+
+TEST_F(Errors, StructSizesGuardTheAbi) {
+  expect([](auto& b) { b.struct_size = 4; },
+         ("params.struct_size: must be sizeof the params struct (" +
+          std::to_string(sizeof(tsp_prefill_params_t)) + "), got 4")
+             .c_str());
+  struct Larger {
+    tsp_prefill_params_t params;
+    uint64_t from_the_future;
+  } larger = {p, 0};
+  size_t bytes = 0;
+  larger.params.struct_size = sizeof larger;
+  EXPECT_EQ(tsp_prefill_workspace(ctx.get(), &larger.params, &bytes), TSP_OK);
+  larger.from_the_future = 1;
+  EXPECT_EQ(tsp_prefill_workspace(ctx.get(), &larger.params, &bytes), TSP_UNSUPPORTED);
+  EXPECT_EQ(tsp_prefill(ctx.get(), nullptr), TSP_INVALID_ARGUMENT);
+  EXPECT_EQ(tsp_prefill(nullptr, &p), TSP_INVALID_ARGUMENT);
+  EXPECT_STREQ(tsp_last_error(), "ctx: must not be null");
+  EXPECT_EQ(tsp_abi_version(), static_cast<uint32_t>(TSP_ABI_VERSION));
+}
+
+TEST(ContextErrors, AForcedPathIsThatPathOrAnError) {
+  tokensparse::Context ctx;
+  tokensparse::ContextOptions o;
+  o.isa = "sse1";
+  EXPECT_EQ(tokensparse::Context::create(o, &ctx).code(), TSP_UNAVAILABLE);
+  EXPECT_EQ(std::string(tsp_last_error()), std::string("isa: must be one this machine has (") +
+                                               tsp_cpu_isas() + "), got \"sse1\"");
+  for (const Backend& backend : all_backends()) {
+    if (backend.backend != TSP_BACKEND_CPU) continue;
+    EXPECT_EQ(backend.open().isa(), backend.isa);
+    EXPECT_EQ(backend.open().backend(), "cpu");
+  }
+  o = {};
+  o.num_threads = -2;
+  EXPECT_EQ(tokensparse::Context::create(o, &ctx).message(),
+            "num_threads: must be between 0 and 1024, got -2");
+  o = {};
+  o.backend = 17;
+  EXPECT_EQ(tokensparse::Context::create(o, &ctx).message(),
+            "backend: must be between 0 and 2, got 17");
+}
+
+TEST(ContextErrors, WithoutAGpuCudaIsUnavailableAndTheCpuServes) {
+  if (!cuda_backends().empty()) GTEST_SKIP() << "there is a GPU";
+  tokensparse::Context ctx;
+  tokensparse::ContextOptions o;
+  o.backend = TSP_BACKEND_CUDA;
+  const auto status = tokensparse::Context::create(o, &ctx);
+  EXPECT_EQ(status.code(), TSP_UNAVAILABLE);
+  EXPECT_NE(status.message().find("cuda"), std::string::npos) << status.message();
+  EXPECT_TRUE(tokensparse::Context::create({}, &ctx).ok());
+}
+
+}  // namespace
+}  // namespace tsp::test
