@@ -24,19 +24,35 @@ struct Logit {
   double error;  // bound for the error of a computed value
 };
 
-Logit logit_of(const Problem& p, int64_t q_row, int64_t k_row, int64_t head, double eps_operand) {
-  const int64_t kv_head = head / (p.shape.num_q_heads / p.shape.num_kv_heads);
+/// A tensor's values as doubles, [row][head][d]: the oracle reads each many times.
+struct Values {
+  explicit Values(const Tensor& tensor) : heads(tensor.view().heads), dim(tensor.view().dim) {
+    for (int64_t row = 0; row < tensor.tokens(); ++row) {
+      for (int64_t head = 0; head < heads; ++head) {
+        for (int64_t d = 0; d < dim; ++d) {
+          data.push_back(static_cast<double>(tensor.at(row, head, d)));
+        }
+      }
+    }
+  }
+  const double* row(int64_t token, int64_t head) const {
+    return data.data() + (token * heads + head) * dim;
+  }
+  int64_t heads, dim;
+  std::vector<double> data;
+};
+
+Logit logit_of(const double* q, const double* k, int64_t dim, double eps_operand) {
   double sum = 0, magnitude = 0;
-  for (int64_t d = 0; d < p.shape.dim; ++d) {
-    const double product = static_cast<double>(p.q.at(q_row, head, d)) *
-                           static_cast<double>(p.k.at(k_row, kv_head, d));
+  for (int64_t d = 0; d < dim; ++d) {
+    const double product = q[d] * k[d];
     sum += product;
     magnitude += std::fabs(product);
   }
   const double scale =
-      static_cast<double>(static_cast<float>(1.0 / std::sqrt(static_cast<double>(p.shape.dim))));
+      static_cast<double>(static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))));
   // Dot product in any order, scaling, and the subtraction of a maximum as large as the logit.
-  const double rounding = (static_cast<double>(p.shape.dim) + 8) * kEps + 2 * eps_operand;
+  const double rounding = (static_cast<double>(dim) + 8) * kEps + 2 * eps_operand;
   return {scale * sum, scale * magnitude * rounding + 4 * kEps * std::fabs(scale * sum)};
 }
 
@@ -46,6 +62,7 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
                        double eps_operand, double eps_weight) {
   const Shape& shape = p.shape;
   const int64_t rows = p.q.tokens(), heads = shape.num_q_heads, dim = shape.dim;
+  const Values q(p.q), k(p.k), v(p.v);
   Expected e;
   e.out.assign(static_cast<size_t>(rows * heads * dim), 0);
   e.out_bound.assign(e.out.size(), 0);
@@ -74,7 +91,8 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
         std::vector<double> weights;
         double max = -kInfinity, delta = 0, total = 0;
         for (const int32_t j : seen) {
-          const Logit logit = logit_of(p, row, p.k_offsets[b] + j, head, eps_operand);
+          const Logit logit =
+              logit_of(q.row(row, head), k.row(p.k_offsets[b] + j, kv_head), dim, eps_operand);
           weights.push_back(logit.value);
           max = std::fmax(max, logit.value);
           delta = std::fmax(delta, logit.error);
@@ -83,17 +101,20 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
         const double n = static_cast<double>(seen.size());
         const double relative =
             std::expm1(2 * delta) + eps_weight + eps_operand + (n + 16) * kEps + 4e-7;
-        for (int64_t d = 0; d < dim; ++d) {
-          double sum = 0, magnitude = 0;
-          for (size_t i = 0; i < seen.size(); ++i) {
-            const double term = weights[i] / total *
-                                static_cast<double>(p.v.at(p.k_offsets[b] + seen[i], kv_head, d));
-            sum += term;
-            magnitude += std::fabs(term);
+        std::vector<double> sums(static_cast<size_t>(dim)), magnitudes(sums);
+        for (size_t i = 0; i < seen.size(); ++i) {
+          const double* const values = v.row(p.k_offsets[b] + seen[i], kv_head);
+          for (size_t d = 0; d < sums.size(); ++d) {
+            const double term = weights[i] / total * values[d];
+            sums[d] += term;
+            magnitudes[d] += std::fabs(term);
           }
-          const auto at = static_cast<size_t>((row * heads + head) * dim + d);
-          e.out[at] = sum;
-          e.out_bound[at] = magnitude * relative + output_roundoff(shape.out_dtype, sum) + 1e-30;
+        }
+        for (size_t d = 0; d < sums.size(); ++d) {
+          const size_t at = static_cast<size_t>((row * heads + head) * dim) + d;
+          e.out[at] = sums[d];
+          e.out_bound[at] =
+              magnitudes[d] * relative + output_roundoff(shape.out_dtype, sums[d]) + 1e-30;
         }
         const auto at = static_cast<size_t>(row * heads + head);
         e.lse[at] = max + std::log(total);
@@ -108,6 +129,7 @@ void oracle_score(const Problem& p, const Options& options, std::vector<double>*
                   std::vector<double>* bounds) {
   const Shape& shape = p.shape;
   const int64_t heads = shape.num_q_heads;
+  const Values q(p.q), k(p.k);
   scores->assign(static_cast<size_t>(p.prefix_total(options.window) * heads), 0);
   bounds->assign(scores->size(), 0);
   int64_t column = 0;
@@ -117,13 +139,15 @@ void oracle_score(const Problem& p, const Options& options, std::vector<double>*
     for (int64_t head = 0; head < heads; ++head) {
       std::vector<double> mean(static_cast<size_t>(prefix), 0);
       double delta = 0;
+      const int64_t kv_head = head / (heads / shape.num_kv_heads);
       for (int32_t w = 0; w < window; ++w) {
         const int32_t visible = prefix + w + 1;
         const int64_t row = p.q_offsets[b] + shape.q_lens[b] - window + w;
         std::vector<double> weights;
         double max = -kInfinity, total = 0;
         for (int32_t j = 0; j < visible; ++j) {
-          const Logit logit = logit_of(p, row, p.k_offsets[b] + j, head, 0);
+          const Logit logit =
+              logit_of(q.row(row, head), k.row(p.k_offsets[b] + j, kv_head), shape.dim, 0);
           weights.push_back(logit.value);
           max = std::fmax(max, logit.value);
           delta = std::fmax(delta, logit.error);
