@@ -2,6 +2,8 @@
 # What the scripts share. Sourced, not run; expects `set -euo pipefail`.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 jobs=${TOKENSPARSE_JOBS:-$(nproc)}
+# What the scripts fetch and build once; see scripts/fetching.py.
+cache=${TOKENSPARSE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tokensparse}
 
 say() { printf '%s\n' "$*" >&2; }
 die() {

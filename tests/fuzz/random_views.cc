@@ -107,7 +107,7 @@ void spoil(Bytes& bytes, tsp_tensor_t& view) {
       view.data = nullptr;
       break;
     case 1:
-      view.data = static_cast<char*>(view.data) + 1;
+      if (view.data != nullptr) view.data = static_cast<char*>(view.data) + 1;
       break;
     case 2:
       view.dtype = static_cast<int32_t>(bytes.strange_integer());
