@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: MIT
+"""The operations on numpy arrays and on whatever speaks DLPack."""
+
+import concurrent.futures
+import os
+
+import numpy as np
+import pytest
+
+import tokensparse
+from conftest import dense
+
+SPARSE = {"coverage": 0.3, "window": 16, "min_tokens": 24}
+
+
+def test_dense_equals_textbook_attention(qkv):
+    q, k, v = qkv(q_len=70, k_len=133)
+    out, lse = tokensparse.attend(q, k, v, return_lse=True)
+    expected, expected_lse = dense(q, k, v)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    np.testing.assert_allclose(lse, expected_lse, atol=2e-6)
+    assert out.dtype == np.float32 and out.flags.c_contiguous
+
+
+@pytest.mark.parametrize("share", ["head", "kv_group", "layer"])
+def test_prefill_is_its_parts(qkv, share):
+    q, k, v = qkv(q_len=200, k_len=200)
+    out, lse, selected = tokensparse.prefill(
+        q, k, v, share=share, return_lse=True, return_selection=True, **SPARSE
+    )
+    scores = tokensparse.score(q, k, window=16)
+    assert scores.shape == (184, 4) and scores.dtype == np.float32
+    parts = tokensparse.select(
+        scores, 200, 200, num_kv_heads=2, share=share, coverage=0.3, window=16, min_tokens=24
+    )
+    kept = int(selected.kept[0])
+    assert 40 <= kept < 200
+    assert kept == int(parts.kept[0])
+    num_sets = {"head": 4, "kv_group": 2, "layer": 1}[share]
+    assert selected.indices.shape == (1, num_sets, 200)
+    for index in range(num_sets):
+        tokens = selected.tokens(set=index)
+        np.testing.assert_array_equal(tokens, parts.tokens(set=index))
+        assert (np.diff(tokens) > 0).all() and set(range(184, 200)) <= set(tokens.tolist())
+    again, again_lse = tokensparse.attend(q, k, v, parts, return_lse=True)
+    np.testing.assert_array_equal(out, again)
+    np.testing.assert_array_equal(lse, again_lse)
+
+
+def test_masked_dense_attention_is_the_oracle(qkv):
+    q, k, v = qkv(q_len=160, k_len=160, q_heads=2, kv_heads=2)
+    out, selected = tokensparse.prefill(q, k, v, return_selection=True, **SPARSE)
+    for head in range(2):
+        tokens = selected.tokens(set=head)
+        rows = (slice(None), slice(head, head + 1))
+        expected, _ = dense(q[tokens][rows], k[tokens][rows], v[tokens][rows])
+        np.testing.assert_allclose(out[tokens][rows], expected, atol=2e-6)
+        left_out = np.setdiff1d(np.arange(160), tokens)
+        assert left_out.size and not out[left_out][rows].any()
+
+
+def test_coverage_zero_is_exact(qkv):
+    q, k, v = qkv(q_len=96, k_len=150)
+    out, kept = tokensparse.prefill(q, k, v, coverage=0, return_kept=True)
+    np.testing.assert_array_equal(out, tokensparse.attend(q, k, v))
+    assert kept.tolist() == [150]
+
+
+def test_compress_and_decompress(qkv):
+    q, k, v = qkv(q_len=160, k_len=160)
+    out, selected = tokensparse.prefill(q, k, v, return_selection=True, **SPARSE)
+    cq, ck, cv = tokensparse.compress(q, k, v, selected)
+    kept = int(selected.kept[0])
+    assert cq.shape == ck.shape == cv.shape == (kept, 4, 64)
+    np.testing.assert_array_equal(ck[:, 3], k[selected.tokens(set=3), 1])
+    short = tokensparse.attend(cq, ck, cv)
+    full = tokensparse.decompress(short, selected, 160, 160)
+    np.testing.assert_allclose(full, out, atol=1e-6)
+    nothing, ck_only, _ = tokensparse.compress(None, k, v, selected)
+    assert nothing is None
+    np.testing.assert_array_equal(ck_only, ck)
+
+
+def test_strided_views_need_no_copy(qkv):
+    q, k, v = qkv(q_len=80, k_len=130)
+    expected = tokensparse.prefill(q, k, v, **SPARSE)
+    head_major = np.ascontiguousarray(k.transpose(1, 0, 2)).transpose(1, 0, 2)
+    transposed = np.ascontiguousarray(v.transpose(1, 2, 0)).transpose(2, 0, 1)
+    assert not head_major.flags.c_contiguous and transposed.strides[2] != 4
+    room = np.full((80, 8, 64), np.nan, np.float32)
+    out = room[:, ::2]
+    result = tokensparse.prefill(q, head_major, transposed, out=out, **SPARSE)
+    assert result is out
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert np.isnan(room[:, 1::2]).all()
+
+
+def test_batch_equals_its_sequences(qkv):
+    lengths = [(40, 40), (30, 100), (1, 77)]
+    parts = [qkv(q_len=a, k_len=b, seed=i) for i, (a, b) in enumerate(lengths)]
+    q, k, v = (np.concatenate([p[i] for p in parts]) for i in range(3))
+    q_offsets = np.cumsum([0] + [a for a, _ in lengths])
+    k_offsets = np.cumsum([0] + [b for _, b in lengths])
+    out, kept = tokensparse.prefill(
+        q, k, v, q_offsets=q_offsets, k_offsets=k_offsets, return_kept=True, **SPARSE
+    )
+    for i, part in enumerate(parts):
+        alone, alone_kept = tokensparse.prefill(*part, return_kept=True, **SPARSE)
+        np.testing.assert_allclose(out[q_offsets[i] : q_offsets[i + 1]], alone, atol=1e-6)
+        assert kept[i] == alone_kept[0]
+
+
+def test_paged_keys_and_values(qkv):
+    q, k, v = qkv(q_len=50, k_len=75)
+    blocks = np.array([[6, 1, 4, 0, 3]], np.int32)  # blocks of 16 tokens, scattered
+    # One cache as vLLM lays it out: [blocks, heads, K then V], K of a block transposed.
+    cache = np.full((8, 2, 2, 64 * 16), np.nan, np.float32)
+    for i, block in enumerate(blocks[0]):
+        rows = slice(16 * i, min(16 * i + 16, 75))
+        count = rows.stop - rows.start
+        for head in range(2):
+            cache[block, head, 0].reshape(64, 16)[:, :count] = k[rows, head].T
+            cache[block, head, 1].reshape(16, 64)[:count] = v[rows, head]
+    k_pages = cache[:, :, 0].reshape(8, 2, 64, 16).transpose(0, 3, 1, 2)
+    v_pages = cache[:, :, 1].reshape(8, 2, 16, 64).transpose(0, 2, 1, 3)
+    out = tokensparse.prefill(
+        q,
+        tokensparse.Paged(k_pages, blocks),
+        tokensparse.Paged(v_pages, blocks),
+        q_offsets=[0, 50],
+        k_offsets=[0, 75],
+        **SPARSE,
+    )
+    np.testing.assert_allclose(out, tokensparse.prefill(q, k, v, **SPARSE), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_precisions(qkv, name):
+    dtype = np.dtype(np.float16)
+    if name == "bfloat16":
+        dtype = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    q, k, v = qkv(dtype=dtype)
+    out = tokensparse.attend(q, k, v)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out.astype(np.float32), dense(q, k, v)[0], atol=1e-2)
+
+
+class Foreign:
+    """An array that offers DLPack and nothing else."""
+
+    def __init__(self, array):
+        self._array = array
+
+    shape = property(lambda self: self._array.shape)
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_dlpack(qkv):
+    q, k, v = qkv()
+    out = tokensparse.prefill(Foreign(q), Foreign(k), Foreign(v.transpose(0, 1, 2)), **SPARSE)
+    assert isinstance(out, np.ndarray)
+    np.testing.assert_array_equal(out, tokensparse.prefill(q, k, v, **SPARSE))
+    room = np.zeros_like(q)
+    tokensparse.prefill(q, k, v, out=Foreign(room), **SPARSE)
+    np.testing.assert_array_equal(out, room)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_threads_and_forks(qkv):
+    q, k, v = qkv(q_len=200, k_len=200)
+    expected = tokensparse.prefill(q, k, v, **SPARSE)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: tokensparse.prefill(q, k, v, **SPARSE), range(16)):
+            np.testing.assert_array_equal(result, expected)
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(tokensparse.prefill(q, k, v, **SPARSE), expected)
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_contexts(qkv):
+    q, k, v = qkv()
+    context = tokensparse.Context("ref", threads=1)
+    assert (context.backend, context.isa, context.threads) == ("ref", "double", 1)
+    out = tokensparse.prefill(q, k, v, context=context, **SPARSE)
+    np.testing.assert_allclose(out, tokensparse.prefill(q, k, v, **SPARSE), atol=2e-6)
+    with pytest.raises(tokensparse.InvalidArgument, match="backend: must be one of cpu, ref, cuda"):
+        tokensparse.Context("tpu")
+    with pytest.raises(tokensparse.Error, match="isa"):
+        tokensparse.Context("cpu", isa="mmx")
+
+
+def test_version_is_the_packages():
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        assert installed("tokensparse") == tokensparse.__version__
+    except PackageNotFoundError:
+        pytest.skip("run from the source tree, not installed")
+
+
+def _read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+BAD = {
+    "q: dtype must be float32 or float16 or bfloat16, is float64": dict(q=lambda x: x.astype("f8")),
+    "v: dtype must be float32 or float16 or bfloat16, is int64": dict(v=lambda x: x.astype("i8")),
+    "v.dtype: must": dict(v=lambda x: x.astype("f2")),
+    "k: dtype must be in native byte order, is >f4": dict(k=lambda x: x.astype(">f4")),
+    r"q: must have 3 dimensions \[tokens, heads, dim\], has 2": dict(q=lambda x: x[0]),
+    r"k: must have 3 dimensions \[tokens, heads, dim\], has 4": dict(k=lambda x: x[None]),
+    "q: strides must not be negative": dict(q=lambda x: x[::-1]),
+    "v: strides must not be negative": dict(v=lambda x: x[:, :, ::-1]),
+    "k: must be an array .* is list": dict(k=lambda x: x.tolist()),
+    "q: must be an array .* is NoneType": dict(q=lambda x: None),
+    "out: must be writable, is read-only": dict(out=_read_only),
+    "out: dtype must be": dict(out=lambda x: x.astype("f8")),
+    "out.*must.*96": dict(out=lambda x: x[:5]),
+    "k.heads: must divide the query heads": dict(k=lambda x: x[:, [0, 1, 0]]),
+    "k.dim: must equal the head dim of q": dict(k=lambda x: x[..., :32]),
+    r"coverage: must be in \[0, 1\), got 1.5": dict(coverage=1.5),
+    "window: must be": dict(window=0),
+    "pool: must be odd": dict(pool=4),
+    "share: must be one of head, kv_group, layer, is 'heads'": dict(share="heads"),
+    "dropped: must be one of zero, local, is 'mean'": dict(dropped="mean"),
+    "precision: must be one of f32, bf16, is 'fp8'": dict(precision="fp8"),
+    "q_offsets: must be given with the other offsets": dict(k_offsets=[0, 96]),
+    "q_offsets: must be the num_seqs": dict(q_offsets=[0], k_offsets=[0]),
+    "k_offsets: must have as many entries": dict(q_offsets=[0, 96], k_offsets=[0, 90, 96]),
+    "sequence 0: must not have more queries": dict(q_offsets=[0, 99], k_offsets=[0, 96]),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_sentence(qkv, message):
+    arguments = dict(zip(("q", "k", "v"), qkv()), out=np.zeros((96, 4, 64), np.float32))
+    for name, change in BAD[message].items():
+        arguments[name] = change(arguments[name]) if callable(change) else change
+    with pytest.raises((TypeError, tokensparse.InvalidArgument), match=message):
+        tokensparse.prefill(**arguments)
+
+
+def test_bad_selection(qkv):
+    q, k, v = qkv()
+    _, selected = tokensparse.prefill(q, k, v, return_selection=True, **SPARSE)
+    for change, message in [
+        (lambda i, n: (i.astype("i8"), n), "selected.indices: dtype must be int32, is int64"),
+        (lambda i, n: (i[0], n), r"selected.indices: must be \[num_seqs, S, L\]"),
+        (lambda i, n: (i, n[:0]), "selected.kept: must have one entry for each of 1 sequences"),
+        (lambda i, n: (i[:, :3], n), "num_sets"),
+        (lambda i, n: (i[:, :, ::-1], n), "selected.indices: the last axis must be contiguous"),
+    ]:
+        bad = tokensparse.Selection(*change(selected.indices, selected.kept))
+        with pytest.raises((TypeError, tokensparse.InvalidArgument), match=message):
+            tokensparse.attend(q, k, v, bad)
