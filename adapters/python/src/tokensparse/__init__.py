@@ -9,6 +9,7 @@ registers it as torch operators.
 """
 
 from ._arrays import Paged
+from ._call import Selection
 from ._context import Context
 from ._library import (
     Error,
@@ -19,7 +20,7 @@ from ._library import (
     cpu_isas,
     version,
 )
-from .ops import Selection, attend, compress, decompress, prefill, score, select
+from .ops import attend, compress, decompress, prefill, score, select
 from .options import Options, TokensparseWarning
 
 __version__ = version()

@@ -16,215 +16,19 @@ else that breaks a rule; each names the argument, the rule and the value.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import _arrays, _context, _library, options
-from ._arrays import Paged, View, device_name
+from . import _arrays, _library
+from ._arrays import Paged, View
+from ._call import Call, Selection, choice, empty_sets, k_heads, lengths, prefix_len
 from ._context import Context
-from ._library import InvalidArgument, check, lib
+from ._library import InvalidArgument
 
 Array = Any  # numpy.ndarray, torch.Tensor, cupy.ndarray, ...
 Share = Literal["head", "kv_group", "layer"]
 Dropped = Literal["zero", "local"]
 Precision = Literal["f32", "bf16"]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which tokens each set keeps.
-
-    Attributes:
-      indices: int32 `[num_seqs, S, L]`: ascending positions of set s of sequence b in the first
-        kept[b] entries, anything behind them. S = Hq, Hkv or 1 by `share`; head h uses set
-        h // (Hq // S).
-      kept: int32 `[num_seqs]`: tokens each set of the sequence keeps; Tk means all (dense).
-
-    Both live where the scores live; reading them of a CUDA array waits for the GPU.
-    """
-
-    indices: Array
-    kept: Array
-
-    def tokens(self, seq: int = 0, set: int = 0) -> Array:
-        """Positions that one set of one sequence keeps, ascending, int32 `[kept]`."""
-        return self.indices[seq, set, : int(self.kept[seq])]
-
-
-def _choice(name: str, value: str, allowed: dict[str, int]) -> int:
-    if value not in allowed:
-        raise InvalidArgument(f"{name}: must be one of {', '.join(allowed)}, is {value!r}")
-    return allowed[value]
-
-
-def _offsets(name: str, value: Sequence[int]) -> Any:
-    values = [int(v) for v in value]
-    if len(values) < 2 or any(not 0 <= v < 2**31 for v in values):
-        raise InvalidArgument(
-            f"{name}: must be the num_seqs + 1 cumulative lengths, is {values[:8]}"
-        )
-    return (ctypes.c_int32 * len(values))(*values)
-
-
-class _Call:
-    """One call: its params, what must outlive it, and the device all arrays agree on."""
-
-    def __init__(self, op: str, context: Context | None) -> None:
-        self.op = op
-        self.params = _library.new_params(op)
-        self.context = context
-        self.device: tuple[str, int] | None = None
-        self.device_of = ""
-        self.stream: int | None = None
-        self.like: Any = None
-        self.num_seqs = 1
-        self.owners: list[Any] = []
-
-    def look(self, x: Any, name: str) -> View:
-        seen = _arrays.view(x, name)
-        if self.device is None:
-            self.device, self.device_of, self.like = seen.device, name, x
-        elif seen.device != self.device:
-            raise InvalidArgument(
-                f"{name}: must be on {device_name(self.device)} like {self.device_of}, "
-                f"is on {device_name(seen.device)}"
-            )
-        if self.stream is None:
-            self.stream = seen.stream
-        self.owners.append(seen)
-        return seen
-
-    def give(self, field: str, x: Any, name: str, **rules: Any) -> View | None:
-        """Sets a tensor field; a Paged one too where the op takes it."""
-        if isinstance(x, Paged):
-            data = self.look(x.data, f"{name}.data")
-            table = self.look(x.block_table, f"{name}.block_table")
-            setattr(self.params, field, _arrays.paged_tensor(data, table, name))
-            return None
-        seen = self.look(x, name)
-        setattr(self.params, field, _arrays.tensor(seen, name, **rules))
-        return seen
-
-    def batch(self, q_offsets: Any, k_offsets: Any, k: Any) -> None:
-        if (q_offsets is None) != (k_offsets is None):
-            missing = "q_offsets" if q_offsets is None else "k_offsets"
-            raise InvalidArgument(f"{missing}: must be given with the other offsets, is None")
-        if q_offsets is None:
-            if isinstance(k, Paged):
-                raise InvalidArgument("k_offsets: must be given when k is Paged, is None")
-            return
-        q_lens, k_lens = _offsets("q_offsets", q_offsets), _offsets("k_offsets", k_offsets)
-        if len(q_lens) != len(k_lens):
-            raise InvalidArgument(
-                f"k_offsets: must have as many entries as q_offsets ({len(q_lens)}), "
-                f"has {len(k_lens)}"
-            )
-        self.owners += [q_lens, k_lens]
-        self.num_seqs = len(q_lens) - 1
-        self.params.batch = _library.Batch(q_lens, k_lens, self.num_seqs, 0)
-
-    def sets(self, selected: Selection, write: bool = False) -> None:
-        indices = self.look(selected.indices, "selected.indices")
-        kept = self.look(selected.kept, "selected.kept")
-        for name, seen, ndim in (("indices", indices, 3), ("kept", kept, 1)):
-            if seen.dtype != "int32":
-                raise TypeError(f"selected.{name}: dtype must be int32, is {seen.dtype}")
-            if len(seen.shape) != ndim:
-                axes = "[num_seqs, S, L]" if ndim == 3 else "[num_seqs]"
-                raise InvalidArgument(f"selected.{name}: must be {axes}, is {list(seen.shape)}")
-            if seen.shape[0] != self.num_seqs:
-                raise InvalidArgument(
-                    f"selected.{name}: must have one entry for each of {self.num_seqs} sequences, "
-                    f"has {seen.shape[0]}"
-                )
-            if seen.shape[-1] > 1 and seen.strides[-1] != 1 or min(seen.strides) < 0:
-                raise InvalidArgument(
-                    f"selected.{name}: the last axis must be contiguous, strides are "
-                    f"{list(seen.strides)}"
-                )
-        self.params.selected = _library.IndexSets(
-            indices.data, kept.data, indices.shape[1], 0, indices.strides[1], indices.strides[0]
-        )
-
-    def run(self) -> None:
-        if self.context is not None:
-            self._check_context(self.context)
-            self._run(self.context)
-            return
-        backend, ordinal = self.device or ("cpu", 0)
-        threads = 0
-        if backend == "cpu":
-            backend = options.default_backend()
-            threads = options.default_threads(self.like)
-        with _context.lease(backend, ordinal, threads) as context:
-            self._run(context)
-
-    def _check_context(self, context: Context) -> None:
-        backend, _, ordinal, _ = context._arguments
-        where = ("cuda", ordinal) if backend == "cuda" else ("cpu", 0)
-        if self.device is not None and self.device != where:
-            raise InvalidArgument(
-                f"{self.device_of}: must be on {device_name(where)} for this context, "
-                f"is on {device_name(self.device)}"
-            )
-
-    def _run(self, context: Context) -> None:
-        handle = context.handle
-        on_gpu = context._arguments[0] == "cuda"
-        if on_gpu:
-            context.set_stream(_current_stream(self.like, self.stream))
-        if hasattr(self.params, "workspace_bytes"):
-            size = ctypes.c_size_t()
-            check(getattr(lib, f"tsp_{self.op}_workspace")(handle, self.params, size))
-            self.params.workspace_bytes = size.value
-            if size.value:
-                if on_gpu:
-                    room = _arrays.empty_like(self.like, (size.value,), "uint8", "q")
-                    self.owners.append(room)
-                    self.params.workspace = _arrays.view(room, "workspace").data
-                else:
-                    self.params.workspace = context.scratch(size.value)
-        check(getattr(lib, f"tsp_{self.op}")(handle, self.params))
-
-
-def _current_stream(like: Any, producer: int | None) -> int:
-    if producer is not None:
-        return producer
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        return torch.cuda.current_stream(like.device).cuda_stream
-    return 0
-
-
-def _lengths(q_len: int, k_len: int, q_offsets: Any, k_offsets: Any) -> list[tuple[int, int]]:
-    if q_offsets is None:
-        return [(q_len, k_len)]
-    q, k = list(map(int, q_offsets)), list(map(int, k_offsets))
-    return [(q[i + 1] - q[i], k[i + 1] - k[i]) for i in range(len(q) - 1)]
-
-
-def _prefix_len(lengths: list[tuple[int, int]], window: int) -> int:
-    return sum(max(0, tk - min(window, tq)) for tq, tk in lengths)
-
-
-def _num_sets(share: str, q_heads: int, kv_heads: int) -> int:
-    return {"head": q_heads, "kv_group": kv_heads, "layer": 1}[share]
-
-
-def _k_heads(k: Any) -> int:
-    shape = (k.data if isinstance(k, Paged) else k).shape
-    return int(shape[-2])
-
-
-def _empty_sets(call: _Call, share: str, q_heads: int, kv_heads: int, longest: int) -> Selection:
-    shape = (call.num_seqs, _num_sets(share, q_heads, kv_heads), max(longest, 1))
-    return Selection(
-        _arrays.empty_like(call.like, shape, "int32", "q"),
-        _arrays.empty_like(call.like, (call.num_seqs,), "int32", "q"),
-    )
 
 
 def score(
@@ -255,14 +59,14 @@ def score(
       float32 `[P, Hq]` with P = Tk - min(window, Tq) of all sequences together: the mean over the
       window of each head's softmax, average-pooled over the tokens.
     """
-    call = _Call("score", context)
+    call = Call("score", context)
     params = call.params
     seen = call.give("q", q, "q")
     k_seen = call.give("k", k, "k")
     call.batch(q_offsets, k_offsets, k)
     params.window, params.pool, params.scale = window, pool, scale or 0.0
     k_len = k_seen.shape[0] if k_seen else 0
-    rows = _prefix_len(_lengths(seen.shape[0], k_len, q_offsets, k_offsets), max(window, 1))
+    rows = prefix_len(lengths(seen.shape[0], k_len, q_offsets, k_offsets), max(window, 1))
     if out is None:
         out = _arrays.empty_like(call.like, (rows, seen.shape[1]), "float32", "q")
     call.give("scores", out, "out", axes="[P, heads]", allowed=("float32",), write=True)
@@ -300,9 +104,9 @@ def select(
     Returns:
       Selection with int32 indices `[num_seqs, S, L]` and kept `[num_seqs]`.
     """
-    call = _Call("select", context)
+    call = Call("select", context)
     params = call.params
-    code = _choice("share", share, _library.SHARES)
+    code = choice("share", share, _library.SHARES)
     seen = call.give("scores", scores, "scores", axes="[P, heads]", allowed=("float32",))
     call.batch(q_offsets, k_offsets, None)
     heads = seen.shape[1]
@@ -310,8 +114,8 @@ def select(
     params.coverage, params.keep = coverage, keep or 0.0
     params.num_kv_heads = num_kv_heads or heads
     params.q_len, params.k_len = q_len, k_len
-    longest = max(tk for _, tk in _lengths(q_len, k_len, q_offsets, k_offsets))
-    selected = _empty_sets(call, share, heads, params.num_kv_heads, longest)
+    longest = max(tk for _, tk in lengths(q_len, k_len, q_offsets, k_offsets))
+    selected = empty_sets(call, share, heads, params.num_kv_heads, longest)
     call.sets(selected, write=True)
     call.run()
     return selected
@@ -341,7 +145,7 @@ def compress(
       (q, k, v) of shapes `[num_seqs * C, Hq, D]` and twice `[num_seqs * C, max(S, Hkv), D]`; plain
       causal attention on them is exact. Rows from kept[b] on are undefined.
     """
-    call = _Call("compress", context)
+    call = Call("compress", context)
     like = k.data if isinstance(k, Paged) else k
     if q is not None:
         call.give("q", q, "q")
@@ -351,7 +155,7 @@ def compress(
     call.sets(selected)
     if max_kept is None:
         max_kept = int(max(selected.kept))
-    rows, heads = call.num_seqs * max_kept, max(selected.indices.shape[1], _k_heads(k))
+    rows, heads = call.num_seqs * max_kept, max(selected.indices.shape[1], k_heads(k))
     if q is None:  # no data, but the shape that the sets and the batch are held against
         kv = call.params.k
         q_rows = int(q_offsets[-1]) if q_offsets is not None else kv.tokens
@@ -394,7 +198,7 @@ def decompress(
     Returns:
       `[Tq, Hq, D]`: the kept rows at their positions, zeros elsewhere.
     """
-    call = _Call("decompress", context)
+    call = Call("decompress", context)
     seen = call.give("in_", x, "x")
     call.batch(q_offsets, k_offsets, None)
     if q_offsets is None:
@@ -442,10 +246,10 @@ def attend(
     Returns:
       out, or (out, lse).
     """
-    call = _Call("attend", context)
+    call = Call("attend", context)
     params = call.params
-    params.dropped = _choice("dropped", dropped, _library.DROPPED)
-    params.precision = _choice("precision", precision, _library.PRECISIONS)
+    params.dropped = choice("dropped", dropped, _library.DROPPED)
+    params.precision = choice("precision", precision, _library.PRECISIONS)
     params.band, params.scale = band, scale or 0.0
     seen = call.give("q", q, "q")
     call.give("k", k, "k")
@@ -459,14 +263,14 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def _output(call: _Call, q: Array, seen: View, out: Array | None) -> Array:
+def _output(call: Call, q: Array, seen: View, out: Array | None) -> Array:
     if out is None:
         out = _arrays.empty_like(q, seen.shape, seen.dtype, "q")
     call.give("out", out, "out", write=True)
     return out
 
 
-def _lse(call: _Call, q: Array, seen: View) -> Array:
+def _lse(call: Call, q: Array, seen: View) -> Array:
     lse = _arrays.empty_like(q, seen.shape[:2], "float32", "q")
     call.give("lse", lse, "lse", axes="[tokens, heads]", allowed=("float32",), write=True)
     return lse
@@ -514,11 +318,11 @@ def prefill(
       out `[Tq, Hq, D]` of q's kind and dtype; with any `return_*` a tuple of out and what was
       asked for, in the order lse, selection, kept.
     """
-    call = _Call("prefill", context)
+    call = Call("prefill", context)
     params = call.params
-    params.share = _choice("share", share, _library.SHARES)
-    params.dropped = _choice("dropped", dropped, _library.DROPPED)
-    params.precision = _choice("precision", precision, _library.PRECISIONS)
+    params.share = choice("share", share, _library.SHARES)
+    params.dropped = choice("dropped", dropped, _library.DROPPED)
+    params.precision = choice("precision", precision, _library.PRECISIONS)
     params.coverage, params.keep, params.window, params.pool = coverage, keep or 0.0, window, pool
     params.min_tokens, params.band, params.scale = min_tokens, band, scale or 0.0
     seen = call.give("q", q, "q")
@@ -531,8 +335,8 @@ def prefill(
         results.append(_lse(call, q, seen))
     if return_selection:
         k_len = k_seen.shape[0] if k_seen else 0
-        longest = max(tk for _, tk in _lengths(seen.shape[0], k_len, q_offsets, k_offsets))
-        selected = _empty_sets(call, share, seen.shape[1], _k_heads(k), longest)
+        longest = max(tk for _, tk in lengths(seen.shape[0], k_len, q_offsets, k_offsets))
+        selected = empty_sets(call, share, seen.shape[1], k_heads(k), longest)
         call.sets(selected, write=True)
         results.append(selected)
         if return_kept:

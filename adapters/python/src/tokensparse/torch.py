@@ -11,6 +11,7 @@ them. Inference only: there is no backward. `q`, `k`, `v` as in `tokensparse.pre
 from __future__ import annotations
 
 from . import ops
+from ._call import num_sets
 from ._need import need
 
 torch = need("torch", "2.6", "tokensparse.torch")
@@ -127,7 +128,7 @@ def _fake_score(q, k, window=128, pool=7, scale=0.0):
 def _fake_select(scores, q_len, k_len, num_kv_heads, *args, share="head", **kwargs):
     if len(args) > 4:
         share = args[4]
-    sets = ops._num_sets(share, scores.shape[1], num_kv_heads)
+    sets = num_sets(share, scores.shape[1], num_kv_heads)
     indices = scores.new_empty((1, sets, torch.sym_max(k_len, 1)), dtype=torch.int32)
     return indices, scores.new_empty((1,), dtype=torch.int32)
 

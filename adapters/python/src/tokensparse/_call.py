@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: MIT
+"""One call into the library: its params, whose memory it borrows, and where it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import _arrays, _context, _library, options
+from ._arrays import Paged, View, device_name
+from ._context import Context
+from ._library import InvalidArgument, check, lib
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens each set keeps.
+
+    Attributes:
+      indices: int32 `[num_seqs, S, L]`: ascending positions of set s of sequence b in the first
+        kept[b] entries, anything behind them. S = Hq, Hkv or 1 by `share`; head h uses set
+        h // (Hq // S).
+      kept: int32 `[num_seqs]`: tokens each set of the sequence keeps; Tk means all (dense).
+
+    Both live where the scores live; reading them of a CUDA array waits for the GPU.
+    """
+
+    indices: Any
+    kept: Any
+
+    def tokens(self, seq: int = 0, set: int = 0) -> Any:
+        """Positions that one set of one sequence keeps, ascending, int32 `[kept]`."""
+        return self.indices[seq, set, : int(self.kept[seq])]
+
+
+def choice(name: str, value: str, allowed: dict[str, int]) -> int:
+    if value not in allowed:
+        raise InvalidArgument(f"{name}: must be one of {', '.join(allowed)}, is {value!r}")
+    return allowed[value]
+
+
+def _offsets(name: str, value: Sequence[int]) -> Any:
+    values = [int(v) for v in value]
+    if len(values) < 2 or any(not 0 <= v < 2**31 for v in values):
+        raise InvalidArgument(
+            f"{name}: must be the num_seqs + 1 cumulative lengths, is {values[:8]}"
+        )
+    return (ctypes.c_int32 * len(values))(*values)
+
+
+class Call:
+    """One call: its params, what must outlive it, and the device all arrays agree on."""
+
+    def __init__(self, op: str, context: Context | None) -> None:
+        self.op = op
+        self.params = _library.new_params(op)
+        self.context = context
+        self.device: tuple[str, int] | None = None
+        self.device_of = ""
+        self.stream: int | None = None
+        self.like: Any = None
+        self.num_seqs = 1
+        self.owners: list[Any] = []
+
+    def look(self, x: Any, name: str) -> View:
+        seen = _arrays.view(x, name)
+        if self.device is None:
+            self.device, self.device_of, self.like = seen.device, name, x
+        elif seen.device != self.device:
+            raise InvalidArgument(
+                f"{name}: must be on {device_name(self.device)} like {self.device_of}, "
+                f"is on {device_name(seen.device)}"
+            )
+        if self.stream is None:
+            self.stream = seen.stream
+        self.owners.append(seen)
+        return seen
+
+    def give(self, field: str, x: Any, name: str, **rules: Any) -> View | None:
+        """Sets a tensor field; a Paged one too where the op takes it."""
+        if isinstance(x, Paged):
+            data = self.look(x.data, f"{name}.data")
+            table = self.look(x.block_table, f"{name}.block_table")
+            setattr(self.params, field, _arrays.paged_tensor(data, table, name))
+            return None
+        seen = self.look(x, name)
+        setattr(self.params, field, _arrays.tensor(seen, name, **rules))
+        return seen
+
+    def batch(self, q_offsets: Any, k_offsets: Any, k: Any) -> None:
+        if (q_offsets is None) != (k_offsets is None):
+            missing = "q_offsets" if q_offsets is None else "k_offsets"
+            raise InvalidArgument(f"{missing}: must be given with the other offsets, is None")
+        if q_offsets is None:
+            if isinstance(k, Paged):
+                raise InvalidArgument("k_offsets: must be given when k is Paged, is None")
+            return
+        q_lens, k_lens = _offsets("q_offsets", q_offsets), _offsets("k_offsets", k_offsets)
+        if len(q_lens) != len(k_lens):
+            raise InvalidArgument(
+                f"k_offsets: must have as many entries as q_offsets ({len(q_lens)}), "
+                f"has {len(k_lens)}"
+            )
+        self.owners += [q_lens, k_lens]
+        self.num_seqs = len(q_lens) - 1
+        self.params.batch = _library.Batch(q_lens, k_lens, self.num_seqs, 0)
+
+    def sets(self, selected: Selection, write: bool = False) -> None:
+        indices = self.look(selected.indices, "selected.indices")
+        kept = self.look(selected.kept, "selected.kept")
+        for name, seen, ndim in (("indices", indices, 3), ("kept", kept, 1)):
+            if seen.dtype != "int32":
+                raise TypeError(f"selected.{name}: dtype must be int32, is {seen.dtype}")
+            if len(seen.shape) != ndim:
+                axes = "[num_seqs, S, L]" if ndim == 3 else "[num_seqs]"
+                raise InvalidArgument(f"selected.{name}: must be {axes}, is {list(seen.shape)}")
+            if seen.shape[0] != self.num_seqs:
+                raise InvalidArgument(
+                    f"selected.{name}: must have one entry for each of {self.num_seqs} sequences, "
+                    f"has {seen.shape[0]}"
+                )
+            if seen.shape[-1] > 1 and seen.strides[-1] != 1 or min(seen.strides) < 0:
+                raise InvalidArgument(
+                    f"selected.{name}: the last axis must be contiguous, strides are "
+                    f"{list(seen.strides)}"
+                )
+        self.params.selected = _library.IndexSets(
+            indices.data, kept.data, indices.shape[1], 0, indices.strides[1], indices.strides[0]
+        )
+
+    def run(self) -> None:
+        if self.context is not None:
+            self._check_context(self.context)
+            self._run(self.context)
+            return
+        backend, ordinal = self.device or ("cpu", 0)
+        threads = 0
+        if backend == "cpu":
+            backend = options.default_backend()
+            threads = options.default_threads(self.like)
+        with _context.lease(backend, ordinal, threads) as context:
+            self._run(context)
+
+    def _check_context(self, context: Context) -> None:
+        backend, _, ordinal, _ = context._arguments
+        where = ("cuda", ordinal) if backend == "cuda" else ("cpu", 0)
+        if self.device is not None and self.device != where:
+            raise InvalidArgument(
+                f"{self.device_of}: must be on {device_name(where)} for this context, "
+                f"is on {device_name(self.device)}"
+            )
+
+    def _run(self, context: Context) -> None:
+        handle = context.handle
+        on_gpu = context._arguments[0] == "cuda"
+        if on_gpu:
+            context.set_stream(_current_stream(self.like, self.stream))
+        if hasattr(self.params, "workspace_bytes"):
+            size = ctypes.c_size_t()
+            check(getattr(lib, f"tsp_{self.op}_workspace")(handle, self.params, size))
+            self.params.workspace_bytes = size.value
+            if size.value:
+                if on_gpu:
+                    room = _arrays.empty_like(self.like, (size.value,), "uint8", "q")
+                    self.owners.append(room)
+                    self.params.workspace = _arrays.view(room, "workspace").data
+                else:
+                    self.params.workspace = context.scratch(size.value)
+        check(getattr(lib, f"tsp_{self.op}")(handle, self.params))
+
+
+def _current_stream(like: Any, producer: int | None) -> int:
+    if producer is not None:
+        return producer
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.cuda.current_stream(like.device).cuda_stream
+    return 0
+
+
+def lengths(q_len: int, k_len: int, q_offsets: Any, k_offsets: Any) -> list[tuple[int, int]]:
+    if q_offsets is None:
+        return [(q_len, k_len)]
+    q, k = list(map(int, q_offsets)), list(map(int, k_offsets))
+    return [(q[i + 1] - q[i], k[i + 1] - k[i]) for i in range(len(q) - 1)]
+
+
+def prefix_len(lengths: list[tuple[int, int]], window: int) -> int:
+    return sum(max(0, tk - min(window, tq)) for tq, tk in lengths)
+
+
+def num_sets(share: str, q_heads: int, kv_heads: int) -> int:
+    return {"head": q_heads, "kv_group": kv_heads, "layer": 1}[share]
+
+
+def k_heads(k: Any) -> int:
+    shape = (k.data if isinstance(k, Paged) else k).shape
+    return int(shape[-2])
+
+
+def empty_sets(call: Call, share: str, q_heads: int, kv_heads: int, longest: int) -> Selection:
+    shape = (call.num_seqs, num_sets(share, q_heads, kv_heads), max(longest, 1))
+    return Selection(
+        _arrays.empty_like(call.like, shape, "int32", "q"),
+        _arrays.empty_like(call.like, (call.num_seqs,), "int32", "q"),
+    )

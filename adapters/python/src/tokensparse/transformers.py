@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: MIT
+"""Token sparse attention inside Hugging Face transformers.
+
+    import tokensparse.transformers as ts
+    model.set_attn_implementation("tokensparse")          # or attn_implementation="tokensparse"
+    ts.configure(model, coverage=0.01, share="kv_group",
+                 sparse_layers=ts.profile(model, tokenizer, text).sparse_layers)
+
+Importing this module registers an attention function and its mask function under the name
+"tokensparse"; no model is patched. Prompts of more than 64 tokens are served by tokensparse, exactly
+until `configure` (or TOKENSPARSE_COVERAGE) says otherwise. Decode, short calls, sliding windows,
+training and every mask that is not plain causal go to the stock kernel. `report(model)` says what
+happened in each layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import weakref
+from typing import Any
+
+from . import ops
+from ._need import need
+from ._profile import Profile, measure_drift
+from ._report import LayerReport, Report
+from .options import Options
+
+torch = need("torch", "2.6", "tokensparse.transformers")
+need("transformers", "5.0", "tokensparse.transformers")
+
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.utils.import_utils import is_tracing
+
+__all__ = ["Options", "Profile", "Report", "configure", "profile", "report"]
+
+NAME = "tokensparse"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_reports: weakref.WeakKeyDictionary[Any, LayerReport] = weakref.WeakKeyDictionary()
+
+
+@functools.cache
+def _environment_options() -> Options:
+    return Options.from_environment()
+
+
+@functools.cache
+def _parsed(text: str) -> Options:
+    import ast
+
+    return Options.make(ast.literal_eval(text))
+
+
+def _options(config: Any) -> Options:
+    stored = getattr(config, NAME, None)
+    return _environment_options() if stored is None else _parsed(repr(stored))
+
+
+def _attention_modules(model: Any) -> list[Any]:
+    return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "config")]
+
+
+def configure(model: Any, options: Options | None = None, **changes: Any) -> Options:
+    """Sets the options of a model; they are stored in its config and saved with it.
+
+    Args:
+      model: a transformers model.
+      options: new options; None = the present ones.
+      **changes: fields of Options to change, e.g. coverage=0.01.
+
+    Returns:
+      The options now in force.
+
+    Raises:
+      InvalidArgument: an option that is not one, or breaks its rule.
+    """
+    base = options if options is not None else _options(model.config)
+    merged = Options.make({**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}})
+    if changes:
+        fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+        merged = Options.make({**fields, **changes})
+    configs = {id(m.config): m.config for m in [model, *_attention_modules(model)]}
+    for config in configs.values():
+        setattr(config, NAME, merged.asdict())
+    return merged
+
+
+def report(model: Any, reset: bool = False) -> Report:
+    """What happened in each attention layer since the last reset.
+
+    Args:
+      model: a model that ran with attn_implementation="tokensparse".
+      reset: forget it afterwards.
+    """
+    modules = [m for m in _attention_modules(model) if m in _reports]
+    found = Report(sorted((_reports[m] for m in modules), key=lambda r: r.layer))
+    if reset:
+        for module in modules:
+            del _reports[module]
+    return found
+
+
+def profile(
+    model: Any, tokenizer: Any, text: str, *, delta: float = 0.5, max_tokens: int = 4096
+) -> Profile:
+    """Finds the layers that may drop tokens: those that change the residual stream least.
+
+    The drift of a layer is the mean over the tokens of |h_out - h_in| / |h_in| on a calibration
+    text, with exact attention; the lower `delta` share of the layers is sparse, the first and the
+    last never. A text of 4,096 tokens is enough.
+
+    Args:
+      model, tokenizer: of transformers.
+      text: ordinary text, like the prompts to come.
+      delta: share of the layers to make sparse, [0, 1].
+      max_tokens: of the text that are used.
+
+    Returns:
+      Profile with `sparse_layers` and `drift`; `save(path)` writes JSON for TOKENSPARSE_PROFILE.
+    """
+    tokens = tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens]
+    stored = getattr(model.config, NAME, None)
+    configs = {id(m.config): m.config for m in [model, *_attention_modules(model)]}.values()
+    for config in configs:
+        setattr(config, NAME, {})
+    try:
+        return measure_drift(model, tokens.to(model.device), delta)
+    finally:
+        for config in configs:
+            setattr(config, NAME, stored)
+
+
+def _spans(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any,
+    kv_offset: int,
+    mask_function: Any,
+    attention_mask: Any,
+    allow_is_causal_skip: bool,
+    config: Any,
+) -> Any:
+    """int32 [batch, 3] on the host: first and one past the last real token of each row, and the
+    position of the first query. None where the mask is anything but causal over such a span."""
+    if is_tracing(attention_mask):
+        return None
+    if q_length < _options(config).min_query or mask_function is not causal_mask_function:
+        return None
+    if kv_offset != 0 or not allow_is_causal_skip:
+        return None
+    offset = int(q_offset)
+    end = offset + q_length
+    if end > kv_length:
+        return None
+    if attention_mask is None:
+        return torch.tensor([[0, end, offset]] * batch_size, dtype=torch.int32)
+    if attention_mask.shape[1] < end:
+        return None
+    seen = attention_mask[:, :end].to(torch.int32)
+    last = end - seen.flip(1).argmax(1)
+    bounds = torch.stack([seen.argmax(1), last, seen.sum(1)], 1).cpu().tolist()
+    if any(count not in (0, past - first) for first, past, count in bounds):
+        return None  # holes
+    rows = [[first, past if count else first, offset] for first, past, count in bounds]
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Any = None,
+    allow_is_causal_skip: bool = True,
+    config: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """The mask of a forward pass: spans for calls that tokensparse serves, else sdpa's mask."""
+    spans = _spans(
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        mask_function,
+        attention_mask,
+        allow_is_causal_skip,
+        config,
+    )
+    if spans is not None:
+        return spans
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        allow_is_causal_skip=allow_is_causal_skip,
+        config=config,
+        **kwargs,
+    )
+
+
+def _is_spans(attention_mask: Any) -> bool:
+    return (
+        attention_mask is not None
+        and attention_mask.dtype == torch.int32
+        and attention_mask.dim() == 2
+    )
+
+
+def _dense_mask(spans: Any, query: Any, key: Any) -> Any:
+    """The boolean [batch, 1, Sq, Skv] mask that the spans stand for."""
+    first, past, offset = spans.to(query.device)[:, :, None, None].unbind(1)
+    rows = torch.arange(query.shape[2], device=query.device)[:, None] + offset
+    columns = torch.arange(key.shape[2], device=query.device)[None]
+    visible = (columns <= rows) & (columns >= first) & (columns < past)
+    # A row of padding sees nothing; let it see itself so that its softmax stays finite.
+    return (visible | ((columns == rows) & ~visible.any(-1, keepdim=True)))[:, None]
+
+
+def _stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any):
+    """The kernel the model would use without us: sdpa, or eager for what sdpa leaves out."""
+    if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager is None:
+        raise NotImplementedError(
+            f"{type(module).__name__} uses soft capping or attention sinks and has no eager "
+            "attention to fall back to"
+        )
+    if attention_mask is None and query.shape[2] > 1:
+        offset = key.shape[2] - query.shape[2]
+        spans = torch.tensor([[0, key.shape[2], offset]] * query.shape[0], dtype=torch.int32)
+        attention_mask = _dense_mask(spans, query, key)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
+            ~attention_mask, lowest
+        )
+    return eager(module, query, key, value, attention_mask, **kwargs)[0], None
+
+
+def _reason(query: Any, key: Any, value: Any, dropout: float, is_causal: Any, kwargs: Any) -> str:
+    """Why a call with a plain causal mask is not ours; empty when it is."""
+    if kwargs.get("sliding_window") is not None:
+        return "sliding window"
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            return name
+    if is_causal is False:
+        return "not causal"
+    if dropout:
+        return "dropout"
+    if torch.is_grad_enabled() and (
+        query.requires_grad or key.requires_grad or value.requires_grad
+    ):
+        return "gradients are wanted"
+    if query.dtype not in _DTYPES or key.dtype != value.dtype:
+        return f"dtype {query.dtype}"
+    if not query.shape[-1] == key.shape[-1] == value.shape[-1]:
+        return "head dims of q, k and v differ"
+    if query.device.type not in ("cpu", "cuda"):
+        return f"device {query.device.type}"
+    return ""
+
+
+def attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Any, None]:
+    """The attention function: query [B, H, Sq, D], key and value [B, Hkv, Skv, D].
+
+    Returns:
+      ([B, Sq, H, D], None)
+    """
+    if torch.compiler.is_compiling():
+        return _stock(
+            module, query, key, value, attention_mask,
+            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
+        )  # fmt: skip
+    seen = _reports.get(module)
+    if seen is None:
+        seen = _reports[module] = LayerReport(getattr(module, "layer_idx", None) or 0)
+    ours = _is_spans(attention_mask)
+    if ours:
+        reason = _reason(query, key, value, dropout, is_causal, kwargs)
+    elif query.shape[2] == 1:
+        reason = "decode"
+    elif kwargs.get("sliding_window") is not None:
+        reason = "sliding window"
+    else:
+        reason = "short call or a mask that is not plain causal"
+    if reason:
+        seen.stock[reason] += 1
+        if ours:
+            attention_mask = _dense_mask(attention_mask, query, key)
+        return _stock(
+            module, query, key, value, attention_mask,
+            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
+        )  # fmt: skip
+    return _serve(module, seen, query, key, value, attention_mask.tolist(), scaling), None
+
+
+def _serve(
+    module: Any,
+    seen: LayerReport,
+    query: Any,
+    key: Any,
+    value: Any,
+    spans: list[list[int]],
+    scaling: float | None,
+) -> Any:
+    config = getattr(module, "config", None)
+    options = _options(config)
+    sparse = options.is_sparse(seen.layer, getattr(config, "num_hidden_layers", None))
+    arguments = options.prefill_arguments(sparse)
+    batch, heads, q_len, dim = query.shape
+    out = query.new_empty((batch, q_len, heads, dim))
+    for row, (first, past, offset) in enumerate(spans):
+        low, high = max(first - offset, 0), max(past - offset, 0)
+        out[row, :low] = 0  # padding
+        out[row, high:] = 0
+        if high <= low:
+            continue
+        keys = slice(first, offset + high)
+        _, kept = ops.prefill(
+            query[row, :, low:high].transpose(0, 1),
+            key[row, :, keys].transpose(0, 1),
+            value[row, :, keys].transpose(0, 1),
+            out=out[row, low:high],
+            scale=scaling,
+            return_kept=True,
+            **arguments,
+        )
+        kept = int(kept[0]) if query.device.type == "cpu" else kept[0].long()
+        seen.count(high - low, keys.stop - keys.start, kept, sparse)
+    return out
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask)

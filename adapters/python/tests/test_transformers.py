@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: MIT
+"""Hugging Face transformers with tiny random models: every way a prompt reaches attention."""
+
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import tokensparse
+import tokensparse.transformers as ts
+
+LENGTH = 200
+
+
+def make(kind="Qwen2", **changes):
+    """A random model whose attention is far from uniform: large initial weights."""
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.25,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+        **changes,
+    )
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make()
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def tokens(length=LENGTH, rows=1, seed=3):
+    return torch.randint(1, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def both(model, run):
+    """What `run` returns with sdpa and with tokensparse, and the report of the latter."""
+    model.set_attn_implementation("sdpa")
+    expected = run()
+    model.set_attn_implementation("tokensparse")
+    ts.report(model, reset=True)
+    found = run()
+    return found, expected, ts.report(model, reset=True)
+
+
+@pytest.fixture(scope="module")
+def floor(model):
+    """How far two stock kernels are apart: eager against sdpa."""
+    with torch.no_grad():
+        model.set_attn_implementation("sdpa")
+        sdpa = model(tokens()).logits
+        model.set_attn_implementation("eager")
+        apart = (model(tokens()).logits - sdpa).abs().max().item()
+    assert 0 < apart < 1e-2
+    return apart
+
+
+def close(found, expected, floor):
+    apart = (found - expected).abs().max().item()
+    assert apart <= 3 * floor, f"logits are {apart:g} apart, two stock kernels {floor:g}"
+
+
+def test_whole_prompt(model, floor):
+    found, expected, report = both(model, lambda: model(tokens()).logits)
+    close(found, expected, floor)
+    assert [r.layer for r in report] == [0, 1, 2, 3]
+    assert all(r.served == 1 and r.kept_share == 1 and not r.stock for r in report)
+
+
+def test_chunks_through_a_cache(model, floor):
+    def run():
+        cache = transformers.DynamicCache(config=model.config)
+        parts = [model(c, past_key_values=cache).logits for c in tokens().split(90, 1)]
+        return torch.cat(parts, 1)
+
+    found, expected, report = both(model, run)
+    close(found, expected, floor)
+    # 90 + 90 + 20: the last chunk is a short call and stays with the stock kernel.
+    assert report[0].served == 2 and sum(report[0].stock.values()) == 1
+
+
+def test_reused_prefix(model, floor):
+    def run():
+        cache = transformers.DynamicCache(config=model.config)
+        model(tokens()[:, :120], past_key_values=cache)
+        return model(tokens()[:, 120:], past_key_values=cache).logits
+
+    found, expected, report = both(model, run)
+    close(found, expected, floor)
+    assert report[0].served == 2
+
+
+@pytest.mark.parametrize("first", [LENGTH, 110])
+def test_static_cache(model, floor, first):
+    def run():
+        cache = transformers.StaticCache(config=model.config, max_cache_len=256)
+        parts = [tokens()[:, :first], tokens()[:, first:]]
+        return torch.cat([model(p, past_key_values=cache).logits for p in parts if p.numel()], 1)
+
+    found, expected, report = both(model, run)
+    close(found, expected, floor)
+    assert report[0].served == (1 if first == LENGTH else 2) and not report[0].stock
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batch(model, floor, side):
+    ids, mask = tokens(rows=3), torch.ones(3, LENGTH, dtype=torch.long)
+    for row, pads in enumerate((0, 70, 150)):
+        padding = slice(0, pads) if side == "left" else slice(LENGTH - pads, LENGTH)
+        ids[row, padding], mask[row, padding] = 0, 0
+    found, expected, report = both(model, lambda: model(ids, attention_mask=mask).logits)
+    close(found[mask.bool()], expected[mask.bool()], floor)
+    assert found.isfinite().all()
+    assert report[0].served == 3 and report[0].query_tokens == 3 * LENGTH - 220
+
+
+def test_left_padded_chunks(model, floor):
+    ids, mask = tokens(rows=2), torch.ones(2, LENGTH, dtype=torch.long)
+    ids[0, :130], mask[0, :130] = 0, 0  # the first chunk of row 0 is all padding
+
+    def run():
+        cache = transformers.DynamicCache(config=model.config)
+        parts = []
+        for low, high in ((0, 100), (100, LENGTH)):
+            part = model(ids[:, low:high], attention_mask=mask[:, :high], past_key_values=cache)
+            parts.append(part.logits)
+        return torch.cat(parts, 1)
+
+    found, expected, _ = both(model, run)
+    close(found[mask.bool()], expected[mask.bool()], floor)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(do_sample=False),
+        dict(do_sample=False, prefill_chunk_size=80),
+        dict(do_sample=False, num_beams=3),
+        dict(do_sample=True, top_k=20),
+        dict(do_sample=False, cache_implementation="static"),
+    ],
+    ids=["greedy", "chunked", "beams", "sampled", "static"],
+)
+def test_generate(model, options):
+    ids, mask = tokens(rows=2), torch.ones(2, LENGTH, dtype=torch.long)
+    ids[0, :40], mask[0, :40] = 0, 0
+
+    def run():
+        torch.manual_seed(5)
+        return model.generate(ids, attention_mask=mask, max_new_tokens=6, **options)
+
+    found, expected, report = both(model, run)
+    assert torch.equal(found, expected)
+    assert report[0].served >= 2
+    assert report[0].stock["decode"] >= 5
+
+
+@pytest.mark.parametrize(
+    "kind, changes, served",
+    [
+        ("Mistral", dict(sliding_window=64), [0, 0, 0, 0]),
+        (
+            "Qwen2",
+            dict(
+                sliding_window=64,
+                use_sliding_window=True,
+                layer_types=["sliding_attention", "full_attention"] * 2,
+            ),
+            [0, 1, 0, 1],
+        ),
+        ("Gemma2", dict(sliding_window=64, head_dim=16), [0, 0, 0, 0]),
+    ],
+    ids=["all sliding", "half sliding", "sliding and soft-capped"],
+)
+def test_layers_left_to_the_stock_kernel(kind, changes, served):
+    special = make(kind, **changes)
+    stock = "eager" if kind == "Gemma2" else "sdpa"  # sdpa leaves soft capping out
+    special.set_attn_implementation(stock)
+    cache = transformers.DynamicCache(config=special.config)
+    expected = [special(tokens()).logits, special(tokens(), past_key_values=cache).logits]
+    special.set_attn_implementation("tokensparse")
+    cache = transformers.DynamicCache(config=special.config)
+    found = [special(tokens()).logits, special(tokens(), past_key_values=cache).logits]
+    for a, b in zip(found, expected):
+        assert (a - b).abs().max() < 1e-3
+    report = ts.report(special)
+    assert [r.served for r in report] == [2 * n for n in served]
+    assert all(sum(r.stock.values()) == 2 for r, n in zip(report, served) if not n)
+
+
+def test_masks_that_are_not_plain_causal(model):
+    holes = torch.ones(1, LENGTH, dtype=torch.long)
+    holes[0, 50:60] = 0
+    full = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+    for mask in (holes, full):
+        found, expected, report = both(model, lambda m=mask: model(tokens(), attention_mask=m).logits)
+        assert torch.equal(found, expected)
+        assert report[0].served == 0 and report[0].stock
+
+
+def test_training_stays_with_the_stock_kernel(model):
+    model.set_attn_implementation("tokensparse")
+    with torch.enable_grad():
+        model(tokens(), labels=tokens()).loss.backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    model.zero_grad()
+    assert ts.report(model, reset=True)[0].stock == {"gradients are wanted": 1}
+
+
+def capture(model, layer):
+    """q, k, v as the layer's attention saw them, [tokens, heads, dim], and what it returned."""
+    seen = {}
+    attend = ts.ops.prefill
+
+    def spy(q, k, v, **options):
+        results = attend(q, k, v, **options)
+        seen.setdefault(len(seen), [x.clone() for x in (q, k, v, options["out"])])
+        return results
+
+    ts.ops.prefill = spy
+    try:
+        model(tokens())
+    finally:
+        ts.ops.prefill = attend
+    return seen[layer]
+
+
+SPARSE = dict(coverage=0.2, window=32, min_tokens=32, share="kv_group", sparse_layers=(1, 2))
+
+
+def test_sparse_layers(model, tmp_path):
+    model.set_attn_implementation("tokensparse")
+    ts.report(model, reset=True)
+    ts.configure(model, **SPARSE)
+    try:
+        q, k, v, out = capture(model, 1)
+        report = ts.report(model, reset=True)
+    finally:
+        ts.configure(model, ts.Options())
+    assert [r.sparse for r in report] == [False, True, True, False]
+    assert report[0].kept_share == 1 and 0.2 < report.kept_share < 1
+    assert "kept" in str(report) and report.asdict()[1]["sparse"]
+    options = {name: SPARSE[name] for name in ("coverage", "window", "min_tokens", "share")}
+    again = tokensparse.prefill(q, k, v, **options)
+    assert torch.equal(out, again)
+    reference = tokensparse.prefill(q, k, v, context=tokensparse.Context("ref"), **options)
+    torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
+
+    program = os.environ.get("TOKENSPARSE_PROGRAM")
+    if not program:
+        pytest.skip("TOKENSPARSE_PROGRAM is not set: not compared with the program's apply")
+    safetensors = pytest.importorskip("safetensors.numpy")
+    names = {"q": q, "k": k, "v": v}
+    arrays = {name: np.ascontiguousarray(x.numpy()) for name, x in names.items()}
+    safetensors.save_file(arrays, tmp_path / "in.safetensors")
+    arguments = "--coverage 0.2 --window 32 --min-tokens 32 --share kv_group".split()
+    subprocess.run(
+        [program, "apply", tmp_path / "in.safetensors", tmp_path / "out.safetensors", *arguments],
+        check=True,
+        timeout=60,
+    )
+    applied = safetensors.load_file(tmp_path / "out.safetensors")["out"]
+    np.testing.assert_array_equal(applied, out.numpy())
+
+
+def test_options_travel_with_the_model(model, tmp_path):
+    small = make()
+    small.set_attn_implementation("tokensparse")
+    ts.configure(small, **SPARSE)
+    with pytest.raises(tokensparse.InvalidArgument, match="window: must be >= 1, is 0"):
+        ts.configure(small, window=0)
+    before = small(tokens()).logits
+    small.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="tokensparse"
+    ).eval()
+    assert torch.equal(again(tokens()).logits, before)
+    assert ts.report(again).kept_share < 1
+
+
+class Letters:
+    """The least a tokenizer has to be."""
+
+    def __call__(self, text, return_tensors):
+        class Encoded:
+            input_ids = torch.tensor([[1 + ord(c) % 96 for c in text]])
+
+        return Encoded
+
+
+def test_profile(model, tmp_path, monkeypatch):
+    model.set_attn_implementation("tokensparse")
+    found = ts.profile(model, Letters(), "a calibration text " * 20, delta=0.5)
+    assert found.tokens == 380 and len(found.drift) == 4
+    states = model(Letters()("a calibration text " * 20, "pt").input_ids, output_hidden_states=True)
+    before, after = states.hidden_states[1:3]
+    drift = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
+    assert found.drift[1] == pytest.approx(drift, rel=1e-3)
+    assert found.sparse_layers == (1, 2)
+    found.save(tmp_path / "profile.json")
+    monkeypatch.setenv("TOKENSPARSE_PROFILE", str(tmp_path / "profile.json"))
+    assert ts.Options.from_environment().sparse_layers == (1, 2)
+
+
+def test_compiled_forward(model, floor):
+    found, expected, _ = both(
+        model, lambda: torch.compile(model, backend="eager", dynamic=False)(tokens()).logits
+    )
+    close(found, expected, floor)
