@@ -213,7 +213,9 @@ def test_masks_that_are_not_plain_causal(model):
     holes[0, 50:60] = 0
     full = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
     for mask in (holes, full):
-        found, expected, report = both(model, lambda m=mask: model(tokens(), attention_mask=m).logits)
+        found, expected, report = both(
+            model, lambda m=mask: model(tokens(), attention_mask=m).logits
+        )
         assert torch.equal(found, expected)
         assert report[0].served == 0 and report[0].stock
 
@@ -273,7 +275,7 @@ def test_sparse_layers(model, tmp_path):
     names = {"q": q, "k": k, "v": v}
     arrays = {name: np.ascontiguousarray(x.numpy()) for name, x in names.items()}
     safetensors.save_file(arrays, tmp_path / "in.safetensors")
-    arguments = "--coverage 0.2 --window 32 --min-tokens 32 --share kv_group".split()
+    arguments = ["--coverage", "0.2", "--window", "32", "--min-tokens", "32", "--share", "kv_group"]
     subprocess.run(
         [program, "apply", tmp_path / "in.safetensors", tmp_path / "out.safetensors", *arguments],
         check=True,

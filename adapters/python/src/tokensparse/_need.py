@@ -9,6 +9,10 @@ from importlib import metadata
 from types import ModuleType
 
 
+class TooOld(ImportError):
+    """The package is there, but from before what this one needs."""
+
+
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
@@ -30,7 +34,7 @@ def need(module: str, at_least: str, why: str) -> ModuleType:
         ) from None
     version = getattr(found, "__version__", None) or metadata.version(module)
     if _release(version) < _release(at_least):
-        raise ImportError(
+        raise TooOld(
             f"{why} needs {module} {at_least} or newer, found {version}: "
             f"pip install '{module}>={at_least}'"
         )

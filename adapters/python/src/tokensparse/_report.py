@@ -36,6 +36,11 @@ class LayerReport:
         self._kept = self._kept + kept
         self.sparse = sparse
 
+    def clear(self) -> None:
+        """Forgets the calls."""
+        self.served, self.query_tokens, self._key_tokens, self._kept = 0, 0, 0, 0
+        self.stock.clear()
+
     @property
     def kept_share(self) -> float | None:
         """Kept tokens over tokens of the served calls; None when there were none."""
