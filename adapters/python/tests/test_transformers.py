@@ -276,11 +276,8 @@ def test_sparse_layers(model, tmp_path):
     arrays = {name: np.ascontiguousarray(x.numpy()) for name, x in names.items()}
     safetensors.save_file(arrays, tmp_path / "in.safetensors")
     arguments = ["--coverage", "0.2", "--window", "32", "--min-tokens", "32", "--share", "kv_group"]
-    subprocess.run(
-        [program, "apply", tmp_path / "in.safetensors", tmp_path / "out.safetensors", *arguments],
-        check=True,
-        timeout=60,
-    )
+    files = [tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors"]
+    subprocess.run([program, "apply", *files, *arguments], check=True, timeout=60)
     applied = safetensors.load_file(tmp_path / "out.safetensors")["out"]
     np.testing.assert_array_equal(applied, out.numpy())
 

@@ -6,6 +6,7 @@ usage: vllm_engine.py MODEL REQUEST.json; prints one line of JSON after the engi
 
 import json
 import sys
+from pathlib import Path
 
 
 def main():
@@ -13,7 +14,7 @@ def main():
 
     import tokensparse.vllm
 
-    model, request = sys.argv[1], json.load(open(sys.argv[2]))
+    model, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     engine = vllm.LLM(
         model=model,
         skip_tokenizer_init=True,
@@ -25,7 +26,9 @@ def main():
         enable_prefix_caching=True,
         tensor_parallel_size=request.get("ranks", 1),
     )
-    sampling = vllm.SamplingParams(max_tokens=request["max_tokens"], temperature=0, detokenize=False)
+    sampling = vllm.SamplingParams(
+        max_tokens=request["max_tokens"], temperature=0, detokenize=False
+    )
     outputs = []
     for prompts in request["rounds"]:
         inputs = [{"prompt_token_ids": tokens} for tokens in prompts]
