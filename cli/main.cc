@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
   add_run(app);
   add_apply(app);
   add_profile(app);
+  add_bench(app);
   add_info(app);
   try {
     app.parse(argc, argv);

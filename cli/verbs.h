@@ -21,6 +21,7 @@ struct Failure : std::runtime_error {
 };
 
 void add_apply(CLI::App& app);
+void add_bench(CLI::App& app);
 void add_info(CLI::App& app);
 
 // With llama.cpp: run.cc, profile.cc. Without: no_llama.cc, which says how to get them.

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#include "bench/shape.h"
+
+#include <algorithm>
+
+#include "core/dtype.h"
+
+namespace tsp::bench {
+namespace {
+
+double q_row_bytes(const Shape& s) {
+  return static_cast<double>(s.heads * s.dim * dtype_bytes(s.q_dtype));
+}
+double k_row_bytes(const Shape& s) {
+  return static_cast<double>(s.kv_heads * s.dim * dtype_bytes(s.kv_dtype));
+}
+
+/// Pairs (query, key) of one head whose set is `list`: a kept query sees the kept keys up to it.
+double pairs_of_set(const Shape& s, const int32_t* list, int64_t kept, int64_t band) {
+  const int64_t first_query = s.tokens - s.q_tokens;
+  double pairs = 0;
+  int64_t rank = 0;
+  for (int64_t position = 0; position < s.tokens; ++position) {
+    const bool in_set = rank < kept && list[rank] == position;
+    if (in_set) ++rank;
+    if (position < first_query) continue;
+    pairs += static_cast<double>(in_set ? rank : std::min(band, position + 1));
+  }
+  return pairs;
+}
+
+}  // namespace
+
+Work attend_work(const Shape& s, const Sets* sets, int64_t band) {
+  double pairs = 0;
+  if (sets == nullptr) {
+    const auto tq = static_cast<double>(s.q_tokens);
+    pairs = static_cast<double>(s.heads) * tq * (static_cast<double>(s.tokens) - (tq - 1) / 2);
+  } else {
+    for (int32_t set = 0; set < sets->num_sets; ++set) {
+      pairs +=
+          static_cast<double>(s.heads / sets->num_sets) *
+          pairs_of_set(s, &sets->indices[static_cast<size_t>(set * s.tokens)], sets->kept, band);
+    }
+  }
+  const auto kept = static_cast<double>(sets == nullptr ? s.tokens : sets->kept);
+  const double kept_share = kept / static_cast<double>(s.tokens);
+  const auto tq = static_cast<double>(s.q_tokens);
+  return {4 * static_cast<double>(s.dim) * pairs,
+          2 * kept * k_row_bytes(s) + (1 + kept_share) * tq * q_row_bytes(s)};
+}
+
+Work score_work(const Shape& s, int64_t window) {
+  const auto w = static_cast<double>(s.window(window));
+  const double pairs =
+      static_cast<double>(s.heads) * w * (static_cast<double>(s.tokens) - (w - 1) / 2);
+  return {2 * static_cast<double>(s.dim) * pairs,
+          static_cast<double>(s.tokens) * k_row_bytes(s) + w * q_row_bytes(s) +
+              static_cast<double>(s.prefix(window) * s.heads) * sizeof(float)};
+}
+
+Work select_work(const Shape& s, int64_t window, int64_t num_sets, int64_t kept) {
+  return {0, static_cast<double>(s.prefix(window) * s.heads) * sizeof(float) +
+                 static_cast<double>(num_sets * kept) * sizeof(int32_t)};
+}
+
+}  // namespace tsp::bench

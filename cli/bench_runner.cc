@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: MIT
+// Measures the rows of `tokensparse bench`: the op through the C ABI, and its peers in turn.
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+#include "bench/ggml_peer.h"
+#include "bench/torch_peer.h"
+#include "bench/workload.h"
+#include "cli/bench_options.h"
+#include "cli/verbs.h"
+
+namespace tsp::cli {
+namespace {
+
+using bench::Buffer;
+
+constexpr double kQuietTolerance = 0.08;
+constexpr const char* kShareNames[] = {"head", "kv_group", "layer"};
+
+tsp_dtype_t dtype_of(const std::string& name) {
+  return name == "f32" ? TSP_F32 : name == "f16" ? TSP_F16 : TSP_BF16;
+}
+
+/// One op on one workload: its params with their workspace, ready to be called again and again.
+class Ops {
+ public:
+  Ops(tsp_context_t* ctx, bench::Workload& work, const tsp_prefill_params_t& choice)
+      : ctx_(ctx), work_(work), choice_(choice) {
+    choice_.q = work.q;
+    choice_.k = work.k;
+    choice_.v = work.v;
+    choice_.out = work.out;
+    const bench::Shape& s = work.shape;
+    sets_.num_sets = static_cast<int32_t>(choice.share == TSP_SHARE_HEAD       ? s.heads
+                                          : choice.share == TSP_SHARE_KV_GROUP ? s.kv_heads
+                                                                               : 1);
+    prepare_score();
+    prepare_attend(dense_);
+  }
+
+  void dense() { check(tokensparse::Status(tsp_attend(ctx_, &dense_))); }
+  void score() { check(tokensparse::Status(tsp_score(ctx_, &score_))); }
+  void select() { check(tokensparse::Status(tsp_select(ctx_, &select_))); }
+  void sparse() { check(tokensparse::Status(tsp_attend(ctx_, &sparse_))); }
+  void prefill() { check(tokensparse::Status(tsp_prefill(ctx_, &choice_))); }
+  const bench::Sets& sets() const { return sets_; }
+
+  /// Scores and chooses once, so that select, sparse and prefill can run and their work is known.
+  void choose() {
+    score();
+    prepare_select();
+    select();
+    sparse_ = dense_;
+    sparse_.selected = select_.selected;
+    give_workspace(tsp_attend_workspace, sparse_);
+    choice_.selected.num_sets = sets_.num_sets;
+    choice_.selected.kept = &prefill_kept_;
+    give_workspace(tsp_prefill_workspace, choice_);
+  }
+
+ private:
+  template <typename Params>
+  void give_workspace(tsp_status_t (*query)(tsp_context_t*, const Params*, size_t*),
+                      Params& params) {
+    size_t bytes = 0;
+    check(tokensparse::Status(query(ctx_, &params, &bytes)));
+    workspaces_.emplace_back(bytes);
+    params.workspace = workspaces_.back().data();
+    params.workspace_bytes = bytes;
+  }
+
+  void prepare_attend(tsp_attend_params_t& p) {
+    tsp_attend_params_init(&p, sizeof p);
+    p.precision = choice_.precision;
+    p.dropped = choice_.dropped;
+    p.band = choice_.band;
+    p.q = work_.q;
+    p.k = work_.k;
+    p.v = work_.v;
+    p.out = work_.out;
+    give_workspace(tsp_attend_workspace, p);
+  }
+
+  void prepare_score() {
+    tsp_score_params_init(&score_, sizeof score_);
+    score_.window = choice_.window;
+    score_.pool = choice_.pool;
+    score_.q = work_.q;
+    score_.k = work_.k;
+    const int64_t prefix = work_.shape.prefix(choice_.window);
+    scores_ = Buffer(static_cast<size_t>(prefix * work_.shape.heads) * sizeof(float));
+    tsp_tensor_t& s = score_.scores;
+    s = bench::token_major(scores_, TSP_F32, prefix, work_.shape.heads, 1);
+    s.token_stride = 1;
+    s.head_stride = prefix;
+    give_workspace(tsp_score_workspace, score_);
+  }
+
+  void prepare_select() {
+    tsp_select_params_init(&select_, sizeof select_);
+    select_.window = choice_.window;
+    select_.min_tokens = choice_.min_tokens;
+    select_.share = choice_.share;
+    select_.coverage = choice_.coverage;
+    select_.keep = choice_.keep;
+    select_.num_kv_heads = static_cast<int32_t>(work_.shape.kv_heads);
+    select_.q_len = static_cast<int32_t>(work_.shape.q_tokens);
+    select_.k_len = static_cast<int32_t>(work_.shape.tokens);
+    select_.scores = score_.scores;
+    sets_.indices.resize(static_cast<size_t>(sets_.num_sets * work_.shape.tokens));
+    select_.selected.indices = sets_.indices.data();
+    select_.selected.kept = &sets_.kept;
+    select_.selected.num_sets = sets_.num_sets;
+    select_.selected.set_stride = work_.shape.tokens;
+    give_workspace(tsp_select_workspace, select_);
+  }
+
+  tsp_context_t* ctx_;
+  bench::Workload& work_;
+  tsp_prefill_params_t choice_;
+  tsp_attend_params_t dense_, sparse_{};
+  tsp_score_params_t score_;
+  tsp_select_params_t select_{};
+  Buffer scores_;
+  bench::Sets sets_;
+  int32_t prefill_kept_ = 0;
+  std::vector<Buffer> workspaces_;
+};
+
+double rms_difference(const float* a, const float* b, int64_t count) {
+  double difference = 0, size = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double d = double{a[i]} - b[i];
+    difference += d * d;
+    size += double{b[i]} * b[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+class Runner {
+ public:
+  Runner(const BenchOptions& options, BenchReport& report) : options_(options), report_(report) {}
+
+  void run() {
+    const std::vector<std::string> isas =
+        options_.isas.empty() ? std::vector<std::string>{""} : options_.isas;
+    for (const std::string& isa : isas) {
+      for (const int32_t threads : options_.threads) {
+        BackendOptions backend = options_.backend;
+        backend.isa = isa;
+        backend.threads = threads;
+        ctx_ = open_context(backend);
+        floor_ = bench::measure_floor(tsp_context_isa(ctx_.get()), tsp_context_threads(ctx_.get()));
+        report_.floor(floor_);
+        run_shapes();
+        check_quiet();
+      }
+    }
+  }
+
+ private:
+  /// A peak that moved says that others used the machine meanwhile.
+  void check_quiet() {
+    const double now = bench::measure_f32_gflops(floor_.isa, floor_.threads);
+    if (std::abs(now / floor_.f32_gflops - 1) <= kQuietTolerance) return;
+    char sentence[160];
+    std::snprintf(sentence, sizeof sentence,
+                  "the machine was not quiet: its f32 peak with %d threads was %.0f GFLOP/s "
+                  "before and %.0f after",
+                  floor_.threads, floor_.f32_gflops, now);
+    report_.note(sentence);
+  }
+
+  void run_shapes() {
+    for (const int64_t dim : options_.dims) {
+      for (const std::string& dtype : options_.dtypes) {
+        for (const int64_t tokens : options_.tokens) {
+          const int64_t queries = options_.q_tokens == 0 ? tokens : options_.q_tokens;
+          bench::Workload work({tokens, queries, options_.heads, options_.kv_heads, dim,
+                                dtype_of(dtype), dtype_of(options_.q_dtype)});
+          for (const std::string& precision : options_.precisions) run_choices(work, precision);
+        }
+      }
+    }
+  }
+
+  void run_choices(bench::Workload& work, const std::string& precision) {
+    const std::vector<double> keeps =
+        options_.keeps.empty() || options_.op == "score" ? std::vector<double>{0} : options_.keeps;
+    for (const double keep : keeps) {
+      tsp_prefill_params_t choice = options_.params;
+      choice.keep = static_cast<float>(keep);
+      choice.precision = precision == "bf16" ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
+      report_.row(measure(work, choice));
+    }
+  }
+
+  BenchRow measure(bench::Workload& work, const tsp_prefill_params_t& choice) {
+    const bench::Shape& s = work.shape;
+    Ops ops(ctx_.get(), work, choice);
+    const bool chooses = options_.op == "select" || options_.op == "prefill" ||
+                         (options_.op == "attend" && choice.keep > 0);
+    if (chooses) ops.choose();
+    BenchRow row = describe(s, choice);
+    if (chooses) row.kept = static_cast<double>(ops.sets().kept) / static_cast<double>(s.tokens);
+    count_work(row, ops, choice, chooses);
+
+    std::vector<bench::Contestant> contestants{[&] { return time_op(ops, chooses); }};
+    const bool has_dense = wants("dense") && (options_.op != "attend" || chooses);
+    if (has_dense) contestants.push_back([&] { return bench::seconds_of([&] { ops.dense(); }); });
+    const auto ggml = llama_cpp_peer(work);
+    if (ggml) contestants.push_back([&] { return ggml->run(); });
+    const std::vector<bench::Spread> spreads = bench::measure_in_turn(contestants, options_.budget);
+
+    row.time = spreads[0];
+    const bench::Work dense = bench::attend_work(s, nullptr, 0);
+    if (has_dense) row.peers.push_back({"dense", peer_json(spreads[1], dense)});
+    if (ggml) {
+      row.peers.push_back({"llama.cpp", peer_json(spreads.back(), dense)});
+      row.peers.back().result["rms_difference"] = difference(ops, *ggml, work, choice);
+    }
+    if (wants("torch")) add_torch(row, dense);
+    return row;
+  }
+
+  BenchRow describe(const bench::Shape& s, const tsp_prefill_params_t& choice) const {
+    BenchRow row;
+    row.op = options_.op;
+    row.backend = tsp_context_backend(ctx_.get());
+    row.isa = tsp_context_isa(ctx_.get());
+    row.dtype = s.kv_dtype == TSP_F32 ? "f32" : s.kv_dtype == TSP_F16 ? "f16" : "bf16";
+    row.q_dtype = options_.q_dtype;
+    row.precision = choice.precision == TSP_PRECISION_BF16 ? "bf16" : "f32";
+    row.share = kShareNames[choice.share];
+    row.shape = s;
+    row.threads = tsp_context_threads(ctx_.get());
+    return row;
+  }
+
+  void count_work(BenchRow& row, const Ops& ops, const tsp_prefill_params_t& choice,
+                  bool chooses) const {
+    const auto precision = static_cast<tsp_precision_t>(choice.precision);
+    const auto add = [&](const bench::Work& work, tsp_precision_t arithmetic) {
+      row.work = row.work + work;
+      row.floor_s += floor_.seconds(work, arithmetic);
+    };
+    const int64_t band = choice.dropped == TSP_DROPPED_LOCAL ? choice.band : 0;
+    if (row.op == "score" || row.op == "prefill") {
+      add(bench::score_work(row.shape, choice.window), TSP_PRECISION_F32);
+    }
+    if (row.op == "select" || row.op == "prefill") {
+      add(bench::select_work(row.shape, choice.window, ops.sets().num_sets, ops.sets().kept),
+          TSP_PRECISION_F32);
+    }
+    if (row.op == "attend" || row.op == "prefill") {
+      add(bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr, band), precision);
+    }
+  }
+
+  double time_op(Ops& ops, bool chooses) const {
+    return bench::seconds_of([&] {
+      if (options_.op == "score") {
+        ops.score();
+      } else if (options_.op == "select") {
+        ops.select();
+      } else if (options_.op == "prefill") {
+        ops.prefill();
+      } else {
+        chooses ? ops.sparse() : ops.dense();
+      }
+    });
+  }
+
+  bool wants(const std::string& peer) const {
+    if (options_.peers.empty()) return peer != "torch";
+    return std::find(options_.peers.begin(), options_.peers.end(), peer) != options_.peers.end();
+  }
+
+  std::unique_ptr<bench::GgmlPeer> llama_cpp_peer(const bench::Workload& work) {
+    if (!wants("llama.cpp") || options_.op == "score" || options_.op == "select") return nullptr;
+    auto peer = bench::GgmlPeer::create(work, floor_.threads, options_.micro_batch);
+    if (!peer && !options_.peers.empty()) {
+      report_.note(llama_description() == nullptr
+                       ? "no llama.cpp beside it: this build was made without it"
+                       : "no llama.cpp beside it: its kernel takes f32 queries (--q-dtype)");
+    }
+    return peer;
+  }
+
+  /// Ours and llama.cpp's answers to the same question; a fast wrong kernel must not win.
+  double difference(Ops& ops, const bench::GgmlPeer& ggml, const bench::Workload& work,
+                    const tsp_prefill_params_t& choice) const {
+    ops.dense();
+    const int64_t count = work.shape.q_tokens * work.shape.heads * work.shape.dim;
+    const double rms = rms_difference(static_cast<const float*>(work.out.data), ggml.out(), count);
+    const double most = choice.precision == TSP_PRECISION_BF16 ? 2e-2 : 2e-3;
+    if (!(rms <= most)) {
+      throw Failure("attend and llama.cpp's kernel must agree to " + std::to_string(most) +
+                    " relative RMS, got " + std::to_string(rms));
+    }
+    return rms;
+  }
+
+  static nlohmann::json peer_json(const bench::Spread& time, const bench::Work& work) {
+    return {{"median_s", time.median},
+            {"spread", spread_json(time)},
+            {"gflops", work.flops / time.median / 1e9}};
+  }
+
+  void add_torch(BenchRow& row, const bench::Work& dense) {
+    std::string why;
+    const std::string text = bench::run_torch_peer(row.shape, row.precision == "bf16", row.threads,
+                                                   options_.budget, &why);
+    nlohmann::json result = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!result.is_object() || !result.contains("median_s")) {
+      report_.note(why.empty() ? "no torch beside it: its script printed no result" : why);
+      return;
+    }
+    result["gflops"] = dense.flops / result["median_s"].get<double>() / 1e9;
+    row.peers.push_back({"torch", std::move(result)});
+  }
+
+  const BenchOptions& options_;
+  BenchReport& report_;
+  tokensparse::Context ctx_;
+  bench::Floor floor_;
+};
+
+/// q, k, v, out, scores and lists, with twice that for workspace and llama.cpp's mask.
+double needed_bytes(const BenchOptions& o, int64_t tokens, int64_t dim) {
+  const int64_t queries = o.q_tokens == 0 ? tokens : o.q_tokens;
+  const double rows =
+      8.0 * static_cast<double>(dim) * static_cast<double>(queries * o.heads + tokens * o.kv_heads);
+  return 3 * (rows + 8.0 * static_cast<double>(tokens * o.heads)) +
+         2.0 * static_cast<double>(tokens * o.micro_batch);
+}
+
+void check_options(const BenchOptions& o) {
+  if (o.heads % o.kv_heads != 0) {
+    throw Failure("--heads: must be a multiple of --kv-heads (" + std::to_string(o.kv_heads) +
+                      "), got " + std::to_string(o.heads),
+                  kExitUsage);
+  }
+  const double memory =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  for (const int64_t tokens : o.tokens) {
+    if (o.q_tokens > tokens) {
+      throw Failure("--q-tokens: must be at most --tokens (" + std::to_string(tokens) + "), got " +
+                        std::to_string(o.q_tokens),
+                    kExitUsage);
+    }
+    for (const int64_t dim : o.dims) {
+      if (needed_bytes(o, tokens, dim) > 0.9 * memory) {
+        throw Failure("--tokens: " + std::to_string(tokens) + " needs about " +
+                      std::to_string(static_cast<int64_t>(needed_bytes(o, tokens, dim) / 1e9)) +
+                      " GB of memory, and this machine has " +
+                      std::to_string(static_cast<int64_t>(memory / 1e9)));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run_bench(const BenchOptions& options, BenchReport& report) {
+  check_options(options);
+  Runner(options, report).run();
+  report.finish();
+}
+
+}  // namespace tsp::cli
