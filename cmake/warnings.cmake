@@ -6,7 +6,7 @@ function(tsp_target_defaults target)
     $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Woverloaded-virtual>)
   if(TOKENSPARSE_SANITIZE)
     target_compile_options(${target} PRIVATE
-      $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${TOKENSPARSE_SANITIZE} -fno-sanitize-recover=all
+      $<$<COMPILE_LANGUAGE:C,CXX>:-O1 -fsanitize=${TOKENSPARSE_SANITIZE} -fno-sanitize-recover=all
         -fno-omit-frame-pointer>)
     target_link_options(${target} PRIVATE -fsanitize=${TOKENSPARSE_SANITIZE})
   endif()
