@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Serves GGML_OP_FLASH_ATTN_EXT nodes with tokensparse. Whoever sees the nodes of a graph (an eval
 // callback, a backend) asks check() and then either calls serve() or leaves the node to ggml.
-// Of ggml it reads struct ggml_tensor alone and calls no function, so that it works in a plugin
-// too.
+// Of ggml it reads structs alone and calls no function by name, so that it works in a plugin too.
 #pragma once
 
 #include <array>
@@ -11,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "adapters/ggml/row_groups.h"
+#include "ggml.h"
 #include "tokensparse/tokensparse.h"
-
-struct ggml_tensor;
 
 namespace tsp::ggml_adapter {
 
@@ -27,12 +26,11 @@ enum class Refusal {
   kSinks,
   kSoftCap,
   kAlibi,
-  kStreams,
   kNoMask,
   kMaskNotReady,
-  kNotFirstKey,
-  kNotPrefix,
+  kMask,
   kLayout,
+  kMemory,
   kLibrary,
   kCount,
 };
@@ -47,6 +45,12 @@ struct Options {
   std::vector<bool> sparse_layers;
   /// Query rows below which a node is ggml's: packing K and V pays off over many rows only.
   int32_t min_rows = 64;
+  /// Whether everything before a node is computed when check() sees it (a backend) or only the
+  /// inputs of the graph are there (a callback).
+  bool inputs_computed = false;
+  /// ggml_get_type_traits, to read quantised caches with; null leaves those nodes to ggml.
+  const ggml_type_traits* (*type_traits)(ggml_type) = nullptr;
+  size_t max_bytes = SIZE_MAX;  // of memory that a server may hold
 };
 
 /// What happened in one layer since reset_stats().
@@ -64,13 +68,18 @@ struct LayerStats {
 /// none.
 int32_t layer_of(const ggml_tensor& node);
 
+/// Whether a node can be served, going by shapes, types and strides: no data is read.
+[[nodiscard]] Refusal refusal_of_shape(const ggml_tensor& node, const Options& options);
+
 class AttentionServer {
  public:
   /// `ctx` outlives the server, which uses it from the thread that calls serve().
   AttentionServer(tsp_context_t* ctx, Options options);
 
   /// Whether serve() would take this node, going by shapes, types and strides: no data is read.
-  [[nodiscard]] Refusal check_shape(const ggml_tensor& node) const;
+  [[nodiscard]] Refusal check_shape(const ggml_tensor& node) const {
+    return refusal_of_shape(node, options_);
+  }
   /// check_shape(), then the mask, whose data must be there; counts a refusal. q, k and v may still
   /// be waiting to be computed. Memory for serve() is allocated here.
   [[nodiscard]] Refusal check(const ggml_tensor& node);
@@ -82,24 +91,41 @@ class AttentionServer {
   const std::vector<LayerStats>& layers() const { return layers_; }
   const LayerStats& no_layer() const { return no_layer_; }
   void reset_stats();
-  size_t workspace_bytes() const { return workspace_bytes_; }
+  /// Of memory that the server holds between nodes.
+  size_t bytes() const { return workspace_.bytes + dequantised_.bytes; }
 
  private:
+  /// Rows of one sequence, served in one call.
+  struct Piece {
+    int64_t stream = 0;
+    RowGroup rows;
+    std::array<int32_t, 2> q_offsets{}, k_offsets{};  // a batch of this one
+  };
+  struct Free {
+    void operator()(void* memory) const;
+  };
+  struct Memory {
+    std::unique_ptr<void, Free> data;
+    size_t bytes = 0;
+  };
+
+  Refusal judge(const ggml_tensor& node);
+  Refusal find_pieces(const ggml_tensor& node);
+  Refusal reserve_for(const ggml_tensor& node);
+  bool reserve(Memory& memory, size_t bytes);
+  bool dequantises(const ggml_tensor& node) const;
+  void dequantise(const ggml_tensor& node, int64_t stream);
   LayerStats& stats_of(const ggml_tensor& node);
-  tsp_prefill_params_t params_of(const ggml_tensor& node, int32_t k_len) const;
-  bool reserve(size_t bytes);
+  tsp_prefill_params_t params_of(const ggml_tensor& node, const Piece& piece) const;
 
   tsp_context_t* ctx_;
   Options options_;
   std::vector<LayerStats> layers_;
   LayerStats no_layer_;
-  struct Free {
-    void operator()(void* memory) const;
-  };
-  std::unique_ptr<void, Free> workspace_;
-  size_t workspace_bytes_ = 0;
+  Memory workspace_;
+  Memory dequantised_;                    // K and V of one stream, f32 [n_kv, heads, dim] each
   const ggml_tensor* checked_ = nullptr;  // the node that check() saw last ...
-  int32_t checked_k_len_ = 0;             // ... and its true number of keys
+  std::vector<Piece> pieces_;             // ... and its sequences
 };
 
 }  // namespace tsp::ggml_adapter

@@ -20,7 +20,9 @@ void log_errors(ggml_log_level level, const char* text, void*) {
 }  // namespace
 
 Engine::Engine(const std::string& path, const Options& options, NodeCallback callback)
-    : callback_(std::move(callback)), positions_(static_cast<size_t>(options.sequences), 0) {
+    : callback_(std::move(callback)),
+      positions_(static_cast<size_t>(options.sequences), 0),
+      embeddings_(options.embeddings) {
   llama_log_set(log_errors, nullptr);
   llama_backend_init();
   llama_model_params model_params = llama_model_default_params();
@@ -34,9 +36,11 @@ Engine::Engine(const std::string& path, const Options& options, NodeCallback cal
   params.n_seq_max = static_cast<uint32_t>(options.sequences);
   params.kv_unified = options.unified;
   params.n_threads = params.n_threads_batch = options.threads;
-  params.flash_attn_type =
-      options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.flash_attn_type = options.flash_attention;
   params.type_k = params.type_v = options.cache_type;
+  if (options.value_cache_type != GGML_TYPE_COUNT) params.type_v = options.value_cache_type;
+  params.embeddings = options.embeddings;
+  if (options.embeddings) params.pooling_type = LLAMA_POOLING_TYPE_NONE;
   if (callback_) {
     params.cb_eval = on_node;
     params.cb_eval_user_data = &callback_;
@@ -72,6 +76,10 @@ std::vector<float> Engine::decode(const std::vector<std::vector<llama_token>>& s
   const int32_t last = batch.n_tokens - 1;
   llama_batch_free(batch);
   if (status != 0) throw std::runtime_error("llama_decode returned " + std::to_string(status));
+  if (embeddings_) {
+    const float* embedding = llama_get_embeddings_ith(context_, last);
+    return {embedding, embedding + llama_model_n_embd(model_)};
+  }
   const float* logits = llama_get_logits_ith(context_, last);
   return {logits, logits + llama_vocab_n_tokens(vocab())};
 }

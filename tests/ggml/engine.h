@@ -21,9 +21,11 @@ class Engine {
     int32_t ubatch = 512;
     int32_t sequences = 1;
     bool unified = true;
-    bool flash_attention = true;
+    llama_flash_attn_type flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     int32_t threads = 2;
     ggml_type cache_type = GGML_TYPE_F16;
+    ggml_type value_cache_type = GGML_TYPE_COUNT;  // of V; COUNT = as cache_type
+    bool embeddings = false;
   };
   /// Throws std::runtime_error. `callback` may be empty.
   Engine(const std::string& path, const Options& options, NodeCallback callback);
@@ -39,12 +41,16 @@ class Engine {
   }
   const llama_vocab* vocab() const { return llama_model_get_vocab(model_); }
   const llama_model* model() const { return model_; }
+  llama_context* context() { return context_; }
+  /// The position of the next token of a sequence.
+  int32_t& position(int32_t sequence) { return positions_[static_cast<size_t>(sequence)]; }
 
  private:
   NodeCallback callback_;
   llama_model* model_ = nullptr;
   llama_context* context_ = nullptr;
   std::vector<int32_t> positions_;
+  bool embeddings_;
 };
 
 /// Pseudo-random tokens of the tiny model's bytes.
