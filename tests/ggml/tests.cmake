@@ -13,3 +13,16 @@ tsp_test(adapter_test SOURCES ggml/adapter_test.cc
          LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
 # Threads of ggml that wait for each other at full speed take minutes on a machine that is shared.
 set_tests_properties(adapter_test PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
+
+# Programs that load the plugin: they link ggml statically and export it (ENABLE_EXPORTS).
+add_library(tsp_plugin_host STATIC ggml/plugin_host.cc)
+target_link_libraries(tsp_plugin_host PUBLIC tsp_tiny_model GTest::gtest ${CMAKE_DL_LIBS})
+target_compile_definitions(tsp_plugin_host PUBLIC TSP_PLUGIN="$<TARGET_FILE:ggml_tokensparse>")
+tsp_target_defaults(tsp_plugin_host)
+add_dependencies(tsp_plugin_host ggml_tokensparse)
+foreach(test plugin_test plugin_load_test)
+  tsp_test(${test} SOURCES ggml/${test}.cc LIBRARIES tsp_plugin_host ggml_tokensparse_parts
+           LABELS plugin)
+  set_target_properties(${test} PROPERTIES ENABLE_EXPORTS ON)
+  set_tests_properties(${test} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
+endforeach()

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+#include "adapters/ggml/plugin/node_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+namespace tsp::ggml_plugin {
+
+using ggml_adapter::AttentionServer;
+using ggml_adapter::LayerStats;
+using ggml_adapter::Refusal;
+
+ggml_adapter::Options attention_options(const Settings& settings, const Host& host) {
+  constexpr size_t kMaxLayers = 4096;
+  ggml_adapter::Options options;
+  options.op = settings.op;
+  options.min_rows = settings.min_rows;
+  options.inputs_computed = true;
+  options.type_traits = host.ggml_get_type_traits;
+  options.max_bytes = settings.memory_bytes;
+  if (settings.all_layers_sparse) options.sparse_layers.assign(kMaxLayers, true);
+  for (const int32_t layer : settings.sparse_layers) {
+    const auto index = static_cast<size_t>(layer);
+    if (index >= options.sparse_layers.size()) options.sparse_layers.resize(index + 1);
+    options.sparse_layers[index] = true;
+  }
+  return options;
+}
+
+std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings& settings,
+                                               Ledger& ledger, std::string& why) {
+  std::unique_ptr<NodeRunner> runner(new NodeRunner(host, settings, ledger));
+  if (!runner->cpu_.ok()) {
+    why = "the host has no CPU backend";
+    return nullptr;
+  }
+  tsp_context_options_t options;
+  tsp_context_options_init(&options, sizeof options);
+  options.num_threads = 1;  // the host says how many before each graph
+  options.parallel = CpuBackend::parallel;
+  options.parallel_user = &runner->cpu_;
+  if (tsp_context_create(&options, &runner->ctx_) != TSP_OK) {
+    why = tsp_last_error();
+    return nullptr;
+  }
+  runner->server_ =
+      std::make_unique<AttentionServer>(runner->ctx_, attention_options(settings, host));
+  runner->set_threads(1);
+  return runner;
+}
+
+NodeRunner::NodeRunner(const Host& host, const Settings& settings, Ledger& ledger)
+    : settings_(settings), ledger_(ledger), cpu_(host) {}
+
+NodeRunner::~NodeRunner() { tsp_context_destroy(ctx_); }
+
+void NodeRunner::set_threads(int32_t num_threads) {
+  const int32_t wanted = settings_.threads > 0 ? settings_.threads : std::max(1, num_threads);
+  cpu_.set_threads(wanted);
+  (void)tsp_context_set_threads(ctx_, wanted);  // 1 or more: cannot fail
+}
+
+bool NodeRunner::compute(ggml_tensor& node) {
+  try {
+    return compute_or_throw(node);
+  } catch (const std::bad_alloc&) {  // beside our own memory, which has a limit
+    return cpu_.compute(node);
+  }
+}
+
+bool NodeRunner::compute_or_throw(ggml_tensor& node) {
+  Totals totals;
+  if (serve(node)) {
+    if (settings_.verify) {
+      totals.worst_error = difference_from_ggml(node);
+      totals.verified = 1;
+    }
+    report(totals);
+    return true;
+  }
+  report(totals);
+  return cpu_.compute(node);
+}
+
+bool NodeRunner::serve(ggml_tensor& node) {
+  if (server_->check(node) != Refusal::kNone) return false;
+  if (server_->serve(node) == TSP_OK) return true;
+  if (!complained_) {
+    log_line(std::string("a node is left to ggml: ") + tsp_last_error());
+    complained_ = true;
+  }
+  return false;
+}
+
+double NodeRunner::difference_from_ggml(ggml_tensor& node) {
+  auto* data = static_cast<float*>(node.data);
+  const auto count = static_cast<size_t>(node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3]);
+  ours_.assign(data, data + count);
+  double error = INFINITY;
+  if (cpu_.compute(node)) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < count; ++i) {
+      difference += (double{ours_[i]} - data[i]) * (double{ours_[i]} - data[i]);
+      norm += double{data[i]} * data[i];
+    }
+    error = std::sqrt(difference / std::max(norm, 1e-30));
+    if (std::isnan(error)) error = INFINITY;
+  }
+  std::copy(ours_.begin(), ours_.end(), data);
+  return error;
+}
+
+void NodeRunner::report(Totals totals) {
+  const auto add = [&totals](const LayerStats& stats) {
+    totals.served += stats.served;
+    totals.rows += stats.served_rows;
+    totals.sparse += stats.sparse;
+    totals.keys += stats.keys;
+    totals.kept += stats.kept;
+    totals.seconds += stats.seconds;
+    for (size_t i = 0; i < stats.refused.size(); ++i) totals.by_ggml[i] += stats.refused[i];
+  };
+  add(server_->no_layer());
+  for (const LayerStats& layer : server_->layers()) add(layer);
+  server_->reset_stats();
+  totals.memory_bytes = server_->bytes() + ours_.capacity() * sizeof(float);
+  ledger_.add(totals);
+}
+
+}  // namespace tsp::ggml_plugin

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+// Computes the nodes that a context of the host gives to the plugin: with tokensparse where the
+// data allows it, else in ggml's own kernel. One per context.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "adapters/ggml/attention_node.h"
+#include "adapters/ggml/plugin/cpu_backend.h"
+#include "adapters/ggml/plugin/host.h"
+#include "adapters/ggml/plugin/ledger.h"
+#include "adapters/ggml/plugin/settings.h"
+
+namespace tsp::ggml_plugin {
+
+/// What the adapter is told, from what the user said.
+ggml_adapter::Options attention_options(const Settings& settings, const Host& host);
+
+class NodeRunner {
+ public:
+  /// Null when the host has no CPU backend or the library cannot run here; `why` says so.
+  static std::unique_ptr<NodeRunner> create(const Host& host, const Settings& settings,
+                                            Ledger& ledger, std::string& why);
+  ~NodeRunner();
+  NodeRunner(const NodeRunner&) = delete;
+  NodeRunner& operator=(const NodeRunner&) = delete;
+
+  void set_threads(int32_t num_threads);
+  /// False when neither we nor ggml could compute it.
+  [[nodiscard]] bool compute(ggml_tensor& node);
+
+ private:
+  NodeRunner(const Host& host, const Settings& settings, Ledger& ledger);
+  bool compute_or_throw(ggml_tensor& node);
+  bool serve(ggml_tensor& node);
+  double difference_from_ggml(ggml_tensor& node);
+  void report(Totals totals);
+
+  const Settings settings_;
+  Ledger& ledger_;
+  CpuBackend cpu_;
+  tsp_context_t* ctx_ = nullptr;
+  std::unique_ptr<ggml_adapter::AttentionServer> server_;
+  std::vector<float> ours_;  // while verifying
+  bool complained_ = false;
+};
+
+}  // namespace tsp::ggml_plugin

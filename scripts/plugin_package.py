@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""One greedy answer of a Python package with llama.cpp in it; scripts/plugin-check runs this.
+
+usage: plugin_package.py llama_cpp|xllamacpp MODEL PLUGIN|- PROMPT. Prints one line of JSON."""
+
+import ctypes
+import json
+import os
+import pathlib
+import sys
+
+package, model, plugin, prompt = sys.argv[1:]
+threads = os.cpu_count()
+
+
+def load_plugin(library: str) -> str:
+    ggml = ctypes.CDLL(library)
+    ggml.ggml_version.restype = ctypes.c_char_p
+    if plugin != "-":
+        # [load]
+        ggml.ggml_backend_load.restype = ctypes.c_void_p
+        ggml.ggml_backend_load.argtypes = [ctypes.c_char_p]
+        ggml.ggml_backend_load(plugin.encode())
+        # [/load]
+    return ggml.ggml_version().decode()
+
+
+if package == "llama_cpp":
+    import llama_cpp
+
+    version = load_plugin(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml.so"))
+    llama = llama_cpp.Llama(
+        model, n_ctx=4096, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
+    )
+    text = llama(prompt, max_tokens=12, temperature=0)["choices"][0]["text"]
+    llama.close()
+else:
+    import xllamacpp
+
+    version = load_plugin(xllamacpp.xllamacpp.__file__)
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.n_ctx = 4096
+    params.n_parallel = 1
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.warmup = False
+    server = xllamacpp.Server(params)
+    answer = server.handle_completions({"prompt": prompt, "max_tokens": 12, "temperature": 0})
+    text = answer["choices"][0]["text"]
+    del server
+print(json.dumps({"text": text, "ggml": version}), flush=True)

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT
+// When and into what the plugin is loaded, and what it is told: it never takes the host down.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "adapters/ggml/plugin/host.h"
+#include "adapters/ggml/plugin/settings.h"
+#include "ggml-backend.h"
+#include "tests/ggml/plugin_host.h"
+
+namespace tsp::test {
+namespace {
+
+using ggml_plugin::Settings;
+using Variables = LoadedPlugin::Variables;
+
+int64_t threads_of_this_process() {
+  using Iterator = std::filesystem::directory_iterator;
+  return std::distance(Iterator("/proc/self/task"), Iterator());
+}
+
+int64_t open_files_of_this_process() {
+  using Iterator = std::filesystem::directory_iterator;
+  return std::distance(Iterator("/proc/self/fd"), Iterator());
+}
+
+size_t accelerators() {
+  size_t count = 0;
+  for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+    count += ggml_backend_dev_type(ggml_backend_dev_get(i)) == GGML_BACKEND_DEVICE_TYPE_ACCEL;
+  }
+  return count;
+}
+
+TEST(PluginLoad, TwiceIsOnce) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  ASSERT_NE(plugin.backend(), nullptr);
+  EXPECT_EQ(ggml_backend_load(TSP_PLUGIN), plugin.backend());
+  EXPECT_EQ(accelerators(), 1u);
+  Engine(model.path(), {}, {}).decode(random_tokens(100, 1));
+  EXPECT_EQ(plugin.served(), 3);
+}
+
+TEST(PluginLoad, ASecondCopyOfTheFileIsRefused) {
+  const LoadedPlugin plugin;
+  const auto copy = std::filesystem::temp_directory_path() /
+                    ("tokensparse-copy-" + std::to_string(::getpid()) + ".so");
+  std::filesystem::copy_file(TSP_PLUGIN, copy);
+  EXPECT_EQ(ggml_backend_load(copy.c_str()), nullptr);
+  EXPECT_EQ(accelerators(), 1u);
+  std::filesystem::remove(copy);
+}
+
+TEST(PluginLoad, AfterTheModel) {
+  const ModelFile model({});
+  Engine before(model.path(), {}, {});
+  const LoadedPlugin plugin;
+  before.decode(random_tokens(100, 1));
+  EXPECT_EQ(plugin.served(), 0) << "a context keeps the backends it was made with";
+  Engine(model.path(), {}, {}).decode(random_tokens(100, 1));
+  EXPECT_EQ(plugin.served(), 3);
+}
+
+TEST(PluginLoad, UnloadedWithContextsAlive) {
+  const ModelFile model({});
+  LoadedPlugin plugin;
+  Engine engine(model.path(), {}, {});
+  engine.decode(random_tokens(100, 1));
+  plugin.unload();
+  EXPECT_EQ(accelerators(), 0u);
+  engine.decode(random_tokens(100, 2));
+  EXPECT_EQ(plugin.served(), 6) << "the context still has its backend";
+  LoadedPlugin again(Variables{{"TOKENSPARSE_MIN_ROWS", "128"}});
+  engine.decode(random_tokens(100, 3));
+  Engine(model.path(), {}, {}).decode(random_tokens(100, 3));
+  EXPECT_EQ(again.served(), 3) << "the old context as it was made, a new one with 128 rows";
+}
+
+TEST(PluginLoad, DisabledIsNotThere) {
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_DISABLE", "1"}});
+  EXPECT_EQ(plugin.backend(), nullptr);
+  EXPECT_EQ(accelerators(), 0u);
+}
+
+TEST(PluginLoad, RunsOnThreadsOfTheHost) {
+  const ModelFile model({});
+  const auto tokens = random_tokens(300, 1);
+  { Engine(model.path(), {.threads = 3}, {}).decode(tokens); }  // ggml's threads start
+  const int64_t threads = threads_of_this_process();
+  const LoadedPlugin plugin;
+  std::vector<std::vector<float>> logits;
+  for (const int32_t count : {1, 2, 3}) {
+    logits.push_back(Engine(model.path(), {.threads = count}, {}).decode(tokens));
+  }
+  EXPECT_EQ(plugin.served(), 3 * 3);
+  EXPECT_EQ(threads_of_this_process(), threads);
+  EXPECT_EQ(logits[0], logits[1]) << "same bits, whatever the number of threads";
+  EXPECT_EQ(logits[0], logits[2]);
+}
+
+TEST(PluginLoad, LeaksNothing) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  Engine engine(model.path(), {.sequences = 2}, {});
+  engine.decode(random_tokens(100, 0));
+  const int64_t threads = threads_of_this_process(), files = open_files_of_this_process();
+  const std::string before = plugin.summary();
+  for (uint32_t request = 0; request < 200; ++request) {
+    llama_memory_clear(llama_get_memory(engine.context()), true);
+    engine.position(0) = engine.position(1) = 0;
+    engine.decode({random_tokens(70 + request % 30, request), random_tokens(64, request)});
+  }
+  EXPECT_EQ(plugin.served(), 201 * 3) << plugin.summary();
+  EXPECT_EQ(threads_of_this_process(), threads);
+  EXPECT_EQ(open_files_of_this_process(), files);
+}
+
+// ---- what it is told ----
+
+Settings settings_of(const std::vector<std::pair<std::string, std::string>>& variables) {
+  return ggml_plugin::read_settings([&](const char* name) -> const char* {
+    for (const auto& [key, value] : variables) {
+      if (key == name) return value.c_str();
+    }
+    return nullptr;
+  });
+}
+
+TEST(PluginSettings, ExactByDefault) {
+  const Settings settings = settings_of({});
+  EXPECT_FALSE(settings.sparse());
+  EXPECT_TRUE(settings.warnings.empty());
+  EXPECT_FALSE(settings.disabled);
+}
+
+TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
+  const auto expect_one = [](const char* name, const char* value, const char* rule) {
+    const Settings settings = settings_of({{name, value}});
+    ASSERT_EQ(settings.warnings.size(), 1u) << name << "=" << value;
+    EXPECT_NE(settings.warnings[0].find(name), std::string::npos) << settings.warnings[0];
+    EXPECT_NE(settings.warnings[0].find(rule), std::string::npos) << settings.warnings[0];
+    EXPECT_FALSE(settings.sparse());
+    EXPECT_EQ(settings.min_rows, 64);
+  };
+  expect_one("TOKENSPARSE_COVERAGE", "2", "between 0 and 0.9999999, got 2");
+  expect_one("TOKENSPARSE_COVERAGE", "nan", "between 0 and");
+  expect_one("TOKENSPARSE_COVERAGE", "0,1", "between 0 and");
+  expect_one("TOKENSPARSE_SHARE", "token", "one of head, kv_group, layer, got token");
+  expect_one("TOKENSPARSE_THREADS", "-1", "an integer between 0 and 1024");
+  expect_one("TOKENSPARSE_THREADS", "1.5", "an integer");
+  expect_one("TOKENSPARSE_POOL", "4", "odd");
+  expect_one("TOKENSPARSE_MIN_ROWS", "1", "between 2 and");
+  expect_one("TOKENSPARSE_SPARSE_LAYERS", "7-3", "layers like 4,6-9");
+  expect_one("TOKENSPARSE_SPARSE_LAYERS", "1,99999999999999999999", "below 4096");
+  expect_one("TOKENSPARSE_PROFILE", "/no/such/file", "cannot read /no/such/file");
+  expect_one("TOKENSPARSE_PROFILE", "/dev/null", "not a layer profile");
+  expect_one("TOKENSPARSE_PROFILE", "/", "cannot read /");
+  expect_one("TOKENSPARSE_CONFIG", "/", "cannot read /");
+  expect_one("TOKENSPARSE_CONFIG", "/no/such/file", "cannot read /no/such/file");
+  expect_one("TOKENSPARSE_DISABLE", "yes", "one of 0, 1");
+  expect_one("TOKENSPARSE_LINEAR", "onednn", "left to ggml");
+}
+
+TEST(PluginSettings, SparseNeedsLayers) {
+  const Settings without = settings_of({{"TOKENSPARSE_COVERAGE", "0.01"}});
+  EXPECT_FALSE(without.sparse());
+  EXPECT_EQ(without.warnings.size(), 1u);
+  const Settings with =
+      settings_of({{"TOKENSPARSE_COVERAGE", "0.01"}, {"TOKENSPARSE_SPARSE_LAYERS", "9,4-6,5"}});
+  EXPECT_TRUE(with.sparse());
+  EXPECT_EQ(with.sparse_layers, (std::vector<int32_t>{4, 5, 6, 9}));
+  EXPECT_TRUE(with.warnings.empty());
+}
+
+class TextFile {
+ public:
+  explicit TextFile(const std::string& text)
+      : path_(std::filesystem::temp_directory_path() /
+              ("tokensparse-settings-" + std::to_string(::getpid()))) {
+    std::ofstream(path_) << text;
+  }
+  ~TextFile() { std::filesystem::remove(path_); }
+  std::string path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+TEST(PluginSettings, TheEnvironmentGoesBeforeTheFile) {
+  const TextFile file("# comment\n coverage = 0.02 # more\nshare=layer\n\nsparse_layers = 2-3\n");
+  const Settings settings =
+      settings_of({{"TOKENSPARSE_CONFIG", file.path()}, {"TOKENSPARSE_SHARE", "kv_group"}});
+  EXPECT_TRUE(settings.warnings.empty());
+  EXPECT_FLOAT_EQ(settings.op.coverage, 0.02f);
+  EXPECT_EQ(settings.op.share, TSP_SHARE_KV_GROUP);
+  EXPECT_EQ(settings.sparse_layers, (std::vector<int32_t>{2, 3}));
+}
+
+TEST(PluginSettings, LinesOfTheFileThatMeanNothing) {
+  const TextFile file("coverage 0.02\ncolour = red\nband = 0\n");
+  const Settings settings = settings_of({{"TOKENSPARSE_CONFIG", file.path()}});
+  ASSERT_EQ(settings.warnings.size(), 3u);
+  EXPECT_NE(settings.warnings[0].find(":1: expected `name = value`"), std::string::npos);
+  EXPECT_NE(settings.warnings[1].find(":2: no setting named colour"), std::string::npos);
+  EXPECT_NE(settings.warnings[2].find("band in "), std::string::npos);
+}
+
+TEST(PluginSettings, AProfileNamesTheLayers) {
+  const TextFile file(
+      R"({"format": "tokensparse layer profile 1", "layers": 24, "sparse_layers": [5, 3]})");
+  const Settings settings =
+      settings_of({{"TOKENSPARSE_PROFILE", file.path()}, {"TOKENSPARSE_KEEP", "0.5"}});
+  EXPECT_TRUE(settings.sparse());
+  EXPECT_EQ(settings.sparse_layers, (std::vector<int32_t>{3, 5}));
+  EXPECT_EQ(settings.profile_layers, 24);
+  const TextFile damaged(R"({"format": "tokensparse layer profile 1", "sparse_layers": [-1]})");
+  EXPECT_EQ(settings_of({{"TOKENSPARSE_PROFILE", damaged.path()}}).warnings.size(), 1u);
+}
+
+// ---- into what it is loaded ----
+
+TEST(PluginHost, KnowsWhatItWasComparedWith) {
+  EXPECT_TRUE(ggml_plugin::is_known_version("0.25.3"));
+  EXPECT_TRUE(ggml_plugin::is_known_version("0.26.0"));
+  EXPECT_FALSE(ggml_plugin::is_known_version("0.9.11"));
+  EXPECT_FALSE(ggml_plugin::is_known_version("0.250.1"));
+  EXPECT_FALSE(ggml_plugin::is_known_version("1.25.3"));
+  EXPECT_FALSE(ggml_plugin::is_known_version(""));
+}
+
+/// This program's ggml, found as the plugin finds it.
+ggml_plugin::Host this_host() {
+  ggml_plugin::Host host;
+  EXPECT_EQ(ggml_plugin::find_host(reinterpret_cast<const void*>(&this_host), host), "");
+  return host;
+}
+
+TEST(PluginHost, ThisOneFits) { EXPECT_EQ(ggml_plugin::tensor_layout_fault(this_host()), ""); }
+
+TEST(PluginHost, OthersDoNot) {
+  ggml_plugin::Host renumbered = this_host(), larger = this_host(), moved = this_host();
+  renumbered.ggml_op_name = [](ggml_op op) {
+    return ggml_op_name(static_cast<ggml_op>(static_cast<int>(op) + (op == GGML_OP_NONE ? 0 : 1)));
+  };
+  larger.ggml_tensor_overhead = [] { return sizeof(ggml_tensor) + 40; };
+  moved.ggml_get_name = [](const ggml_tensor* tensor) -> const char* { return tensor->name + 8; };
+  EXPECT_NE(ggml_plugin::tensor_layout_fault(renumbered), "");
+  EXPECT_NE(ggml_plugin::tensor_layout_fault(larger), "");
+  EXPECT_NE(ggml_plugin::tensor_layout_fault(moved), "");
+}
+
+TEST(PluginHost, AModuleWithoutGgmlIsNamed) {
+  ggml_plugin::Host host;
+  const std::string fault =
+      ggml_plugin::find_host(reinterpret_cast<const void*>(&std::strlen), host);
+  EXPECT_NE(fault.find("does not export ggml_"), std::string::npos) << fault;
+}
+
+}  // namespace
+}  // namespace tsp::test

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT
+// The plugin inside llama.cpp, on tiny random models, through what a batch can look like. Each node
+// that it serves is compared with ggml's own kernel on the same inputs, and the logits with those
+// of a run without it.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "tests/ggml/plugin_host.h"
+
+namespace tsp::test {
+namespace {
+
+using Tokens = std::vector<llama_token>;
+using Sequences = std::vector<Tokens>;
+using Variables = LoadedPlugin::Variables;
+
+constexpr double kSameNode = 1e-3;    // ggml adds up in f16; ours is f32
+constexpr double kSameLogits = 3e-3;  // what that becomes after three layers
+constexpr const char* kNothingLeft = "none of prefill size";
+
+/// What `use` returns with the plugin and without: logits.
+template <typename Use>
+void expect_same_logits(const std::string& model, const Engine::Options& options, Use&& use) {
+  std::vector<float> stock;
+  {
+    // Contexts find the plugin in ggml's registry; this one must not.
+    ggml_backend_reg_t plugin = ggml_backend_reg_by_name("tokensparse");
+    ASSERT_NE(plugin, nullptr);
+    ggml_backend_unload(plugin);
+    Engine engine(model, options, {});
+    stock = use(engine);
+    ggml_backend_register(plugin);
+  }
+  Engine engine(model, options, {});
+  const std::vector<float> ours = use(engine);
+  EXPECT_LT(relative_rms(ours, stock), kSameLogits);
+}
+
+TEST(Plugin, ServesAPromptInChunks) {
+  const ModelFile model({.heads = 6, .kv_heads = 2, .head_dim = 64});
+  const LoadedPlugin plugin;
+  expect_same_logits(model.path(), {.ubatch = 256},
+                     [](Engine& engine) { return engine.decode(random_tokens(700, 1)); });
+  EXPECT_EQ(plugin.served(), 3 * 3) << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+  EXPECT_EQ(plugin.left_to_ggml(), kNothingLeft);
+}
+
+TEST(Plugin, LeavesDecodingAndSpeculativeChunksToTheHost) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  Engine engine(model.path(), {}, {});
+  engine.decode(random_tokens(200, 1));
+  for (const int32_t count : {1, 8, 16, 63, 1}) engine.decode(random_tokens(count, 2));
+  EXPECT_EQ(plugin.served(), 3) << plugin.summary();
+  engine.decode(random_tokens(64, 3));
+  EXPECT_EQ(plugin.served(), 6) << plugin.summary();
+}
+
+TEST(Plugin, SequencesThatShareACache) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const auto use = [](Engine& engine) {
+    engine.decode(Sequences{random_tokens(150, 1), random_tokens(90, 2), random_tokens(200, 3)});
+    return engine.decode(
+        Sequences{random_tokens(1, 4), random_tokens(100, 5), random_tokens(70, 6)});
+  };
+  expect_same_logits(model.path(), {.sequences = 3}, use);
+  EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+  EXPECT_EQ(plugin.left_to_ggml(), kNothingLeft);
+}
+
+TEST(Plugin, SequencesWithACacheEach) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const auto use = [](Engine& engine) {
+    return engine.decode(Sequences{random_tokens(150, 1), random_tokens(150, 2)});
+  };
+  expect_same_logits(model.path(), {.sequences = 2, .unified = false}, use);
+  EXPECT_GT(plugin.served(), 0) << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+}
+
+TEST(Plugin, AReusedPrefix) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const auto use = [](Engine& engine) {
+    engine.decode(random_tokens(300, 1));
+    llama_memory_seq_rm(llama_get_memory(engine.context()), 0, 200, -1);
+    engine.position(0) = 200;
+    return engine.decode(random_tokens(150, 2));
+  };
+  expect_same_logits(model.path(), {}, use);
+  EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+}
+
+TEST(Plugin, ACacheWithHoles) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const auto use = [](Engine& engine) {
+    engine.decode(random_tokens(400, 1));
+    llama_memory_seq_rm(llama_get_memory(engine.context()), 0, 50, 130);
+    llama_memory_seq_rm(llama_get_memory(engine.context()), 0, 200, 210);
+    engine.decode(random_tokens(70, 2));
+    return engine.decode(random_tokens(100, 3));
+  };
+  expect_same_logits(model.path(), {}, use);
+  EXPECT_EQ(plugin.served(), 3 * 3) << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+  EXPECT_EQ(plugin.left_to_ggml(), kNothingLeft);
+}
+
+TEST(Plugin, AShiftedContext) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const auto use = [](Engine& engine) {
+    engine.decode(random_tokens(400, 1));
+    llama_memory_t memory = llama_get_memory(engine.context());
+    llama_memory_seq_rm(memory, 0, 10, 110);
+    llama_memory_seq_add(memory, 0, 110, -1, -100);
+    engine.position(0) = 300;
+    return engine.decode(random_tokens(128, 2));
+  };
+  expect_same_logits(model.path(), {}, use);
+  EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+}
+
+TEST(Plugin, LayersWithASlidingWindowRunInGgml) {
+  const ModelFile model({.arch = "gemma3", .layers = 4, .sliding_window = 128});
+  const LoadedPlugin plugin;
+  expect_same_logits(model.path(), {},
+                     [](Engine& engine) { return engine.decode(random_tokens(600, 1)); });
+  EXPECT_EQ(plugin.served(), 2 * 2) << plugin.summary();  // two chunks of two layers
+  EXPECT_NE(plugin.left_to_ggml().find("4 for a mask of another kind"), std::string::npos)
+      << plugin.summary();
+  EXPECT_LT(plugin.largest_difference(), kSameNode);
+}
+
+TEST(Plugin, EmbeddingsWithoutACausalMaskRunInGgml) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const auto use = [](Engine& engine) {
+    llama_set_causal_attn(engine.context(), false);
+    return engine.decode(random_tokens(200, 1));
+  };
+  expect_same_logits(model.path(), {.embeddings = true}, use);
+  EXPECT_EQ(plugin.served(), 0) << plugin.summary();
+  EXPECT_NE(plugin.left_to_ggml().find("3 for a mask of another kind"), std::string::npos)
+      << plugin.summary();
+}
+
+TEST(Plugin, ASoftCapIsNotTaken) {
+  const ModelFile model({.arch = "gemma2", .layers = 2});
+  const LoadedPlugin plugin;
+  expect_same_logits(model.path(), {},
+                     [](Engine& engine) { return engine.decode(random_tokens(200, 1)); });
+  EXPECT_EQ(plugin.served(), 0) << plugin.summary();
+}
+
+TEST(Plugin, QuantisedCaches) {
+  const ModelFile model({});
+  struct Types {
+    ggml_type k, v;
+    double tolerance;  // ggml quantises q as well before it multiplies
+  };
+  for (const Types& types :
+       {Types{GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, 2e-2}, Types{GGML_TYPE_Q4_0, GGML_TYPE_Q4_0, 2e-2},
+        Types{GGML_TYPE_Q8_0, GGML_TYPE_F16, 2e-2}, Types{GGML_TYPE_BF16, GGML_TYPE_BF16, 2e-2}}) {
+    const LoadedPlugin plugin;
+    Engine engine(model.path(), {.cache_type = types.k, .value_cache_type = types.v}, {});
+    engine.decode(random_tokens(300, 1));
+    EXPECT_EQ(plugin.served(), 3) << plugin.summary();
+    EXPECT_LT(plugin.largest_difference(), types.tolerance) << ggml_type_name(types.k);
+  }
+}
+
+TEST(Plugin, FlashAttentionAutoStaysOn) {
+  const ModelFile model({});
+  for (const int32_t sequences : {1, 4, 64, 100}) {
+    const LoadedPlugin plugin;
+    Engine engine(model.path(),
+                  {.sequences = sequences, .flash_attention = LLAMA_FLASH_ATTN_TYPE_AUTO}, {});
+    engine.decode(random_tokens(200, 1));
+    EXPECT_EQ(plugin.served(), 3) << sequences << " sequences: " << plugin.summary();
+    EXPECT_LT(plugin.largest_difference(), kSameNode);
+  }
+}
+
+TEST(Plugin, SparseLayersLeaveTokensOut) {
+  const ModelFile model({});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                      {"TOKENSPARSE_MIN_TOKENS", "64"},
+                                      {"TOKENSPARSE_SHARE", "kv_group"},
+                                      {"TOKENSPARSE_SPARSE_LAYERS", "1"}});
+  Engine engine(model.path(), {.ubatch = 1024}, {});
+  const auto logits = engine.decode(random_tokens(1000, 1));
+  for (const float logit : logits) ASSERT_TRUE(std::isfinite(logit));
+  EXPECT_EQ(plugin.served(), 3);
+  EXPECT_EQ(plugin.sparse(), 1) << plugin.summary();
+  EXPECT_GT(plugin.largest_difference(), 0.05) << "half the tokens are gone";
+}
+
+TEST(Plugin, DecodingRowsBesideASparsePromptAreExact) {
+  const ModelFile model({.layers = 1});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                      {"TOKENSPARSE_MIN_TOKENS", "64"},
+                                      {"TOKENSPARSE_SPARSE_LAYERS", "all"}});
+  const auto use = [](Engine& engine) {
+    engine.decode(Sequences{random_tokens(60, 1), random_tokens(63, 2)});
+    return engine.decode(Sequences{random_tokens(300, 3), random_tokens(1, 4)});  // the last row
+  };
+  expect_same_logits(model.path(), {.sequences = 2}, use);
+  EXPECT_EQ(plugin.sparse(), 1) << plugin.summary();
+}
+
+TEST(Plugin, MemoryHasALimit) {
+  const ModelFile model({});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_MEMORY", "1"}});
+  const auto use = [](Engine& engine) { return engine.decode(random_tokens(2000, 1)); };
+  expect_same_logits(model.path(), {.ubatch = 2048, .cache_type = GGML_TYPE_Q8_0}, use);
+  EXPECT_NE(plugin.left_to_ggml().find("3 for the limit on memory"), std::string::npos)
+      << plugin.summary();
+}
+
+}  // namespace
+}  // namespace tsp::test
