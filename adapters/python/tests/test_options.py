@@ -12,7 +12,7 @@ from tokensparse.options import Options, default_backend, default_threads
 def test_defaults_are_exact():
     assert not any(Options().is_sparse(layer, 24) for layer in range(24))
     assert Options().asdict() == {}
-    assert Options().prefill_arguments(sparse=True)["coverage"] == 0
+    assert Options().prefill_arguments(True, "float32")["coverage"] == 0
 
 
 def test_layers():
@@ -21,7 +21,8 @@ def test_layers():
     assert [every.is_sparse(i, 4) for i in range(4)] == [False, True, True, False]
     listed = Options(keep=0.5, sparse_layers=[0])
     assert [listed.is_sparse(i, 2) for i in range(2)] == [True, False]
-    assert listed.prefill_arguments(sparse=False) == {"precision": "f32", "coverage": 0.0}
+    assert listed.prefill_arguments(False, "float32") == {"precision": "f32", "coverage": 0.0}
+    assert listed.prefill_arguments(True, "torch.bfloat16")["precision"] == "bf16"
 
 
 def test_round_trip_through_a_model_config():

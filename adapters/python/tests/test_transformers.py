@@ -87,6 +87,16 @@ def test_whole_prompt(model, floor):
     assert all(r.served == 1 and r.kept_share == 1 and not r.stock for r in report)
 
 
+def test_bfloat16_is_as_good_as_stock(model):
+    model.set_attn_implementation("sdpa")
+    exact = model(tokens()).logits
+    half = make().bfloat16()
+    found, stock, report = both(half, lambda: half(tokens()).logits.float())
+    assert report[0].served == 1
+    ours, theirs = (found - exact).square().mean(), (stock - exact).square().mean()
+    assert ours <= 1.5 * theirs
+
+
 def test_chunks_through_a_cache(model, floor):
     def run():
         cache = transformers.DynamicCache(config=model.config)

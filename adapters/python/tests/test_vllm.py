@@ -90,11 +90,36 @@ def engine(model, tmp_path, environment=None, **request):
     return json.loads(done.stdout.strip().splitlines()[-1]), done.stdout + done.stderr
 
 
-def test_engine(model, tmp_path):
-    stock, _ = engine(model, tmp_path, {"TOKENSPARSE_DISABLE": "1"})
-    assert stock["reports"] == [[]]
+SPARSE = {
+    "TOKENSPARSE_MIN_TOKENS": "32",
+    "TOKENSPARSE_WINDOW": "32",
+    "TOKENSPARSE_SPARSE_LAYERS": "1-2",
+    "TOKENSPARSE_SHARE": "kv_group",
+}
+RANKS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
-    exact, _ = engine(model, tmp_path)
+
+@pytest.fixture(scope="module")
+def runs(model, tmp_path_factory):
+    """The same prompts through five engines; their starts are most of the time, so two at once."""
+    requests = {
+        "stock": ({"TOKENSPARSE_DISABLE": "1"}, {}),
+        "exact": ({}, {}),
+        "coverage": ({"TOKENSPARSE_COVERAGE": "0.3", **SPARSE}, {}),
+        "keep": ({"TOKENSPARSE_KEEP": "0.5", **SPARSE}, {}),
+        "keep on 2 ranks": ({"TOKENSPARSE_KEEP": "0.5", **SPARSE, **RANKS}, {"ranks": 2}),
+    }
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        started = {
+            name: pool.submit(engine, model, tmp_path_factory.mktemp("run"), environment, **request)
+            for name, (environment, request) in requests.items()
+        }
+        return {name: run.result() for name, run in started.items()}
+
+
+def test_exact_equals_stock(runs):
+    stock, exact = runs["stock"][0], runs["exact"][0]
+    assert stock["reports"] == [[]]
     assert exact["outputs"] == stock["outputs"]
     [layers] = exact["reports"]
     assert [r["layer"] for r in layers] == [0, 1, 2, 3]
@@ -103,22 +128,24 @@ def test_engine(model, tmp_path):
         # Prompts of more than 64 tokens are ours, in steps of at most 256; decode is not.
         assert layer["served"] >= 10 and layer["stock"]["short calls and decode"] > 10
 
-    sparse, log = engine(
-        model,
-        tmp_path,
-        {
-            "TOKENSPARSE_COVERAGE": "0.3",
-            "TOKENSPARSE_MIN_TOKENS": "32",
-            "TOKENSPARSE_WINDOW": "32",
-            "TOKENSPARSE_SPARSE_LAYERS": "1-2",
-            "TOKENSPARSE_SHARE": "kv_group",
-        },
-    )
-    [layers] = sparse["reports"]
+
+def test_sparse_reports_its_kept_share(runs):
+    found, log = runs["coverage"]
+    [layers] = found["reports"]
     assert [r["sparse"] for r in layers] == [False, True, True, False]
     assert layers[0]["kept_share"] == 1 and 0.1 < layers[1]["kept_share"] < 0.95
     assert "tokensparse: kept " in log
-    assert sparse["outputs"] != stock["outputs"]
+    assert found["outputs"] != runs["stock"][0]["outputs"]
+
+
+def test_two_ranks_equal_one(runs):
+    # With a fixed share to keep, the sets do not depend on how the heads are spread.
+    one, two = runs["keep"][0], runs["keep on 2 ranks"][0]
+    assert len(two["reports"]) == 2
+    for rank in two["reports"]:
+        shares = [layer["kept_share"] for layer in rank]
+        assert shares == [layer["kept_share"] for layer in one["reports"][0]]
+    assert two["outputs"] == one["outputs"]
 
 
 def post(port, prompt):

@@ -74,7 +74,7 @@ class Options:
       share: who owns a set of kept tokens: "head", "kv_group" or "layer".
       window, pool, min_tokens: the vote, see `tokensparse.prefill`.
       dropped, band: what a dropped query row gets.
-      precision: "f32" or "bf16" products (CPU).
+      precision: of the products on the CPU: "f32", "bf16", or "auto": that of the tensors.
       min_query: calls with fewer query rows go to the stock kernel.
     """
 
@@ -87,7 +87,7 @@ class Options:
     min_tokens: int = 1024
     dropped: str = "zero"
     band: int = 256
-    precision: str = "f32"
+    precision: str = "auto"
     min_query: int = 65
 
     def __post_init__(self) -> None:
@@ -103,7 +103,8 @@ class Options:
         self._check("min_tokens", self.min_tokens >= 0, ">= 0")
         self._check("band", self.band >= 1, ">= 1")
         self._check("min_query", self.min_query >= 2, ">= 2")
-        for name, allowed in (("share", SHARES), ("dropped", DROPPED), ("precision", PRECISIONS)):
+        precisions = ("auto", *PRECISIONS)
+        for name, allowed in (("share", SHARES), ("dropped", DROPPED), ("precision", precisions)):
             self._check(name, getattr(self, name) in allowed, "one of " + ", ".join(allowed))
 
     def _check(self, name: str, holds: bool, rule: str) -> None:
@@ -118,9 +119,12 @@ class Options:
             return layer in self.sparse_layers
         return layer > 0 and (num_layers is None or layer < num_layers - 1)
 
-    def prefill_arguments(self, sparse: bool) -> dict[str, Any]:
-        """Keyword arguments of `tokensparse.prefill` for a layer."""
-        arguments: dict[str, Any] = {"precision": self.precision}
+    def prefill_arguments(self, sparse: bool, dtype: str) -> dict[str, Any]:
+        """Keyword arguments of `tokensparse.prefill` for a layer whose q has this dtype."""
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if dtype.endswith("bfloat16") else "f32"
+        arguments: dict[str, Any] = {"precision": precision}
         if not sparse:
             return {**arguments, "coverage": 0.0}
         for name in ("coverage", "keep", "share", "window", "pool", "min_tokens"):

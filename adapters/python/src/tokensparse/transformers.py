@@ -329,7 +329,7 @@ def _serve(
     config = getattr(module, "config", None)
     options = _options(config)
     sparse = options.is_sparse(seen.layer, getattr(config, "num_hidden_layers", None))
-    arguments = options.prefill_arguments(sparse)
+    arguments = options.prefill_arguments(sparse, str(query.dtype))
     batch, heads, q_len, dim = query.shape
     out = query.new_empty((batch, q_len, heads, dim))
     for row, (first, past, offset) in enumerate(spans):

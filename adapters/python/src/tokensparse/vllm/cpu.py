@@ -122,7 +122,7 @@ class CPUImpl(CPUAttentionBackendImpl):
             return stock(
                 query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
             )
-        report = self.tokensparse.named(layer.layer_name)
+        report = self.tokensparse.named(layer.layer_name, query.dtype)
         options = self.tokensparse.options
         reason = "short calls and decode"
         step: Step | None = None

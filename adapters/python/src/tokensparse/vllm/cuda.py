@@ -103,7 +103,7 @@ class CUDAImpl(FlashAttentionImpl):
         stock = functools.partial(super().forward, layer)
         step = None
         if attn_metadata is not None and output_scale is None and output_block_scale is None:
-            report = self.tokensparse.named(layer.layer_name)
+            report = self.tokensparse.named(layer.layer_name, query.dtype)
             step = self._step(attn_metadata, query, kv_cache)
         if step is None or not step.ours:
             if attn_metadata is not None:

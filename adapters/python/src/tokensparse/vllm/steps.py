@@ -82,13 +82,13 @@ class Layer:
         self.arguments: dict[str, Any] = {}
         self.sparse = False
 
-    def named(self, name: str) -> LayerReport:
-        """The report of the layer, whose name only the first call tells."""
+    def named(self, name: str, dtype: torch.dtype) -> LayerReport:
+        """The report of the layer, whose name and dtype only the first call tells."""
         if self.report is None:
             found = re.search(r"layers\.(\d+)\.", name) or re.search(r"(\d+)", name)
             index = int(found.group(1)) if found else 0
             self.sparse = self.options.is_sparse(index, self.num_layers)
-            self.arguments = self.options.prefill_arguments(self.sparse)
+            self.arguments = self.options.prefill_arguments(self.sparse, str(dtype))
             self.report = _reports.setdefault(name, LayerReport(index))
         return self.report
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""Time to first token in transformers: the stock kernel, ours exact, ours sparse, in one process.
+
+usage: ttft_transformers.py MODEL --tokens 4096 8192 [--device cuda] [--repeat 3] ...
+MODEL is a folder, or `random` for Qwen2.5-0.5B's shape with random weights. Modes take turns, the
+median of the rounds counts; ratios are against stock. One line of JSON a length.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+import transformers
+
+import tokensparse.transformers as ts
+
+QWEN_05B = dict(
+    vocab_size=151936,
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    max_position_embeddings=32768,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+)
+
+
+def load(name, dtype, device):
+    if name == "random":
+        torch.manual_seed(1)
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(
+                transformers.Qwen2Config(**QWEN_05B), dtype=dtype
+            )
+    else:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+    return model.eval()
+
+
+def first_token(model, ids):
+    if ids.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    token = model(ids, logits_to_keep=1, use_cache=True).logits.argmax(-1)
+    token.item()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--text", help="file to take the prompt from; random tokens without it")
+    parser.add_argument("--coverage", type=float, default=0.01)
+    parser.add_argument("--keep", type=float, default=None)
+    parser.add_argument("--share", default="kv_group")
+    parser.add_argument("--sparse-layers", default="7-15,18,21-22")
+    options = parser.parse_args()
+    model = load(options.model, getattr(torch, options.dtype), options.device)
+    text = None
+    if options.text:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+        with open(options.text, encoding="utf-8") as file:
+            text = tokenizer(file.read(), return_tensors="pt").input_ids
+    modes = {
+        "stock": ("sdpa", ts.Options()),
+        "exact": (ts.NAME, ts.Options()),
+        "sparse": (
+            ts.NAME,
+            ts.Options(
+                coverage=options.coverage,
+                keep=options.keep,
+                share=options.share,
+                sparse_layers=options.sparse_layers,
+            ),
+        ),
+    }
+    for length in options.tokens:
+        if text is None:
+            ids = torch.randint(1, 50000, (1, length), generator=torch.Generator().manual_seed(1))
+        else:
+            ids = text[:, :length]
+        ids = ids.to(options.device)
+        times, kept = {name: [] for name in modes}, None
+        for turn in range(options.warmup + options.repeat):
+            for name, (implementation, settings) in modes.items():
+                model.set_attn_implementation(implementation)
+                ts.configure(model, settings)
+                ts.report(model, reset=True)
+                with torch.no_grad():
+                    seconds = first_token(model, ids)
+                if turn >= options.warmup:
+                    times[name].append(seconds)
+                if name == "sparse":
+                    kept = ts.report(model).kept_share
+        median = {name: statistics.median(found) for name, found in times.items()}
+        result = {
+            "tokens": ids.shape[1],
+            "device": torch.cuda.get_device_name() if ids.is_cuda else "cpu",
+            "dtype": options.dtype,
+            "seconds": {name: round(value, 4) for name, value in median.items()},
+            "spread": {n: round(max(t) / min(t) - 1, 3) for n, t in times.items()},
+            "exact_speedup": round(median["stock"] / median["exact"], 3),
+            "sparse_speedup": round(median["stock"] / median["sparse"], 3),
+            "kept_share": kept,
+        }
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
