@@ -11,7 +11,7 @@
 #include <numeric>
 
 #include "cli/llama_session.h"
-#include "cli/options.h"
+#include "cli/openmp_threads.h"
 #include "cli/output_file.h"
 #include "cli/verbs.h"
 #include "ggml.h"
@@ -109,7 +109,7 @@ LayerProfile measure_profile(const Model& model, const std::string& text, int32_
     throw Failure("a profile needs a text of at least 256 tokens, got " +
                   std::to_string(tokens.size()));
   }
-  const tokensparse::Context ctx = open_context({TSP_BACKEND_CPU, "", threads});
+  const tokensparse::Context ctx = open_on_openmp("", threads);
   ggml_adapter::Options exact;
   tsp_prefill_params_init(&exact.op, sizeof exact.op);
   ggml_adapter::AttentionServer server(ctx.get(), exact);

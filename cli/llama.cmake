@@ -2,8 +2,11 @@
 # The verbs that run models, in a library of their own so that tests reach their parts.
 add_library(tokensparse_cli_llama STATIC
   interrupt.cc layer_profile.cc llama_model.cc llama_session.cc node_timer.cc
+  openmp_threads.cc
   peak_memory.cc profile.cc progress.cc
   run.cc run_report.cc)
 target_link_libraries(tokensparse_cli_llama PUBLIC tokensparse_cli_core tokensparse_ggml tsp_llama)
 tsp_target_defaults(tokensparse_cli_llama)
 target_link_libraries(tokensparse_cli PRIVATE tokensparse_cli_llama)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+target_link_libraries(tokensparse_cli_llama PRIVATE OpenMP::OpenMP_CXX)

@@ -10,6 +10,7 @@
 #include "cli/interrupt.h"
 #include "cli/layer_profile.h"
 #include "cli/llama_session.h"
+#include "cli/openmp_threads.h"
 #include "cli/options.h"
 #include "cli/peak_memory.h"
 #include "cli/run_report.h"
@@ -151,7 +152,7 @@ class Runner {
     adapter.op = options_.op;
     adapter.sparse_layers.resize(static_cast<size_t>(model_.num_layers()));
     for (const int32_t layer : sparse) adapter.sparse_layers[static_cast<size_t>(layer)] = true;
-    const tokensparse::Context ctx = open_context({TSP_BACKEND_CPU, options_.isa, threads_});
+    const tokensparse::Context ctx = open_on_openmp(options_.isa, threads_);
     ggml_adapter::AttentionServer server(ctx.get(), adapter);
     VariantResult result =
         run(name, {context_, std::min(options_.ubatch, context_), threads_}, &server);
