@@ -162,8 +162,8 @@ void write_profile(const LayerProfile& profile, const Model& model, const std::s
 }
 
 bool read_profile(const std::string& path, const Model& model, LayerProfile& profile) {
+  if (!std::filesystem::is_regular_file(path)) return false;
   std::ifstream file(path);
-  if (!file) return false;
   const nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
   const auto damaged = [&](const char* what) {
     return Failure(path + " is not a layer profile: " + what + "; `tokensparse profile` makes one");

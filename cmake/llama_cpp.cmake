@@ -15,8 +15,9 @@ function(tsp_add_llama_cpp)
     set(LLAMA_BUILD_${option} OFF)
   endforeach()
   set(LLAMA_ALL_WARNINGS OFF)
-  set(LLAMA_BUILD_NUMBER 0)  # theirs would be our commit's
+  set(LLAMA_BUILD_NUMBER 0)
   set(LLAMA_BUILD_COMMIT unknown)
+  set(GIT_EXECUTABLE true)  # its source is no repository, and the commit of ours is not theirs
   set(GGML_NATIVE ON)
   set(GGML_CCACHE OFF)  # cmake/ccache.cmake has set it up
   foreach(language C CXX)

@@ -57,10 +57,12 @@ Engine::~Engine() {
   llama_model_free(model_);
 }
 
-std::vector<float> Engine::decode(const std::vector<std::vector<llama_token>>& sequences) {
+std::vector<float> Engine::decode(const std::vector<std::vector<llama_token>>& sequences,
+                                  int32_t outputs) {
   size_t count = 0;
   for (const auto& tokens : sequences) count += tokens.size();
-  llama_batch batch = llama_batch_init(static_cast<int32_t>(count), 0, 1);
+  const auto length = static_cast<int32_t>(count);
+  llama_batch batch = llama_batch_init(length, 0, 1);
   for (size_t seq = 0; seq < sequences.size(); ++seq) {
     for (const llama_token token : sequences[seq]) {
       const int32_t i = batch.n_tokens++;
@@ -68,20 +70,20 @@ std::vector<float> Engine::decode(const std::vector<std::vector<llama_token>>& s
       batch.pos[i] = positions_[seq]++;
       batch.n_seq_id[i] = 1;
       batch.seq_id[i][0] = static_cast<llama_seq_id>(seq);
-      batch.logits[i] = 0;
+      batch.logits[i] = i >= length - outputs;
     }
   }
-  batch.logits[batch.n_tokens - 1] = 1;
   const int32_t status = llama_decode(context_, batch);
-  const int32_t last = batch.n_tokens - 1;
   llama_batch_free(batch);
   if (status != 0) throw std::runtime_error("llama_decode returned " + std::to_string(status));
-  if (embeddings_) {
-    const float* embedding = llama_get_embeddings_ith(context_, last);
-    return {embedding, embedding + llama_model_n_embd(model_)};
+  std::vector<float> rows;
+  for (int32_t i = length - outputs; i < length; ++i) {
+    const float* row =
+        embeddings_ ? llama_get_embeddings_ith(context_, i) : llama_get_logits_ith(context_, i);
+    const int32_t size = embeddings_ ? llama_model_n_embd(model_) : llama_vocab_n_tokens(vocab());
+    rows.insert(rows.end(), row, row + size);
   }
-  const float* logits = llama_get_logits_ith(context_, last);
-  return {logits, logits + llama_vocab_n_tokens(vocab())};
+  return rows;
 }
 
 std::vector<llama_token> random_tokens(int32_t count, uint32_t seed) {

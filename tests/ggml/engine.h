@@ -34,10 +34,11 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Runs the tokens as the next ones of each of the sequences (all in one batch) and returns the
-  /// logits after the last token of the last sequence.
-  std::vector<float> decode(const std::vector<std::vector<llama_token>>& sequences);
-  std::vector<float> decode(const std::vector<llama_token>& tokens) {
-    return decode(std::vector<std::vector<llama_token>>{tokens});
+  /// logits after each of the last `outputs` tokens of the batch.
+  std::vector<float> decode(const std::vector<std::vector<llama_token>>& sequences,
+                            int32_t outputs = 1);
+  std::vector<float> decode(const std::vector<llama_token>& tokens, int32_t outputs = 1) {
+    return decode(std::vector<std::vector<llama_token>>{tokens}, outputs);
   }
   const llama_vocab* vocab() const { return llama_model_get_vocab(model_); }
   const llama_model* model() const { return model_; }

@@ -11,8 +11,23 @@ tsp_test(attention_node_test SOURCES ggml/attention_node_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(adapter_test SOURCES ggml/adapter_test.cc
          LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
+set(slow_waiting adapter_test)
+
+if(TOKENSPARSE_BUILD_CLI)
+  add_executable(write_tiny_model ggml/write_tiny_model.cc)
+  target_link_libraries(write_tiny_model PRIVATE tsp_tiny_model)
+  tsp_target_defaults(write_tiny_model)
+  tsp_script_test(run_test ggml/run_test.py LABELS llama)
+  set_property(TEST run_test APPEND PROPERTY ENVIRONMENT
+               WRITE_TINY_MODEL=$<TARGET_FILE:write_tiny_model>)
+  tsp_test(model_test SOURCES ggml/model_test.cc
+           LIBRARIES tokensparse_cli_llama tsp_tiny_model LABELS model TIMEOUT 900)
+  target_compile_definitions(model_test PRIVATE TSP_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  list(APPEND slow_waiting run_test model_test)
+endif()
+
 # Threads of ggml that wait for each other at full speed take minutes on a machine that is shared.
-set_tests_properties(adapter_test PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
+set_property(TEST ${slow_waiting} APPEND PROPERTY ENVIRONMENT OMP_WAIT_POLICY=passive)
 
 # Programs that load the plugin: they link ggml statically and export it (ENABLE_EXPORTS).
 add_library(tsp_plugin_host STATIC ggml/plugin_host.cc)

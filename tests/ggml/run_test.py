@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""`run` and `profile` as a user runs them, on tiny random models, and every way to get them wrong.
+
+usage: TOKENSPARSE=the/program WRITE_TINY_MODEL=its/writer python3 run_test.py"""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+PROGRAM = os.environ["TOKENSPARSE"]
+TEXT = "The quick brown fox jumps over the lazy dog, and nobody knows why it does. " * 20
+
+
+def write_model(path, *arguments):
+    subprocess.run([os.environ["WRITE_TINY_MODEL"], path, *map(str, arguments)], check=True)
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [PROGRAM, *map(str, arguments)], capture_output=True, timeout=120, **options
+    )
+
+
+class WithModel(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.models = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(cls.models.cleanup)
+        cls.tiny = Path(cls.models.name) / "tiny.gguf"
+        write_model(cls.tiny, "llama", 4096, 6)
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.model = self.folder / "model.gguf"
+        os.link(self.tiny, self.model)
+        self.text = self.folder / "text.txt"
+        self.text.write_text(TEXT)
+
+    def arguments(self, *more, model=None, text=None):
+        return ["run", "-m", model or self.model, "-f", text or self.text, "-p", "Why?", *more]
+
+    def json_of(self, *more):
+        result = run(*self.arguments("-n", 4, "--json", *more))
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        return json.loads(result.stdout)
+
+    def fails(self, pattern, code, *arguments, **options):
+        result = run(*arguments, **options)
+        stderr = result.stderr.decode()
+        self.assertEqual(result.returncode, code, stderr)
+        self.assertEqual(result.stdout, b"")
+        self.assertRegex(stderr, r"\Atokensparse: [^\n]*\n\Z")
+        self.assertRegex(stderr, pattern)
+
+
+class Run(WithModel):
+    KEYS = {"answer", "ttft_s", "attention_s", "decode_tps", "kept"}
+
+    def check_variant(self, variant):
+        self.assertLessEqual(self.KEYS, variant.keys())
+        self.assertIsInstance(variant["answer"], str)
+        self.assertGreater(variant["ttft_s"], variant["attention_s"])
+        self.assertGreater(variant["attention_s"], 0)
+        self.assertGreater(variant["decode_tps"], 0)
+
+    def test_compare_runs_the_three_variants(self):
+        options = ("--keep", 0.5, "--min-tokens", 64, "--sparse-layers", "2-3", "--ubatch", 700)
+        report = self.json_of("--compare", *options)
+        self.assertGreater(report["prompt_tokens"], len(TEXT))  # a token a byte
+        self.assertEqual(report["sparse_layers"], [2, 3])
+        for name in ("stock", "exact", "sparse"):
+            self.check_variant(report[name])
+        self.assertEqual(report["stock"]["kept"], 1)
+        self.assertEqual(report["exact"]["kept"], 1)
+        self.assertAlmostEqual(report["sparse"]["kept"], 0.5, delta=0.01)
+        self.assertEqual(report["exact"]["answer"], report["stock"]["answer"])
+
+    def test_without_compare_runs_one(self):
+        report = self.json_of("--coverage", 0)
+        self.check_variant(report["exact"])
+        self.assertFalse({"stock", "sparse"} & report.keys())
+        report = self.json_of("--sparse-layers", "none")
+        self.assertIn("exact", report)
+        report = self.json_of("--sparse-layers", "1")
+        self.assertFalse({"stock", "exact"} & report.keys())
+
+    def test_verbose_shows_each_layer_and_why_it_was_left_to_ggml(self):
+        gemma = self.folder / "gemma.gguf"
+        write_model(gemma, "gemma3", 4096, 4)  # layers 0 and 2 slide
+        result = run(*self.arguments("-n", 2, "--verbose", "--coverage", 0, model=gemma))
+        self.assertEqual(result.returncode, 0)
+        lines = result.stdout.decode().splitlines()
+        layers = [line for line in lines if line.split()[:1] in (["0"], ["1"], ["2"], ["3"])]
+        self.assertEqual(len(layers), 4)
+        for number, line in enumerate(layers):
+            self.assertEqual("sliding window" in line, number % 2 == 0, line)
+        self.assertIn(b"llama", result.stderr)
+
+    def test_json_comes_alone_and_quiet_means_quiet(self):
+        result = run(*self.arguments("-n", 2, "--coverage", 0))
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        self.assertIn(b"first token", result.stdout)
+
+    def test_reads_any_bytes(self):
+        self.text.write_bytes(bytes(range(256)) * 4 + b"\xff\xfe\xf0\x9f <|im_end|>")
+        self.json_of("--coverage", 0)
+
+    def test_markers_in_the_text_are_text(self):
+        self.text.write_text("a" * 100)
+        plain = self.json_of("--coverage", 0)["prompt_tokens"]
+        self.text.write_text("a" * 90 + "<|im_end|>")
+        self.assertEqual(self.json_of("--coverage", 0)["prompt_tokens"], plain)
+
+    def test_a_short_prompt_is_answered_by_ggml(self):
+        self.text.write_text("Hi")
+        self.assertEqual(self.json_of("--coverage", 0)["exact"]["attention_s"], 0)
+
+    def test_shows_progress_on_a_terminal_only(self):
+        reader, terminal = pty.openpty()
+        with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:
+            arguments = [PROGRAM, *map(str, self.arguments("-n", 2, "--coverage", 0))]
+            subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=terminal, check=True)
+            self.assertRegex(seen.read(65536), rb"exact: reading the prompt: \d+ of \d+ tokens")
+
+
+class Profile(WithModel):
+    def test_run_makes_stores_and_reuses_it(self):
+        stored = Path(str(self.model) + ".tokensparse.json")
+        text = self.json_of()
+        profile = json.loads(stored.read_text())
+        self.assertEqual(text["sparse_layers"], profile["sparse_layers"])
+        self.assertEqual(len(profile["sparse_layers"]), 3)  # half of six
+        self.assertFalse({0, 5} & set(profile["sparse_layers"]))
+        self.assertEqual(len(profile["drift"]), 6)
+        profile["sparse_layers"] = [4]
+        stored.write_text(json.dumps(profile))
+        self.assertEqual(self.json_of()["sparse_layers"], [4])
+
+    def test_the_sparse_layers_drift_least(self):
+        target = self.folder / "profile.json"
+        result = run("profile", "-m", self.model, "-f", self.text, "-o", target, "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        profile = json.loads(target.read_text())
+        self.assertEqual(json.loads(result.stdout), profile)
+        drift = profile["drift"]
+        self.assertIsNone(drift[0])
+        self.assertIsNone(drift[5])
+        highest = max(drift[layer] for layer in profile["sparse_layers"])
+        others = [d for layer, d in enumerate(drift) if layer not in profile["sparse_layers"]]
+        self.assertGreaterEqual(min(d for d in others if d is not None), highest)
+
+    def test_where_it_cannot_be_stored_run_goes_on(self):
+        Path(str(self.model) + ".tokensparse.json").mkdir()  # stops root as well
+        result = run(*self.arguments("-n", 2))
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(result.stderr, rb"\Alayer profile not stored: [^\n]+\n\Z")
+
+    def test_a_damaged_one_is_named(self):
+        stored = Path(str(self.model) + ".tokensparse.json")
+        for text in ("", "{", "[]", '{"format": "tokensparse layer profile 1"}'):
+            stored.write_text(text)
+            self.fails("model.gguf.tokensparse.json is not a layer profile", 1, *self.arguments())
+
+    def test_one_of_another_model_is_made_anew(self):
+        stored = Path(str(self.model) + ".tokensparse.json")
+        self.json_of()
+        profile = json.loads(stored.read_text())
+        stored.write_text(json.dumps({**profile, "model_bytes": 1, "sparse_layers": [1]}))
+        self.assertEqual(self.json_of()["sparse_layers"], profile["sparse_layers"])
+
+    def test_a_short_text_is_refused(self):
+        self.text.write_text("short")
+        target = self.folder / "profile.json"
+        arguments = ("profile", "-m", self.model, "-f", self.text, "-o", target)
+        self.fails("at least 256 tokens, got 5", 1, *arguments)
+        self.fails("/no/where.json: cannot be written", 1, *arguments[:-1], "/no/where.json")
+        self.assertFalse(target.exists())
+
+
+class BadInput(WithModel):
+    def test_files(self):
+        empty = self.folder / "empty"
+        empty.write_bytes(b"")
+        missing = self.folder / "missing"
+        self.fails("missing: No such file", 1, *self.arguments(model=missing))
+        self.fails("empty is not a GGUF file", 1, *self.arguments(model=empty))
+        self.fails("text.txt is not a GGUF file", 1, *self.arguments(model=self.text))
+        self.fails("Is a directory", 1, *self.arguments(model=self.folder))
+        self.fails("missing: No such file", 1, *self.arguments(text=missing))
+        self.fails("empty is empty", 1, *self.arguments(text=empty))
+        self.fails("Is a directory", 1, *self.arguments(text=self.folder))
+
+    def test_a_model_that_is_cut_off(self):
+        whole = self.tiny.read_bytes()
+        cut = self.folder / "cut.gguf"
+        for share in [*range(0, 100, 7), 99.9]:
+            cut.write_bytes(whole[: max(4, int(len(whole) * share / 100))])
+            self.fails(r"cannot load \S+cut.gguf: \w", 1, *self.arguments(model=cut))
+
+    def test_a_model_without_a_layer_to_serve(self):
+        capped = self.folder / "capped.gguf"
+        write_model(capped, "gemma2", 4096, 2)
+        pattern = "no attention layer that tokensparse can serve: logit soft-cap"
+        self.fails(pattern, 1, *self.arguments("--coverage", "0", model=capped))
+
+    def test_a_prompt_longer_than_the_context(self):
+        self.fails("more than the context of 256", 1, *self.arguments("-c", 256))
+        self.text.write_text(TEXT * 10)
+        self.fails("more than the context of 4096, which the model", 1, *self.arguments())
+
+    def test_options(self):
+        for layers in ("x", "1-", "3-2", "6", "1,,2", "-1", "99999999999", ""):
+            arguments = self.arguments(f"--sparse-layers={layers}")
+            self.fails("--sparse-layers", 2, *arguments)
+        self.fails("--ubatch", 2, *self.arguments("--ubatch", 1))
+        self.fails("--coverage", 2, *self.arguments("--coverage", "nan"))
+        self.fails("--share", 2, *self.arguments("--share", "all"))
+        self.fails("-m|--model", 2, "run", "-f", self.text, "-p", "Why?")
+        self.fails("isa", 1, *self.arguments("--isa", "mmx", "--coverage", "0"))
+
+    def test_a_full_disk_for_the_answer(self):
+        with open("/dev/full", "wb") as full:
+            arguments = [PROGRAM, *map(str, self.arguments("-n", 1, "--coverage", 0))]
+            result = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, timeout=120)
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, rb"\Atokensparse: cannot write to stdout[^\n]*\n\Z")
+
+    def test_interrupt_during_prefill(self):
+        model = self.folder / "long.gguf"
+        write_model(model, "llama", 1 << 20, 6)
+        self.text.write_text(TEXT * 200)
+        for more in (["--coverage", "0"], ["--compare"]):  # ours, and ggml's own
+            arguments = self.arguments("--sparse-layers", "1", *more, model=model)
+            process = subprocess.Popen([PROGRAM, *map(str, arguments)], stderr=subprocess.PIPE)
+            time.sleep(3)
+            self.assertIsNone(process.poll(), "ended before it could be interrupted")
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, stderr = process.communicate(timeout=60)
+            self.assertLess(time.monotonic() - start, 5)  # a second on a machine of one's own
+            self.assertEqual((process.returncode, stderr), (130, b"tokensparse: interrupted\n"))
+
+
+if __name__ == "__main__":
+    unittest.main()

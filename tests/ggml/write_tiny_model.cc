@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+// A tiny random GGUF for the tests that start the program.
+// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS]]]
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
+#include "tests/ggml/tiny_model.h"
+
+int main(int argc, char** argv) {
+  if (argc < 2) return 2;
+  tsp::test::TinyModel model;
+  if (argc > 2) model.arch = argv[2];
+  if (argc > 3) model.context = std::atoi(argv[3]);
+  if (argc > 4) model.layers = std::atoi(argv[4]);
+  try {
+    tsp::test::write_tiny_model(model, argv[1]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
