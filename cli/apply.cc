@@ -135,8 +135,8 @@ void print_statistics(const ApplyOptions& options, const tokensparse::Context& c
               shape_text(k.info.shape).c_str(), q.info.dtype.c_str());
   std::printf("kept     %d of %lld tokens (%.1f %%) in each of %d sets\n", result.kept,
               static_cast<long long>(k.view.tokens), 100 * kept_share, result.num_sets);
-  std::printf("time     %.3f s on %s (%s), %d threads\n", result.seconds, context.backend().c_str(),
-              context.isa().c_str(), context.threads());
+  std::printf("time     %.2f ms on %s (%s), %d threads\n", 1e3 * result.seconds,
+              context.backend().c_str(), context.isa().c_str(), context.threads());
   std::printf("written  %s\n", options.out.c_str());
 }
 
