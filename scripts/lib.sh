@@ -39,7 +39,7 @@ need_packages() {
 # The packages that a build needs, and what the tests need besides.
 build_packages=(g++ cmake ninja-build git ca-certificates python3 python3-pip
   nlohmann-json3-dev libcli11-dev libgtest-dev)
-test_packages=(pkg-config clang-format-14)
+test_packages=(pkg-config clang-format-14 python3-venv)
 
 # step TEXT LOG COMMAND... : says what takes a while and how long it took; shows the log's end when
 # it fails.
