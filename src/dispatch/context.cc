@@ -44,6 +44,7 @@ tsp_status_t open(tsp_context_t& ctx, const tsp_context_options_t& options) {
   if (ctx.backend == TSP_BACKEND_CUDA) {
     ctx.device = options.device;
     ctx.stream = options.stream;
+    if (options.isa != nullptr) ctx.isa = options.isa;
 #ifdef TSP_WITH_CUDA
     return cuda_open(ctx);
 #else

@@ -49,7 +49,7 @@ Tensor::Tensor(int32_t dtype, std::vector<int32_t> lens, int64_t heads, int64_t 
       view_.token_stride = heads * dim;
       view_.head_stride = dim;
       view_.block_size = kBlock;
-      view_.block_stride = kBlock * heads * dim + 7;
+      view_.block_stride = kBlock * heads * dim + 8;
       const int32_t longest = *std::max_element(lens.begin(), lens.end());
       view_.table_stride = (longest + kBlock - 1) / kBlock + 1;
       std::vector<int32_t> blocks(static_cast<size_t>(view_.table_stride) * lens.size() + 3);

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// Tiles of our own attention kernel: plain C++, so that g++ tests them.
+#pragma once
+
+#include <cstddef>
+
+namespace tsp::cuda {
+
+constexpr int kAttendWarps = 4;
+constexpr int kAttendThreads = 32 * kAttendWarps;
+constexpr int kAttendTileQ = 128;  // 32 rows a warp: a K or V fragment serves two row tiles
+constexpr int kAttendTileKv = 64;  // S of 32 x 64 and O of 32 x D fit 255 registers
+constexpr int kAttendStages = 2;
+constexpr int kAttendBlocksPerSm = 2;  // one block's softmax runs under the other's products
+constexpr int kNoBand = 0x7fffffff;
+
+/// Shared memory of a block: Q, the stages of K and V, and 32 bytes about the block's task.
+constexpr size_t attend_shared_bytes(int head_dim) {
+  return static_cast<size_t>(kAttendTileQ + 2 * kAttendStages * kAttendTileKv) *
+             static_cast<size_t>(head_dim) * 2 +
+         32;
+}
+
+}  // namespace tsp::cuda

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// Kernels read V with every NaN and infinity replaced by 0, because a masked weight of 0 would turn
+// them into NaN in rows that do not see them. Here they reach the rows that do: a warp a row, the
+// sum of what the row's keys hold that is not finite. Runs only where V has such values.
+#include "cuda/attend/attend.h"
+#include "cuda/launch.h"
+#include "cuda/mma.cuh"
+#include "cuda/sets.cuh"
+
+namespace tsp::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kMaxPerLane = 4;  // channels of a lane: head dim up to 128
+
+template <typename Type>
+__device__ void poison_row(const PoisonArgs& p, int head, int entry, int first) {
+  const AttendArgs& a = p.attend;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int32_t* list = list_of(a.sets, head / a.sets.heads_per_set);
+  const uint32_t* flags = p.flags + 1 + head / p.heads_per_unit * p.flag_stride;
+  float sum[kMaxPerLane] = {};
+  for (int block = first / kFlagRows; block <= entry / kFlagRows; ++block) {
+    if (flags[block] == 0) continue;
+    const int last = min(block * kFlagRows + kFlagRows - 1, entry);
+    for (int key = max(block * kFlagRows, first); key <= last; ++key) {
+      const uint16_t* v = a.v.row(position_of(list, key), head / a.group);
+#pragma unroll
+      for (int c = 0; c < kMaxPerLane; ++c) {
+        if (lane + c * 32 >= p.head_dim) continue;
+        const float value = to_float<Type>(v[lane + c * 32]);
+        if (!isfinite(value)) sum[c] += value;
+      }
+    }
+  }
+  const int token = position_of(list, entry);
+  uint16_t* out = a.out.row(token - (a.k_len - a.q_len), head);
+#pragma unroll
+  for (int c = 0; c < kMaxPerLane; ++c) {
+    if (!isfinite(sum[c])) {
+      out[lane + c * 32] = static_cast<uint16_t>(pack<Type>(sum[c], 0.f) & 0xffffu);
+    }
+  }
+}
+
+template <typename Type>
+__global__ void __launch_bounds__(32 * kWarps) poison_kernel(const __grid_constant__ PoisonArgs p) {
+  await_previous();
+  if (p.flags[0] == 0) return;
+  const AttendArgs& a = p.attend;
+  const int n = num_kept(a.sets, a.k_len);
+  const int64_t warps = int64_t{gridDim.x} * kWarps;
+  const int64_t rows = int64_t{a.q_len} * a.num_heads;
+  for (int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; i < rows; i += warps) {
+    const int head = static_cast<int>(i / a.q_len);
+    const int set = head / a.sets.heads_per_set;
+    const int q_first = a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[set];
+    const int entry = q_first + static_cast<int>(i % a.q_len);
+    if (entry >= n) continue;
+    if (a.dropped_only &&
+        in_set(a.dropped_sets, head, position_of(list_of(a.sets, set), entry), a.k_len)) {
+      continue;
+    }
+    poison_row<Type>(p, head, entry, max(0, entry - (a.band - 1)));
+  }
+}
+
+}  // namespace
+
+tsp_status_t launch_poison(const PoisonArgs& args, int32_t num_sms, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(num_sms)), block(32 * kWarps);
+  return args.bf16 ? launch("poison", poison_kernel<Bf16>, grid, block, 0, stream, args)
+                   : launch("poison", poison_kernel<F16>, grid, block, 0, stream, args);
+}
+
+}  // namespace tsp::cuda

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+// Every kernel launch and every runtime call that can fail goes through here and becomes a status.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "core/error.h"
+
+namespace tsp::cuda {
+
+[[nodiscard]] inline tsp_status_t check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return TSP_OK;
+  // Clears a sticky-free error so that the next call does not report it again.
+  (void)cudaGetLastError();
+  return fail(TSP_INTERNAL, "%s failed: %s", what, cudaGetErrorString(error));
+}
+
+/// From Hopper on a kernel may start while the one before it drains.
+[[nodiscard]] inline bool starts_early() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+
+/// Launches `kernel(args...)`. `shared_bytes` above 48 KB raises the kernel's limit first. Every
+/// kernel opens with await_previous(), so an early start changes no result.
+template <typename... Params>
+[[nodiscard]] tsp_status_t launch(const char* name, void (*kernel)(Params...), dim3 grid,
+                                  dim3 block, size_t shared_bytes, cudaStream_t stream,
+                                  Params... params) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > 48 * 1024) {
+    TSP_RETURN_IF_ERROR(
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared_bytes)),
+              name));
+  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = starts_early() ? 1 : 0;
+  void* args[] = {static_cast<void*>(&params)...};
+  return check(cudaLaunchKernelExC(&config, function, args), name);
+}
+
+#ifdef __CUDACC__
+/// griddepcontrol: lets the next kernel of the stream start, and waits until all that came before
+/// this one has finished and its writes are visible. The first statement of every kernel.
+__device__ __forceinline__ void await_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+#endif
+
+}  // namespace tsp::cuda

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// prefill: score, select and attend of each sequence in turn, all on the context's stream. Kept
+// counts stay on the device; what one step leaves for the next lies in the caller's workspace:
+// [indices][kept][scores, then the pieces of score and select | the pieces of attend].
+#include <algorithm>
+
+#include "cuda/attend_op.h"
+#include "cuda/ops.h"
+
+namespace tsp::cuda {
+namespace {
+
+tsp_attend_params_t attend_params(const tsp_prefill_params_t& p) {
+  tsp_attend_params_t a{};
+  a.struct_size = sizeof a;
+  a.scale = p.scale;
+  a.dropped = p.dropped;
+  a.band = p.band;
+  a.precision = p.precision;
+  a.q = p.q;
+  a.k = p.k;
+  a.v = p.v;
+  a.out = p.out;
+  a.lse = p.lse;
+  a.selected = p.selected;
+  a.batch = p.batch;
+  a.workspace = p.workspace;
+  a.workspace_bytes = p.workspace_bytes;
+  return a;
+}
+
+tsp_score_params_t score_params(const tsp_prefill_params_t& p) {
+  tsp_score_params_t s{};
+  s.struct_size = sizeof s;
+  s.window = p.window;
+  s.pool = p.pool;
+  s.scale = p.scale;
+  s.q = p.q;
+  s.k = p.k;
+  s.batch = p.batch;
+  return s;
+}
+
+struct Layout {
+  int32_t* indices = nullptr;  // [S, set_stride]; null: the caller's
+  int64_t set_stride = 0;      // longest Tk that is not dense
+  int32_t* kept = nullptr;     // [1]; null: the caller's
+  unsigned char* shared = nullptr;
+  size_t bytes = 0;
+};
+
+bool dense(const tsp_prefill_params_t& p, const Seq& seq) {
+  return is_dense(seq, p.window, p.min_tokens, p.coverage, p.keep);
+}
+
+/// The lists and counts are of one sequence at a time: the next reuses them.
+Layout place(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* base) {
+  Scratch scratch(base);
+  Layout layout;
+  State& state = state_of(ctx);
+  const tsp_attend_params_t a = attend_params(p);
+  const tsp_score_params_t s = score_params(p);
+  size_t shared = 0;
+  int64_t longest = 0;
+  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
+    const Seq seq = seq_at(p.batch, b);
+    const bool sparse = !dense(p, seq);
+    const int32_t sets = sparse ? p.selected.num_sets : static_cast<int32_t>(p.k.heads);
+    shared =
+        std::max(shared, attend_scratch_bytes(plan_attend(state, a, seq, sparse, sets), a, sets));
+    if (!sparse) continue;
+    longest = std::max<int64_t>(longest, seq.k_len);
+    Scratch steps(nullptr);
+    steps.take<float>(p.q.heads * seq.prefix_len(p.window));
+    steps.take<unsigned char>(static_cast<int64_t>(
+        std::max(score_scratch_bytes(state, s, seq),
+                 select_scratch_bytes(seq.prefix_len(p.window), p.selected.num_sets))));
+    shared = std::max(shared, steps.used());
+  }
+  layout.set_stride = longest;
+  if (longest > 0 && p.selected.indices == nullptr) {
+    layout.indices = scratch.take<int32_t>(p.selected.num_sets * longest);
+  }
+  if (longest > 0 && p.selected.kept == nullptr) layout.kept = scratch.take<int32_t>(1);
+  layout.shared = scratch.take<unsigned char>(static_cast<int64_t>(shared));
+  layout.bytes = scratch.used();
+  return layout;
+}
+
+Sets sets_of(const tsp_prefill_params_t& p, const Seq& seq, const Layout& layout) {
+  Sets sets = make_sets(p.selected, seq, p.q.heads);
+  if (sets.indices == nullptr) {
+    sets.indices = layout.indices;
+    sets.set_stride = layout.set_stride;
+  }
+  if (sets.kept == nullptr) sets.kept = layout.kept;
+  return sets;
+}
+
+tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq,
+                          const Layout& layout) {
+  State& state = state_of(ctx);
+  const cudaStream_t stream = stream_of(ctx);
+  const tsp_attend_params_t a = attend_params(p);
+  AttendTask task{&a, seq, !dense(p, seq), 0, {}};
+  if (!task.sparse) {
+    task.num_sets = static_cast<int32_t>(p.k.heads);
+    const Sets wanted = make_sets(p.selected, seq, p.q.heads);
+    if (wanted.indices != nullptr || wanted.kept != nullptr) {
+      TSP_RETURN_IF_ERROR(launch_keep_all(wanted, p.selected.num_sets, seq.k_len, stream));
+    }
+    return run_attend(state, task, layout.shared, stream);
+  }
+  const int32_t prefix_len = seq.prefix_len(p.window);
+  Scratch steps(layout.shared);
+  const Values scores{steps.take<float>(p.q.heads * prefix_len), 1, prefix_len};
+  void* const scratch = layout.shared + steps.used();
+  task.sets = sets_of(p, seq, layout);
+  task.num_sets = p.selected.num_sets;
+  TSP_RETURN_IF_ERROR(run_score(state, score_params(p), seq, scores, scratch, stream));
+  const SelectTask select{scores,        task.sets, static_cast<int32_t>(p.q.heads),
+                          task.num_sets, p.window,  p.min_tokens,
+                          p.coverage,    p.keep};
+  TSP_RETURN_IF_ERROR(run_select(select, seq, scratch, stream));
+  return run_attend(state, task, layout.shared, stream);
+}
+
+}  // namespace
+
+size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
+  const DeviceGuard guard(ctx);
+  return place(ctx, p, nullptr).bytes;
+}
+
+tsp_status_t prefill(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
+  const DeviceGuard guard(ctx);
+  TSP_RETURN_IF_ERROR(check_attend_memory(ctx, attend_params(p)));
+  const Layout layout = place(ctx, p, p.workspace);
+  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
+    TSP_RETURN_IF_ERROR(run_sequence(ctx, p, seq_at(p.batch, b), layout));
+  }
+  return TSP_OK;
+}
+
+}  // namespace tsp::cuda

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+// What the CUDA backend decides without a device: tiles that fit the chips, work cut so that every
+// row and key belongs to one block, plan keys that differ where plans must.
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "cuda/attend/attend_config.h"
+#include "cuda/attend_shape.h"
+#include "cuda/score/score_config.h"
+
+namespace tsp::cuda {
+namespace {
+
+// Shared memory of a block and of a multiprocessor: the least of compute capability 8.0 (163, 164
+// KB), 8.6 and 8.9 (99, 100 KB), 9.0 (227, 228 KB).
+constexpr size_t kBlockLimit = size_t{163} * 1024;
+constexpr size_t kSmallLimit = size_t{99} * 1024;
+
+TEST(CudaConfig, TilesFitSharedMemory) {
+  EXPECT_LE(attend_shared_bytes(128), kSmallLimit);
+  EXPECT_LE(attend_shared_bytes(64), kSmallLimit);
+  EXPECT_LE(kAttendBlocksPerSm * (attend_shared_bytes(128) + 1024), size_t{228} * 1024);
+  const size_t score = kScoreStages * score_stage_bytes<128>() +
+                       size_t{2} * kScoreWarps * kScoreTileKeys * sizeof(float);
+  EXPECT_LE(score, kSmallLimit);
+  static_assert(kBlockLimit > kSmallLimit);
+}
+
+TEST(CudaConfig, TilesAreWholeMatrices) {
+  static_assert(kAttendTileQ == kAttendWarps * 32);
+  static_assert(kAttendTileKv % 16 == 0 && kScoreTileKeys % 16 == 0 && kScoreUnitRows % 8 == 0);
+  for (const int chunks : {8, 16}) {  // every thread copies whole 16-byte chunks
+    EXPECT_EQ(kAttendTileKv * chunks % kAttendThreads, 0);
+    EXPECT_EQ(kScoreTileKeys * chunks % kScoreThreads, 0);
+  }
+}
+
+TEST(CudaConfig, ScoreCoversEveryHeadAndRow) {
+  for (const bool warpgroups : {false, true})
+    for (const int32_t window : {1, 31, 32, 33, 128, 500, 512, 513, 4000}) {
+      for (const int32_t group : {1, 2, 4, 7, 8, 16, 32}) {
+        for (const int32_t kv_heads : {1, 2, 8, 32}) {
+          const ScorePlan plan =
+              plan_score(window, 32768, 32768 - window, kv_heads, group, 132, warpgroups);
+          EXPECT_GE(plan.stat_rows, window);
+          EXPECT_LT(plan.stat_rows - window, kScoreUnitRows);
+          EXPECT_GE(plan.head_blocks * plan.heads_per_block, group);
+          EXPECT_LT((plan.head_blocks - 1) * plan.heads_per_block, group) << "an idle block";
+          EXPECT_GE(plan.rounds * kScoreWarps, plan.units_per_head * plan.heads_per_block);
+          EXPECT_TRUE(plan.rounds == 1 || plan.heads_per_block == 1);
+          EXPECT_EQ(plan.wide, warpgroups && window <= kWideKeys);
+          EXPECT_TRUE(!plan.wide || plan.heads_per_block <= kWideHeads);
+          EXPECT_GE(plan.stat_chunks, 1);
+          EXPECT_LE(plan.stat_chunks * plan.head_blocks * kv_heads,
+                    std::max(132, plan.head_blocks * kv_heads))
+              << "more than one wave";
+        }
+      }
+    }
+  // Llama-3.1-8B on 132 multiprocessors: one K tile serves all four heads, 128 blocks.
+  const ScorePlan llama = plan_score(128, 32768, 32640, 8, 4, 132, true);
+  EXPECT_TRUE(llama.wide);
+  EXPECT_EQ(llama.head_blocks, 1);
+  EXPECT_EQ(llama.heads_per_block * llama.units_per_head, kScoreWarps);
+  EXPECT_EQ(llama.stat_chunks, 16);
+  EXPECT_EQ(plan_score(128, 130, 2, 8, 4, 132, false).mass_chunks, 1) << "no block without a tile";
+}
+
+TEST(CudaConfig, BucketsCoverALengthAndAddLittle) {
+  EXPECT_EQ(length_bucket(1), 128);
+  EXPECT_EQ(length_bucket(32768), 32768);
+  EXPECT_EQ(length_bucket(32769), 36864);
+  EXPECT_EQ(length_bucket(1 << 20), 1 << 20);
+  int32_t previous = 0;
+  std::set<int32_t> buckets;
+  for (int32_t len = 1; len < 300000; len += 7) {
+    const int32_t bucket = length_bucket(len);
+    EXPECT_GE(bucket, len);
+    EXPECT_GE(bucket, previous);
+    EXPECT_TRUE(len < 1024 || bucket - len <= len / 8) << len;
+    EXPECT_EQ(length_bucket(bucket), bucket);
+    previous = bucket;
+    buckets.insert(bucket);
+  }
+  EXPECT_LT(buckets.size(), 80u);
+}
+
+TEST(CudaConfig, GroupsHoldTheBudgetAndAreBalanced) {
+  EXPECT_EQ(units_per_group(32, 24, 384), 16);
+  EXPECT_EQ(units_per_group(32, 32, 384), 11) << "12, 12, 8 would leave the last group short";
+  EXPECT_EQ(units_per_group(8, 1000, 1), 1) << "one unit always";
+  EXPECT_EQ(units_per_group(8, 1, 1 << 20), 8);
+  for (int32_t units = 1; units < 70; ++units) {
+    for (int64_t budget = 1; budget < 80; ++budget) {
+      const int32_t count = units_per_group(units, 1, budget);
+      EXPECT_LE(count, std::max<int64_t>(budget, 1));
+      const int32_t groups = (units + count - 1) / count;
+      EXPECT_EQ(groups,
+                (units + std::min<int64_t>(units, budget) - 1) / std::min<int64_t>(units, budget));
+    }
+  }
+}
+
+TEST(CudaConfig, PlanKeysDifferWherePlansDo) {
+  AttendShape base;
+  base.q_len = base.kv_len = 4096;
+  base.q_heads = 32;
+  base.kv_heads = 8;
+  std::set<size_t> hashes = {hash_of(base)};
+  size_t variants = 1;
+  const auto vary = [&](auto&& change) {
+    AttendShape shape = base;
+    change(shape);
+    EXPECT_FALSE(shape == base);
+    hashes.insert(hash_of(shape));
+    ++variants;
+  };
+  vary([](AttendShape& s) { s.dtype = TSP_F16; });
+  vary([](AttendShape& s) { s.head_dim = 64; });
+  vary([](AttendShape& s) { s.batch = 2; });
+  vary([](AttendShape& s) { s.q_heads = 16; });
+  vary([](AttendShape& s) { s.kv_heads = 4; });
+  vary([](AttendShape& s) { s.q_len = 2048; });
+  vary([](AttendShape& s) { s.kv_len = 2048; });
+  vary([](AttendShape& s) { s.with_lse = true; });
+  vary([](AttendShape& s) { s.scale = 0.5f; });
+  vary([](AttendShape& s) { s.q.token = 1; });
+  vary([](AttendShape& s) { s.k.token = 1; });
+  vary([](AttendShape& s) { s.v.head = 1; });
+  vary([](AttendShape& s) { s.out.batch = 1; });
+  vary([](AttendShape& s) { s.lse.head = 1; });
+  EXPECT_EQ(hashes.size(), variants);
+  EXPECT_EQ(hash_of(base), hash_of(AttendShape(base)));
+}
+
+}  // namespace
+}  // namespace tsp::cuda

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: MIT
+// What only a device can show: graphs, streams, no synchronisation, sequences long enough for
+// cuDNN and for several groups of heads, refusals that name the argument, very long sequences.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <thread>
+
+#include "tests/support/problem.h"
+
+namespace tsp::test {
+namespace {
+
+void require(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+Shape bf16_shape(int32_t q_len, int32_t k_len, int64_t q_heads, int64_t kv_heads, int64_t dim,
+                 int32_t dtype = TSP_BF16) {
+  return {.q_lens = {q_len},
+          .k_lens = {k_len},
+          .num_q_heads = q_heads,
+          .num_kv_heads = kv_heads,
+          .dim = dim,
+          .q_dtype = dtype,
+          .kv_dtype = dtype,
+          .out_dtype = dtype};
+}
+
+class CudaDevice : public ::testing::TestWithParam<Backend> {
+ protected:
+  const Backend& backend = GetParam();
+  tokensparse::Context ctx = backend.open();
+};
+
+/// prefill of one problem with everything on the device, ready to be enqueued again and again.
+class DevicePrefill {
+ public:
+  DevicePrefill(const Backend& backend, tokensparse::Context& ctx, Problem& problem,
+                const Options& options)
+      : ctx_(ctx),
+        out(problem.shape.out_dtype, problem.shape.q_lens, problem.shape.num_q_heads,
+            problem.shape.dim),
+        q_(backend, problem.q),
+        k_(backend, problem.k),
+        v_(backend, problem.v),
+        out_(backend, out),
+        kept_(backend, sizeof(int32_t)) {
+    p_.window = options.window;
+    p_.min_tokens = options.min_tokens;
+    p_.coverage = options.coverage;
+    p_.keep = options.keep;
+    p_.share = options.share;
+    p_.q = q_.view();
+    p_.k = k_.view();
+    p_.v = v_.view();
+    p_.out = out_.view();
+    p_.selected.kept = kept_.as<int32_t>();
+    if (tsp_prefill_workspace(ctx.get(), &p_, &p_.workspace_bytes) != TSP_OK) {
+      throw std::runtime_error(tsp_last_error());
+    }
+    workspace_ = std::make_unique<Bytes>(backend, p_.workspace_bytes);
+    p_.workspace = workspace_->data();
+  }
+  void enqueue() {
+    if (tsp_prefill(ctx_.get(), &p_) != TSP_OK) throw std::runtime_error(tsp_last_error());
+  }
+  std::vector<uint32_t> bits() {
+    out_.sync();
+    return out.bits();
+  }
+  int32_t kept() const { return kept_.read<int32_t>()[0]; }
+  const tsp_tensor_t q_view() const { return q_.view(); }
+  const tsp_tensor_t k_view() const { return k_.view(); }
+
+ private:
+  tokensparse::Context& ctx_;
+
+ public:
+  Tensor out;
+
+ private:
+  OnDevice q_, k_, v_, out_;
+  Bytes kept_;
+  std::unique_ptr<Bytes> workspace_;
+  tokensparse::PrefillParams p_;
+};
+
+TEST_P(CudaDevice, LongEnoughForEveryEngineMatchesTheOracle) {
+  const std::vector<Shape> shapes = {
+      bf16_shape(1500, 1500, 4, 2, 64),         bf16_shape(1100, 1100, 4, 1, 128, TSP_F16),
+      bf16_shape(300, 1700, 4, 2, 128),         bf16_shape(1280, 1280, 2, 1, 128),
+      bf16_shape(257, 1281, 6, 2, 64, TSP_F16),
+  };
+  for (const Shape& shape : shapes) {
+    Problem problem(shape);
+    const Roundoff eps = roundoff(backend, shape, TSP_PRECISION_F32);
+    for (const int32_t share :
+         {-1, static_cast<int32_t>(TSP_SHARE_HEAD), static_cast<int32_t>(TSP_SHARE_KV_GROUP)}) {
+      const Sets sets = share < 0 ? Sets{} : problem.random_sets(share, 0.45f, 128, 5);
+      const Sets* selected = share < 0 ? nullptr : &sets;
+      const Options options = {
+          .dropped = share == TSP_SHARE_HEAD ? TSP_DROPPED_LOCAL : TSP_DROPPED_ZERO, .band = 100};
+      expect_attend(oracle_attend(problem, selected, options, eps.operand, eps.weight),
+                    problem.attend(backend, ctx, selected, options),
+                    shape.name() + ", share " + std::to_string(share));
+    }
+  }
+}
+
+TEST_P(CudaDevice, SetsThatKeepAllGiveTheDenseBits) {
+  for (const Shape& shape : {bf16_shape(1500, 1500, 4, 2, 64), bf16_shape(1536, 1536, 4, 2, 128),
+                             bf16_shape(300, 1700, 4, 2, 128)}) {
+    Problem problem(shape);
+    const Sets all = problem.random_sets(TSP_SHARE_HEAD, 1.0f, 128, 5);
+    EXPECT_EQ(problem.attend(backend, ctx, &all, {}).out.bits(),
+              problem.attend(backend, ctx, nullptr, {}).out.bits())
+        << shape.name();
+  }
+}
+
+TEST_P(CudaDevice, NanInAValueReachesTheRowsThatSeeItAndNoOther) {
+  for (const bool sparse : {false, true}) {
+    Problem problem(bf16_shape(1600, 1600, 4, 2, 128));
+    const Sets sets = problem.random_sets(TSP_SHARE_LAYER, 0.6f, 128, 5);
+    const Sets* selected = sparse ? &sets : nullptr;
+    const AttendResult clean = problem.attend(backend, ctx, selected, {});
+    const int32_t bad = sets[0][0][700];
+    problem.v.set(bad, 1, 9, std::numeric_limits<float>::quiet_NaN());
+    const AttendResult got = problem.attend(backend, ctx, selected, {});
+    for (int64_t row = 0; row < 1600; ++row) {
+      const bool kept = !sparse || std::binary_search(sets[0][0].begin(), sets[0][0].end(), row);
+      for (int64_t head = 0; head < 4; ++head) {
+        for (int64_t d = 0; d < 128; ++d) {
+          if (kept && row >= bad && head >= 2 && d == 9) {
+            ASSERT_TRUE(std::isnan(got.out.at(row, head, d))) << row;
+          } else {
+            ASSERT_EQ(got.out.at(row, head, d), clean.out.at(row, head, d)) << row << " " << d;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CudaDevice, PrefillIsScoreSelectAttend) {
+  for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
+    for (const Shape& shape :
+         {bf16_shape(3000, 3000, 8, 2, 64), bf16_shape(700, 2900, 8, 4, 128)}) {
+      Problem problem(shape);
+      const Options options = {.min_tokens = 200, .share = share, .coverage = 0.2f};
+      Tensor scores = problem.score(backend, ctx, options);
+      const Sets sets = problem.select(backend, ctx, scores, options);
+      const AttendResult whole = problem.prefill(backend, ctx, options);
+      EXPECT_LT(sets[0][0].size(), 2900u);
+      EXPECT_EQ(whole.sets, sets);
+      EXPECT_EQ(whole.out.bits(), problem.attend(backend, ctx, &sets, options).out.bits());
+    }
+  }
+}
+
+TEST_P(CudaDevice, RepeatsGiveTheSameBits) {
+  Problem problem(bf16_shape(3000, 3000, 8, 2, 128));
+  DevicePrefill prefill(backend, ctx, problem, {.min_tokens = 200, .coverage = 0.2f});
+  prefill.enqueue();
+  const auto bits = prefill.bits();
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    prefill.enqueue();
+    ASSERT_EQ(prefill.bits(), bits) << repeat;
+  }
+}
+
+/// Holds a stream back until it is let go.
+struct Gate {
+  static void wait(void* gate) {
+    while (!static_cast<std::atomic<bool>*>(gate)->load()) std::this_thread::yield();
+  }
+  std::atomic<bool> open{false};
+};
+
+TEST_P(CudaDevice, NothingSynchronises) {
+  cudaStream_t stream = nullptr;
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  require(cudaStreamSynchronize(stream));
+  Problem problem(bf16_shape(2000, 2000, 8, 2, 128));
+  ASSERT_EQ(tsp_context_set_stream(ctx.get(), stream), TSP_OK);
+  DevicePrefill prefill(backend, ctx, problem, {.min_tokens = 200, .coverage = 0.2f});
+  prefill.enqueue();  // modules are loaded now
+  require(cudaStreamSynchronize(stream));
+  const auto bits = prefill.bits();
+  Gate gate;
+  require(cudaLaunchHostFunc(stream, Gate::wait, &gate.open));
+  // A call that waited for the stream would wait for ever: the gate opens after it.
+  prefill.enqueue();
+  EXPECT_EQ(cudaStreamQuery(stream), cudaErrorNotReady);
+  gate.open = true;
+  require(cudaStreamSynchronize(stream));
+  EXPECT_EQ(prefill.bits(), bits);
+  require(cudaStreamDestroy(stream));
+}
+
+TEST_P(CudaDevice, AGraphReplaysWithNewContent) {
+  cudaStream_t stream = nullptr;
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  ASSERT_EQ(tsp_context_set_stream(ctx.get(), stream), TSP_OK);
+  const Options options = {.min_tokens = 200, .coverage = 0.1f};
+  Shape shape = bf16_shape(2500, 2500, 8, 2, 128);
+  Problem first(shape);
+  DevicePrefill prefill(backend, ctx, first, options);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  prefill.enqueue();
+  require(cudaStreamEndCapture(stream, &graph));
+  require(cudaGraphInstantiate(&exec, graph, 0));
+  std::vector<int32_t> counts;
+  for (const uint32_t seed : {7u, 8u, 9u}) {
+    shape.seed = seed;
+    shape.logit_scale = seed == 9 ? 3.f : 1.f;  // keeps another share
+    Problem problem(shape);
+    const auto copy = [&](const Tensor& tensor, tsp_tensor_t device) {
+      require(cudaMemcpy(device.data, tensor.view().data, tensor.bytes().size(),
+                         cudaMemcpyHostToDevice));
+    };
+    copy(problem.q, prefill.q_view());
+    copy(problem.k, prefill.k_view());
+    problem.v = first.v;
+    require(cudaGraphLaunch(exec, stream));
+    require(cudaStreamSynchronize(stream));
+    counts.push_back(prefill.kept());
+    EXPECT_EQ(prefill.bits(), problem.prefill(backend, ctx, options).out.bits()) << seed;
+  }
+  EXPECT_NE(counts[0], counts[2]);
+  require(cudaGraphExecDestroy(exec));
+  require(cudaGraphDestroy(graph));
+  require(cudaStreamDestroy(stream));
+}
+
+TEST_P(CudaDevice, TwoStreamsAtOnceDoNotMeet) {
+  const Options options = {.min_tokens = 200, .coverage = 0.2f};
+  std::vector<std::unique_ptr<Problem>> problems;
+  std::vector<std::unique_ptr<DevicePrefill>> runs;
+  std::vector<tokensparse::Context> contexts(2);
+  std::vector<cudaStream_t> streams(2);
+  std::vector<std::vector<uint32_t>> alone;
+  for (size_t i = 0; i < 2; ++i) {
+    require(cudaStreamCreateWithFlags(&streams[i], cudaStreamNonBlocking));
+    contexts[i] = backend.open();
+    ASSERT_EQ(tsp_context_set_stream(contexts[i].get(), streams[i]), TSP_OK);
+    Shape shape = bf16_shape(2000, 2000, 8, 2, 64);
+    shape.seed = static_cast<uint32_t>(20 + i);
+    problems.push_back(std::make_unique<Problem>(shape));
+    runs.push_back(std::make_unique<DevicePrefill>(backend, contexts[i], *problems[i], options));
+    runs[i]->enqueue();
+    require(cudaStreamSynchronize(streams[i]));
+    alone.push_back(runs[i]->bits());
+  }
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    for (auto& run : runs) run->enqueue();
+  }
+  require(cudaDeviceSynchronize());
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(runs[i]->bits(), alone[i]);
+    require(cudaStreamDestroy(streams[i]));
+  }
+}
+
+TEST_P(CudaDevice, BadInputIsRefusedByNameAndTheContextStaysUsable) {
+  Problem problem(bf16_shape(300, 300, 4, 2, 64));
+  const auto good = problem.attend(backend, ctx, nullptr, {}).out.bits();
+  OnDevice q(backend, problem.q), k(backend, problem.k), v(backend, problem.v);
+  Tensor out_host(TSP_BF16, {300}, 4, 64);
+  OnDevice out(backend, out_host);
+  Bytes workspace(backend, size_t{1} << 20);
+  const auto base = [&] {
+    tokensparse::AttendParams p;
+    p.q = q.view();
+    p.k = k.view();
+    p.v = v.view();
+    p.out = out.view();
+    p.workspace = workspace.data();
+    p.workspace_bytes = workspace.size();
+    return p;
+  };
+  const auto refused = [&](tokensparse::AttendParams p, const char* word) {
+    EXPECT_NE(tsp_attend(ctx.get(), &p), TSP_OK) << word;
+    EXPECT_NE(std::string(tsp_last_error()).find(word), std::string::npos) << tsp_last_error();
+  };
+  tokensparse::AttendParams p = base();
+  p.q.data = problem.q.view().data;
+  refused(p, "q: must be memory of CUDA device");
+  p = base();
+  p.k.data = static_cast<char*>(p.k.data) + 2;
+  refused(p, "k.data");
+  p = base();
+  p.v.token_stride += 1;
+  p.k.token_stride += 1;
+  refused(p, "token_stride");
+  p = base();
+  p.workspace_bytes = 1;
+  refused(p, "workspace: must hold");
+  std::vector<unsigned char> host(size_t{1} << 20);
+  p = base();
+  p.workspace = host.data() + (64 - reinterpret_cast<uintptr_t>(host.data()) % 64);
+  p.workspace_bytes -= 64;
+  refused(p, "workspace: must be memory of CUDA device");
+  p = base();
+  p.q.dim = p.k.dim = p.v.dim = p.out.dim = 32;
+  refused(p, "dim: the cuda backend takes 64 and 128, got 32");
+  p = base();
+  p.q.dtype = TSP_F32;
+  refused(p, "q.dtype: the cuda backend takes f16 and bf16, got f32");
+  EXPECT_EQ(problem.attend(backend, ctx, nullptr, {}).out.bits(), good);
+
+  tokensparse::ContextOptions options;
+  options.backend = TSP_BACKEND_CUDA;
+  options.device = 99;
+  tokensparse::Context other;
+  const tokensparse::Status status = tokensparse::Context::create(options, &other);
+  EXPECT_NE(status.message().find("device: must be between"), std::string::npos);
+  options.device = 0;
+  options.isa = "sm_10";
+  EXPECT_FALSE(tokensparse::Context::create(options, &other).ok());
+}
+
+TEST_P(CudaDevice, AStreamOfAnotherDeviceIsRefused) {
+  int count = 0;
+  require(cudaGetDeviceCount(&count));
+  if (count < 2) GTEST_SKIP() << "needs two devices";
+  cudaStream_t stream = nullptr;
+  require(cudaSetDevice(1));
+  require(cudaStreamCreate(&stream));
+  require(cudaSetDevice(0));
+  ASSERT_EQ(tsp_context_set_stream(ctx.get(), stream), TSP_OK);
+  Problem problem(bf16_shape(300, 300, 4, 2, 64));
+  EXPECT_THROW(problem.attend(backend, ctx, nullptr, {}), std::runtime_error);
+  EXPECT_NE(std::string(tsp_last_error()).find("stream"), std::string::npos);
+  require(cudaStreamDestroy(stream));
+}
+
+/// One head, a Mi tokens: positions, offsets and counts far beyond 2^16 and byte offsets beyond
+/// 2^27. Indices must be what the reference selects from the same scores.
+TEST_P(CudaDevice, AMebitokenIsServed) {
+  constexpr int32_t kTokens = 1 << 20, kQueries = 256;
+  Problem problem(bf16_shape(kQueries, kTokens, 2, 1, 64));
+  const Options options = {.coverage = 0.5f};
+  Tensor scores = problem.score(backend, ctx, options);
+  double mass = 0;
+  for (int64_t t = 0; t < scores.tokens(); ++t) mass += static_cast<double>(scores.at(t, 0));
+  EXPECT_NEAR(mass, 1.0, 1e-3);
+  const Backend ref = all_backends().front();
+  tokensparse::Context ref_ctx = ref.open();
+  const Sets sets = problem.select(backend, ctx, scores, options);
+  EXPECT_EQ(sets, problem.select(ref, ref_ctx, scores, options));
+  const AttendResult whole = problem.prefill(backend, ctx, options);
+  EXPECT_EQ(whole.sets, sets);
+  for (int64_t row = 0; row < kQueries; ++row) ASSERT_TRUE(std::isfinite(whole.out.at(row, 1, 63)));
+}
+
+INSTANTIATE_TEST_SUITE_P(, CudaDevice, ::testing::ValuesIn(cuda_backends()),
+                         [](const auto& instance) { return instance.param.name; });
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaDevice);
+
+}  // namespace
+}  // namespace tsp::test
