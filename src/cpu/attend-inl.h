@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// An attend tile: 48 query rows that walk over blocks of 256 packed keys. Per block: scores of all
-// rows, their weights, then the weighted values into the rows' sums. What a row does not see is
-// never multiplied: a NaN or infinity behind the diagonal cannot leak through a weight of zero.
+// An attend tile: 48 query rows that walk over blocks of 512 packed keys. Per block: scores and
+// weights of six rows at a time, then the weighted values into the sums of all rows. What a row
+// does not see is never multiplied: a NaN or infinity behind the diagonal cannot leak through a
+// weight of zero.
 #pragma once
 
 #include "cpu/softmax-inl.h"
@@ -119,17 +120,22 @@ template <typename Arith>
 void tile_block(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_panels,
                 const void* v_rows) {
   const TileScratch<Arith> s(tile.scratch, tile.q.dim);
-  multiply_keys<Arith>(s.q, s.q_stride, tile.num_rows, units_of<Arith>(tile.q.dim), tile.lo,
-                       tile.hi, n0, num_keys, k_panels, s.scores);
-  for (int32_t r = 0; r < tile.num_rows; ++r) {
-    const Span span = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
-    if (span.empty()) continue;
-    const float shrink = softmax_span<Arith>(s.scores + int64_t{r} * kScoreStride,
-                                             s.weights + int64_t{r} * Arith::kWeightStride, span,
-                                             tile.scale_log2, s.max + r, s.sums + r * kLanes);
-    if (shrink == 1.0f) continue;
-    float* const o = s.o + int64_t{r} * s.o_stride;
-    for (int32_t d = 0; d < s.o_stride; d += kLanes) store(o + d, mul(load(o + d), set1(shrink)));
+  // Six rows at a time, so that their scores are still in L1 when they become weights.
+  for (int32_t first = 0; first < tile.num_rows; first += kMicroRows) {
+    const int32_t end = min32(first + kMicroRows, tile.num_rows);
+    multiply_keys<Arith>(s.q + int64_t{first} * s.q_stride, s.q_stride, end - first,
+                         units_of<Arith>(tile.q.dim), tile.lo + first, tile.hi + first, n0,
+                         num_keys, k_panels, s.scores + int64_t{first} * kScoreStride);
+    for (int32_t r = first; r < end; ++r) {
+      const Span span = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
+      if (span.empty()) continue;
+      const float shrink = softmax_span<Arith>(s.scores + int64_t{r} * kScoreStride,
+                                               s.weights + int64_t{r} * Arith::kWeightStride, span,
+                                               tile.scale_log2, s.max + r, s.sums + r * kLanes);
+      if (shrink == 1.0f) continue;
+      float* const o = s.o + int64_t{r} * s.o_stride;
+      for (int32_t d = 0; d < s.o_stride; d += kLanes) store(o + d, mul(load(o + d), set1(shrink)));
+    }
   }
   multiply_values<Arith>(tile, s, n0, num_keys, static_cast<const typename Arith::Unit*>(v_rows));
 }

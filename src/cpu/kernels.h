@@ -14,7 +14,7 @@ constexpr int32_t kTileRows = 48;      // query rows of an attend tile; a multip
                                        // 6 rows
 constexpr int32_t kScoreRows = 24;     // window rows that share one pass over the keys
 constexpr int32_t kMaxPanelKeys = 64;  // keys in a packed K panel, at most
-constexpr int32_t kMaxBlockKeys = 256;  // keys between two updates of a row's running maximum
+constexpr int32_t kMaxBlockKeys = 512;  // keys between two updates of a row's running maximum
 
 /// Rows of a tensor: row i starts at element offset[i] and has `dim` elements dim_stride apart.
 struct Rows {

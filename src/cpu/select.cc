@@ -14,6 +14,7 @@ namespace tsp::cpu {
 namespace {
 
 constexpr int32_t kBins = 2048;
+constexpr int32_t kStrip = 1024;            // tokens
 constexpr int32_t kShifts[] = {21, 10, 0};  // bits 31..21, 20..10, 9..0
 
 /// Counts (and masses) of the values that share a prefix of bits, by their next 11 bits.
@@ -151,7 +152,10 @@ int32_t count_kept(const tsp_select_params_t& p, const Seq& seq, float* g, Histo
   if (seq.k_len <= int64_t{p.min_tokens} + window) return prefix;
   if (p.keep == 0 && p.coverage == 0) return prefix;
   const int64_t column = score_offset(p.batch, p.window, seq.index);
-  if (!sum_heads(p, column, 0, prefix, 0, p.scores.heads, g)) return prefix;
+  for (int32_t t = 0; t < prefix; t += kStrip) {  // a strip's sums stay in L1 over the heads
+    const int32_t end = std::min(t + kStrip, prefix);
+    if (!sum_heads(p, column, t, end, 0, p.scores.heads, g + t)) return prefix;
+  }
   int64_t kept;
   if (p.keep > 0) {
     kept = static_cast<int64_t>(std::ceil(static_cast<double>(p.keep) * seq.k_len)) - window;
@@ -172,8 +176,14 @@ void write_set(const tsp_select_params_t& p, const Seq& seq, int32_t kept, int32
     for (int32_t t = 0; t < prefix; ++t) indices[t] = t;
   } else {
     const int64_t heads = p.scores.heads / p.selected.num_sets;
-    sum_heads(p, score_offset(p.batch, p.window, seq.index), 0, prefix, set * heads, heads, rank);
-    write_largest(rank, prefix, kept, count, indices);
+    const int64_t column = score_offset(p.batch, p.window, seq.index);
+    if (heads == 1 && p.scores.token_stride == 1) {
+      const auto* const scores = static_cast<const float*>(p.scores.data);
+      write_largest(scores + column + set * p.scores.head_stride, prefix, kept, count, indices);
+    } else {
+      sum_heads(p, column, 0, prefix, set * heads, heads, rank);
+      write_largest(rank, prefix, kept, count, indices);
+    }
   }
   for (int32_t t = 0; t < window; ++t) indices[kept + t] = prefix + t;
 }
