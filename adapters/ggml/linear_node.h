@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+// Serves GGML_OP_MUL_MAT nodes of a prompt (many rows times a quantised weight) with oneDNN, in the
+// way that attention_node.h serves attention: check(), then serve() or leave the node to ggml. The
+// weights are dequantised slice by slice into a buffer of bounded size, or kept dequantised as far
+// as LinearOptions::keep_bytes allows. Decoding (few rows) stays ggml's.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "adapters/ggml/onednn.h"
+#include "ggml.h"
+
+namespace tsp::ggml_adapter {
+
+/// Why a matrix product is ggml's.
+enum class LinearRefusal {
+  kNone,
+  kNotLinear,   // another operation; not counted
+  kFewRows,     // decoding, or the tail of a prompt
+  kExperts,     // GGML_OP_MUL_MAT_ID
+  kNotWeight,   // both sides are computed
+  kWeightType,  // f32, or a type without a way to f32
+  kRepacked,    // ggml holds the weight in a layout of its own, or split over devices
+  kBatched,
+  kLayout,
+  kLibrary,
+  kCount,
+};
+/// "few rows" and so on: completes "left to ggml: ...".
+const char* refusal_text(LinearRefusal refusal);
+
+enum class LinearPrecision {
+  kAuto,  // bf16 where the processor multiplies it, f32 elsewhere
+  kBf16,  // weights and activations rounded to bf16, summed in f32
+  kF32,
+};
+
+struct LinearOptions {
+  int32_t threads = 1;  // those of ggml: its OpenMP team is then the one that computes here
+  int32_t min_rows = 64;
+  LinearPrecision precision = LinearPrecision::kAuto;
+  /// Memory for weights that stay dequantised: 2 bytes an element (4 in f32), first come first
+  /// kept. It saves dequantising each weight once a chunk. Weights outlive the server.
+  size_t keep_bytes = 0;
+  /// Path of oneDNN's shared library; empty for the one that OneDnn::open() finds.
+  std::string library;
+  /// ggml_get_type_traits: handed in, so that a plugin can pass its host's.
+  const ggml_type_traits* (*type_traits)(ggml_type) = nullptr;
+};
+
+/// What happened since reset_stats().
+struct LinearStats {
+  int64_t served = 0;       // nodes
+  int64_t served_rows = 0;  // rows in them
+  double gflop = 0;         // 2 m n k of them
+  double seconds = 0;       // in serve() ...
+  double weight_s = 0;      // ... of which for dequantising weights
+  std::array<int64_t, static_cast<size_t>(LinearRefusal::kCount)> refused{};
+};
+
+class LinearServer {
+ public:
+  /// Null where oneDNN is missing or of no use, with the reason in `why`: one clause, no full stop.
+  static std::unique_ptr<LinearServer> create(const LinearOptions& options, std::string& why);
+
+  /// Whether serve() would take this node, going by shapes, types and strides.
+  [[nodiscard]] LinearRefusal check_shape(const ggml_tensor& node) const;
+  /// check_shape(), and the memory and code that serve() needs, made here; counts a refusal. The
+  /// activations may still be waiting to be computed.
+  [[nodiscard]] LinearRefusal check(const ggml_tensor& node);
+  /// Computes into node.data a node that check() returned kNone for. All tensors in host memory.
+  /// False where the library failed.
+  [[nodiscard]] bool serve(ggml_tensor& node);
+
+  const LinearStats& stats() const { return stats_; }
+  void reset_stats() { stats_ = {}; }
+  bool bf16() const { return bf16_; }
+  std::string library_version() const { return library_->version(); }
+
+  /// Memory held, without kept_bytes(): at most max_buffer_bytes() and the library's own scratch,
+  /// 0.3 MB a thread at the shapes of small models, whatever the prompt's length and the model.
+  size_t buffer_bytes() const;
+  size_t kept_bytes() const { return kept_bytes_; }
+  static constexpr size_t max_buffer_bytes() { return kWeightBytes + kActivationBytes; }
+
+ private:
+  // A slice of a weight, at most; one row of a weight if that is more.
+  static constexpr size_t kWeightBytes = size_t{16} << 20;
+  // Activations as bf16, at most; kMinBlockRows of them if that is more.
+  static constexpr size_t kActivationBytes = size_t{48} << 20;
+  static constexpr int64_t kMinBlockRows = 256;
+
+  struct Free {
+    void operator()(void* memory) const;
+  };
+  using Memory = std::unique_ptr<void, Free>;
+  struct Buffer {
+    Memory memory;
+    size_t bytes = 0;
+    bool reserve(size_t wanted);
+  };
+  struct Plan;
+
+  LinearServer(std::unique_ptr<OneDnn> library, const LinearOptions& options, bool bf16);
+  Plan plan_of(const ggml_tensor& node) const;
+  bool prepare(const ggml_tensor& node);
+  const void* kept_weight(const ggml_tensor& weight);
+  void dequantise(const ggml_tensor& weight, int64_t first, int64_t count, void* out);
+  const void* activations(const ggml_tensor& input, int64_t first, int64_t count);
+  size_t element_bytes() const { return bf16_ ? 2 : 4; }
+
+  std::unique_ptr<OneDnn> library_;
+  LinearOptions options_;
+  bool bf16_;
+  LinearStats stats_;
+  Buffer weight_buffer_, activation_buffer_;
+  std::map<const void*, Memory> kept_;  // by the weight's data
+  size_t kept_bytes_ = 0;
+};
+
+}  // namespace tsp::ggml_adapter
