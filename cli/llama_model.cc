@@ -68,7 +68,7 @@ std::string read_text(const std::string& path) {
   return text.str();
 }
 
-Model::Model(const std::string& path, bool verbose) : path_(path) {
+Model::Model(const std::string& path, bool verbose, bool repack) : path_(path) {
   llama_log = {verbose, false, ""};
   llama_log_set(on_log, nullptr);
   check_magic(path);
@@ -76,6 +76,7 @@ Model::Model(const std::string& path, bool verbose) : path_(path) {
   std::call_once(once, llama_backend_init);
   llama_model_params params = llama_model_default_params();
   params.n_gpu_layers = 0;  // attention is served in the processor's memory
+  params.use_extra_bufts = repack;
   params.progress_callback = go_on;
   model_.reset(llama_model_load_from_file(path.c_str(), params));
   stop_if_interrupted();

@@ -16,8 +16,9 @@ std::string read_text(const std::string& path);
 class Model {
  public:
   /// Throws Failure with llama.cpp's reason. `verbose` lets its log through to stderr; without it
-  /// llama.cpp is silent until the last Model is gone.
-  Model(const std::string& path, bool verbose);
+  /// llama.cpp is silent until the last Model is gone. `repack` lets ggml hold weights in the
+  /// layout of its own matrix products, which nobody else can read.
+  Model(const std::string& path, bool verbose, bool repack = true);
 
   llama_model* get() const { return model_.get(); }
   const llama_vocab* vocab() const { return llama_model_get_vocab(model_.get()); }

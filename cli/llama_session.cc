@@ -25,7 +25,7 @@ Session::Session(const Model& model, const SessionOptions& options,
       options_(options),
       server_(server),
       observer_(std::move(observer)),
-      callback_(server) {
+      callback_(server, options.linear) {
   if (server == nullptr) {
     timer_ = std::make_unique<NodeTimer>(options.threads);
     timer_->set_abort(should_abort, nullptr);

@@ -18,6 +18,7 @@ struct SessionOptions {
   int32_t context = 0;   // tokens of prompt and answer
   int32_t ubatch = 512;  // tokens of the prompt that go through the layers at once
   int32_t threads = 1;
+  ggml_adapter::LinearServer* linear = nullptr;  // the prompt's matrix products; null = ggml's
 };
 
 /// What an eval callback looks at while the prompt is read, for the profile.

@@ -9,6 +9,7 @@
 
 #include "cli/interrupt.h"
 #include "cli/layer_profile.h"
+#include "cli/linear.h"
 #include "cli/llama_session.h"
 #include "cli/openmp_threads.h"
 #include "cli/options.h"
@@ -30,6 +31,7 @@ struct RunOptions {
   int32_t context = 0;
   int32_t ubatch = 2048;
   int32_t threads = 0;
+  LinearChoice linear;
   bool compare = false, json = false, verbose = false;
 
   bool wants_sparse() const { return sparse_layers != "none" && (op.coverage > 0 || op.keep > 0); }
@@ -144,7 +146,9 @@ class Runner {
         context_(context_tokens(options, model, prompt_.size())) {}
 
   VariantResult stock() const {
-    return run("stock", {context_, std::min(kStockUbatch, context_), threads_}, nullptr);
+    const SessionOptions session = {context_, std::min(kStockUbatch, context_), threads_};
+    if (options_.linear.server == nullptr) return run("stock", model_, session, nullptr);
+    return run("stock", Model(options_.model, options_.verbose), session, nullptr);  // repacked
   }
 
   VariantResult ours(const std::string& name, const std::vector<int32_t>& sparse) const {
@@ -154,9 +158,15 @@ class Runner {
     for (const int32_t layer : sparse) adapter.sparse_layers[static_cast<size_t>(layer)] = true;
     const tokensparse::Context ctx = open_on_openmp(options_.isa, threads_);
     ggml_adapter::AttentionServer server(ctx.get(), adapter);
-    VariantResult result =
-        run(name, {context_, std::min(options_.ubatch, context_), threads_}, &server);
+    ggml_adapter::LinearServer* linear = options_.linear.server.get();
+    if (linear != nullptr) linear->reset_stats();
+    VariantResult result = run(
+        name, model_, {context_, std::min(options_.ubatch, context_), threads_, linear}, &server);
     result.layers = server.layers();
+    if (linear != nullptr) {
+      result.linear = linear->stats();
+      result.linear_bytes = static_cast<int64_t>(linear->buffer_bytes() + linear->kept_bytes());
+    }
     int64_t kept = 0, keys = 0;
     for (const int32_t layer : sparse) {
       if (static_cast<size_t>(layer) >= result.layers.size()) continue;
@@ -168,14 +178,15 @@ class Runner {
   }
 
  private:
-  VariantResult run(const std::string& name, const SessionOptions& session_options,
+  VariantResult run(const std::string& name, const Model& model,
+                    const SessionOptions& session_options,
                     ggml_adapter::AttentionServer* server) const {
     reset_peak_memory();
-    Session session(model_, session_options, server);
+    Session session(model, session_options, server);
     Progress progress(name + ": reading the prompt", static_cast<int64_t>(prompt_.size()),
                       !options_.json);
     const llama_token first = session.read_prompt(prompt_, progress);
-    if (server != nullptr) check_served(*server, model_, prompt_.size(), kMinServedRows);
+    if (server != nullptr) check_served(*server, model, prompt_.size(), kMinServedRows);
     VariantResult result;
     result.name = name;
     result.ttft_s = session.read_seconds();
@@ -201,14 +212,16 @@ class Runner {
   int32_t context_;
 };
 
-void run(const RunOptions& options) {
+void run(RunOptions& options) {
   const CatchInterrupt catch_interrupt;
   const std::string text = read_text(options.text);
   const tokensparse::Context probe = open_context({TSP_BACKEND_CPU, options.isa, options.threads});
   const int32_t threads = probe.threads();
-  const Model model(options.model, options.verbose);
+  open_linear(options.linear, threads);
+  const Model model(options.model, options.verbose, options.linear.server == nullptr);
 
   RunReport report;
+  report.linear = options.linear.description;
   report.model = std::filesystem::path(options.model).filename().string();
   report.threads = threads;
   const std::vector<llama_token> prompt = model.prompt_tokens(text, options.question);
@@ -274,6 +287,7 @@ void add_run(CLI::App& app) {
   verb->add_flag("--verbose", options->verbose,
                  "A table of the layers, with what was left to ggml and why; llama.cpp's log");
   add_operator_options(*verb, options->op);
+  add_linear_options(*verb, options->linear);
   verb->add_option("--isa", options->isa,
                    "CPU instruction set: scalar, avx2, avx512, ...; the best one if not given")
       ->group("Where it runs");

@@ -9,6 +9,8 @@ namespace tsp::cli {
 namespace {
 
 using ggml_adapter::LayerStats;
+using ggml_adapter::LinearRefusal;
+using ggml_adapter::LinearStats;
 using ggml_adapter::Refusal;
 
 constexpr size_t kShortChunk = static_cast<size_t>(Refusal::kShortChunk);
@@ -67,6 +69,35 @@ void print_layers(const VariantResult& variant) {
               ggml_adapter::refusal_text(Refusal::kShortChunk));
 }
 
+void print_linear(const VariantResult& variant) {
+  const LinearStats& stats = variant.linear;
+  std::printf("\n%s, linear layers\n%lld nodes served in %.2f s, %.2f s of it for dequantising; ",
+              variant.name.c_str(), static_cast<long long>(stats.served), stats.seconds,
+              stats.weight_s);
+  std::printf("%.0f GFLOP/s; %.0f MB of memory\n", stats.gflop / std::max(stats.seconds, 1e-9),
+              static_cast<double>(variant.linear_bytes) * 1e-6);
+  for (size_t reason = 0; reason < stats.refused.size(); ++reason) {
+    if (stats.refused[reason] == 0) continue;
+    std::printf("left to ggml: %lld x %s\n", static_cast<long long>(stats.refused[reason]),
+                ggml_adapter::refusal_text(static_cast<LinearRefusal>(reason)));
+  }
+}
+
+nlohmann::ordered_json linear_json(const VariantResult& variant) {
+  const LinearStats& stats = variant.linear;
+  nlohmann::ordered_json entry = {{"served", stats.served},
+                                  {"linear_s", stats.seconds},
+                                  {"dequantise_s", stats.weight_s},
+                                  {"gflops", stats.gflop / std::max(stats.seconds, 1e-9)},
+                                  {"bytes", variant.linear_bytes}};
+  auto& refused = entry["left_to_ggml"] = nlohmann::ordered_json::object();
+  for (size_t reason = 0; reason < stats.refused.size(); ++reason) {
+    if (stats.refused[reason] == 0) continue;
+    refused[ggml_adapter::refusal_text(static_cast<LinearRefusal>(reason))] = stats.refused[reason];
+  }
+  return entry;
+}
+
 nlohmann::ordered_json layers_json(const VariantResult& variant) {
   auto list = nlohmann::ordered_json::array();
   for (const LayerStats& layer : variant.layers) {
@@ -87,9 +118,9 @@ nlohmann::ordered_json layers_json(const VariantResult& variant) {
 }  // namespace
 
 void print_report(const RunReport& report, bool with_layers) {
-  std::printf("%lld prompt tokens, %d threads, %zu sparse layers\n\n",
+  std::printf("%lld prompt tokens, %d threads, %zu sparse layers, linear layers by %s\n\n",
               static_cast<long long>(report.prompt_tokens), report.threads,
-              report.sparse_layers.size());
+              report.sparse_layers.size(), report.linear.c_str());
   const VariantResult* stock = find(report, "stock");
   std::printf("%-7s  %12s  %10s  %6s  %8s  %7s  %10s", "", "first token", "attention", "of it",
               "tokens/s", "kept", "peak");
@@ -102,6 +133,7 @@ void print_report(const RunReport& report, bool with_layers) {
   if (!with_layers) return;
   for (const VariantResult& variant : report.variants) {
     if (!variant.layers.empty()) print_layers(variant);
+    if (variant.linear.served > 0) print_linear(variant);
   }
 }
 
@@ -109,7 +141,8 @@ std::string to_json(const RunReport& report, bool with_layers) {
   nlohmann::ordered_json json = {{"model", report.model},
                                  {"prompt_tokens", report.prompt_tokens},
                                  {"threads", report.threads},
-                                 {"sparse_layers", report.sparse_layers}};
+                                 {"sparse_layers", report.sparse_layers},
+                                 {"linear", report.linear}};
   for (const VariantResult& variant : report.variants) {
     nlohmann::ordered_json entry = {{"answer", variant.answer},
                                     {"ttft_s", variant.ttft_s},
@@ -117,6 +150,7 @@ std::string to_json(const RunReport& report, bool with_layers) {
                                     {"decode_tps", variant.decode_tps},
                                     {"kept", variant.kept}};
     if (variant.peak_bytes > 0) entry["peak_bytes"] = variant.peak_bytes;
+    if (variant.linear.served > 0) entry["linear"] = linear_json(variant);
     if (with_layers && !variant.layers.empty()) entry["layers"] = layers_json(variant);
     json[variant.name] = entry;
   }

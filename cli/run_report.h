@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adapters/ggml/attention_node.h"
+#include "adapters/ggml/linear_node.h"
 
 namespace tsp::cli {
 
@@ -20,6 +21,8 @@ struct VariantResult {
   double kept = 1;         // tokens kept / tokens there, over the sparse layers and chunks
   int64_t peak_bytes = 0;  // resident memory at its highest, weights included; 0 = not known
   std::vector<ggml_adapter::LayerStats> layers;  // empty for stock
+  ggml_adapter::LinearStats linear;              // zero where ggml multiplied by the weights
+  int64_t linear_bytes = 0;                      // memory for that
 };
 
 struct RunReport {
@@ -27,6 +30,7 @@ struct RunReport {
   int64_t prompt_tokens = 0;
   int32_t threads = 0;
   std::vector<int32_t> sparse_layers;
+  std::string linear;  // who multiplies by the weights in ours
   std::vector<VariantResult> variants;
 };
 

@@ -80,6 +80,8 @@ class LinearServer {
   const LinearStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
   bool bf16() const { return bf16_; }
+  /// Whether this was measured faster than ggml's own products on such a processor.
+  bool pays_off() const { return bf16_ || library_->has_avx512(); }
   std::string library_version() const { return library_->version(); }
 
   /// Memory held, without kept_bytes(): at most max_buffer_bytes() and the library's own scratch,

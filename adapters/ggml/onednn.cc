@@ -103,10 +103,8 @@ class Library final : public OneDnn {
            std::to_string(version->patch);
   }
 
-  bool has_bf16() const override {
-    const auto isa = static_cast<unsigned>(api_.dnnl_get_effective_cpu_isa());
-    return (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
-  }
+  bool has_bf16() const override { return has(dnnl_cpu_isa_avx512_core_bf16); }
+  bool has_avx512() const override { return has(dnnl_cpu_isa_avx512_core); }
 
   bool prepare(const Gemm& gemm) override { return product_of(gemm) != nullptr; }
 
@@ -143,6 +141,11 @@ class Library final : public OneDnn {
     dnnl_primitive_t primitive = nullptr;
     dnnl_memory_t memory[kNumArgs] = {};
   };
+
+  bool has(dnnl_cpu_isa_t isa) const {
+    return (static_cast<unsigned>(api_.dnnl_get_effective_cpu_isa()) & isa) ==
+           static_cast<unsigned>(isa);
+  }
 
   /// Its entry in the list, made at need and moved to the front.
   Product* product_of(const Gemm& gemm) {

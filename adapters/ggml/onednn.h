@@ -29,8 +29,9 @@ class OneDnn {
   virtual ~OneDnn() = default;
 
   virtual std::string version() const = 0;  // "3.2.0"
-  /// Whether the processor has a dot product of bf16 that the library uses.
+  /// Whether the processor has a dot product of bf16 that the library uses; vectors of 512 bits.
   virtual bool has_bf16() const = 0;
+  virtual bool has_avx512() const = 0;
 
   /// Makes the code for a shape and the memory it works in; run() does it where it was not done.
   [[nodiscard]] virtual bool prepare(const Gemm& gemm) = 0;

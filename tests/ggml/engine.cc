@@ -27,6 +27,7 @@ Engine::Engine(const std::string& path, const Options& options, NodeCallback cal
   llama_backend_init();
   llama_model_params model_params = llama_model_default_params();
   model_params.n_gpu_layers = 0;
+  model_params.use_extra_bufts = options.repack;
   model_ = llama_model_load_from_file(path.c_str(), model_params);
   if (model_ == nullptr) throw std::runtime_error("cannot load " + path);
   llama_context_params params = llama_context_default_params();

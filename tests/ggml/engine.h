@@ -22,6 +22,7 @@ class Engine {
     int32_t sequences = 1;
     bool unified = true;
     llama_flash_attn_type flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    bool repack = true;  // weights into the layout of ggml's own products
     int32_t threads = 2;
     ggml_type cache_type = GGML_TYPE_F16;
     ggml_type value_cache_type = GGML_TYPE_COUNT;  // of V; COUNT = as cache_type

@@ -120,8 +120,8 @@ class WeightType : public testing::TestWithParam<ggml_type> {
   Shape shape_ = {.m = 131, .n = 77, .k = 512, .type = GetParam()};
 };
 
-// Weights and activations rounded to 8 significant bits, steps of 2^-7 of a value at most: the RMS of
-// a step is its size by the root of 12, and two of them add as squares.
+// Weights and activations rounded to 8 significant bits, steps of 2^-7 of a value at most: the RMS
+// of a step is its size by the root of 12, and two of them add as squares.
 constexpr double kBf16Error = 1.0 / 128 * 0.2887 * 1.4143;
 
 TEST_P(WeightType, Bf16IsOffByTwoRoundings) {

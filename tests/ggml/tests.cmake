@@ -44,4 +44,8 @@ endforeach()
 if(TOKENSPARSE_ONEDNN)
   tsp_test(linear_node_test SOURCES ggml/linear_node_test.cc
            LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+  tsp_test(linear_model_test SOURCES ggml/linear_model_test.cc
+           LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
+  set_tests_properties(linear_node_test linear_model_test
+                       PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
 endif()

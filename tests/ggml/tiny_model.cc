@@ -66,9 +66,18 @@ class Weights {
     ctx_.reset(ggml_init({.mem_size = 64u << 20, .mem_buffer = nullptr, .no_alloc = false}));
     if (ctx_ == nullptr) throw std::runtime_error("no memory for a tiny model");
   }
-  void matrix(const std::string& name, int64_t in, int64_t out) {
-    fill(ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, in, out), name,
-         1 / std::sqrt(static_cast<float>(in)), 0);
+  void matrix(const std::string& name, int64_t in, int64_t out, ggml_type type = GGML_TYPE_F32) {
+    const float scale = 1 / std::sqrt(static_cast<float>(in));
+    if (type == GGML_TYPE_F32 || in % ggml_blck_size(type) != 0) {
+      fill(ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, in, out), name, scale, 0);
+      return;
+    }
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float> values(static_cast<size_t>(in * out));
+    for (float& value : values) value = normal(random_);
+    ggml_tensor* tensor = ggml_new_tensor_2d(ctx_.get(), type, in, out);
+    ggml_quantize_chunk(type, values.data(), tensor->data, 0, out, in, nullptr);
+    add(tensor, name);
   }
   void norm(const std::string& name, int64_t size) {
     fill(ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_F32, size), name, 0.1f, 1);
@@ -81,6 +90,9 @@ class Weights {
     for (int64_t i = 0; i < ggml_nelements(tensor); ++i) {
       values[i] = offset + scale * normal(random_);
     }
+    add(tensor, name);
+  }
+  void add(ggml_tensor* tensor, const std::string& name) {
     ggml_set_name(tensor, name.c_str());
     gguf_add_tensor(gguf_, tensor);
   }
@@ -115,14 +127,14 @@ void add_layer(Weights& weights, const TinyModel& model, int32_t layer) {
   const std::string name = "blk." + std::to_string(layer) + ".";
   const int64_t q = model.heads * model.head_dim, kv = model.kv_heads * model.head_dim;
   weights.norm(name + "attn_norm.weight", model.embd);
-  weights.matrix(name + "attn_q.weight", model.embd, q);
-  weights.matrix(name + "attn_k.weight", model.embd, kv);
-  weights.matrix(name + "attn_v.weight", model.embd, kv);
-  weights.matrix(name + "attn_output.weight", q, model.embd);
+  weights.matrix(name + "attn_q.weight", model.embd, q, model.weights);
+  weights.matrix(name + "attn_k.weight", model.embd, kv, model.weights);
+  weights.matrix(name + "attn_v.weight", model.embd, kv, model.weights);
+  weights.matrix(name + "attn_output.weight", q, model.embd, model.weights);
   weights.norm(name + "ffn_norm.weight", model.embd);
-  weights.matrix(name + "ffn_gate.weight", model.embd, model.ff);
-  weights.matrix(name + "ffn_up.weight", model.embd, model.ff);
-  weights.matrix(name + "ffn_down.weight", model.ff, model.embd);
+  weights.matrix(name + "ffn_gate.weight", model.embd, model.ff, model.weights);
+  weights.matrix(name + "ffn_up.weight", model.embd, model.ff, model.weights);
+  weights.matrix(name + "ffn_down.weight", model.ff, model.embd, model.weights);
   if (model.arch == "llama") return;
   weights.norm(name + "post_attention_norm.weight", model.embd);
   weights.norm(name + "post_ffw_norm.weight", model.embd);

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "ggml.h"
+
 namespace tsp::test {
 
 struct TinyModel {
@@ -17,7 +19,8 @@ struct TinyModel {
   int32_t head_dim = 32;
   int32_t ff = 96;
   int32_t context = 4096;
-  int32_t sliding_window = 128;  // gemma: of every second layer
+  ggml_type weights = GGML_TYPE_F32;  // of the layers, where a row fills whole blocks of the type
+  int32_t sliding_window = 128;       // gemma: of every second layer
   uint32_t seed = 1;
 };
 

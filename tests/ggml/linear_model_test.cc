@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// Linear layers through oneDNN inside real llama.cpp, on tiny random models: as close to stock as
+// stock with flash attention is to stock without, and decoding untouched.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "adapters/ggml/eval_callback.h"
+#include "adapters/ggml/linear_node.h"
+#include "tests/ggml/engine.h"
+#include "tests/ggml/tiny_model.h"
+
+namespace tsp::ggml_adapter {
+namespace {
+
+using test::Engine;
+
+class LinearModel : public testing::TestWithParam<ggml_type> {
+ protected:
+  LinearModel()
+      : path_(std::filesystem::temp_directory_path() /
+              ("tokensparse-linear-" + std::to_string(::getpid()) + ".gguf")) {
+    // K of 256 and 512: a type of blocks of 256 fits.
+    test::write_tiny_model(
+        {.embd = 256, .heads = 8, .ff = 512, .context = 2048, .weights = GetParam()}, path_);
+    tsp_context_options_t options;
+    tsp_context_options_init(&options, sizeof options);
+    options.num_threads = 2;
+    EXPECT_EQ(tsp_context_create(&options, &ctx_), TSP_OK) << tsp_last_error();
+    Options attention;
+    tsp_prefill_params_init(&attention.op, sizeof attention.op);
+    attention_ = std::make_unique<AttentionServer>(ctx_, attention);
+    std::string why;
+    LinearOptions linear;
+    linear.threads = 2;
+    linear.type_traits = ggml_get_type_traits;
+    linear_ = LinearServer::create(linear, why);
+    EXPECT_NE(linear_, nullptr) << why;
+    callback_ = std::make_unique<EvalCallback>(attention_.get(), linear_.get());
+  }
+  ~LinearModel() override {
+    tsp_context_destroy(ctx_);
+    std::filesystem::remove(path_);
+  }
+  test::NodeCallback hook() {
+    return [this](ggml_tensor* node, bool ask) {
+      return EvalCallback::call(node, ask, callback_.get());
+    };
+  }
+
+  std::filesystem::path path_;
+  tsp_context_t* ctx_ = nullptr;
+  std::unique_ptr<AttentionServer> attention_;
+  std::unique_ptr<LinearServer> linear_;
+  std::unique_ptr<EvalCallback> callback_;
+};
+
+// A chunk's: seven a layer, less gate, up and down of the last layer, which sees output rows only.
+constexpr int64_t kProducts = 3 * 7 - 3;
+
+TEST_P(LinearModel, LogitsStayWithinTheNoiseOfStock) {
+  const auto tokens = test::random_tokens(700, 3);
+  const Engine::Options options{.ubatch = 256, .repack = false};
+  const auto stock = Engine(path_, options, {}).decode(tokens);
+  const auto without =
+      Engine(path_,
+             {.ubatch = 256, .flash_attention = LLAMA_FLASH_ATTN_TYPE_DISABLED, .repack = false},
+             {})
+          .decode(tokens);
+  const auto ours = Engine(path_, options, hook()).decode(tokens);
+  EXPECT_EQ(callback_->error(), "");
+  EXPECT_EQ(linear_->stats().served, 3 * kProducts);
+  const double noise = test::relative_rms(without, stock), change = test::relative_rms(ours, stock);
+  RecordProperty("noise", std::to_string(noise));
+  RecordProperty("change", std::to_string(change));
+  // ggml quantises activations: a change anywhere of any size moves some of them by a step, flash
+  // attention on or off as well. In f16 it does not, and the rounding to bf16 shows.
+  EXPECT_LT(change, ggml_is_quantized(GetParam()) ? 1.5 * noise : 0.015);
+}
+
+TEST_P(LinearModel, DecodingIsLeftToGgml) {
+  Engine engine(path_, {.repack = false}, hook());
+  engine.decode(test::random_tokens(100, 1));
+  const int64_t served = linear_->stats().served;
+  EXPECT_GT(served, 0);
+  engine.decode(test::random_tokens(1, 1));
+  EXPECT_EQ(linear_->stats().served, served);
+  EXPECT_GE(linear_->stats().refused[static_cast<size_t>(LinearRefusal::kFewRows)], 3 * 7);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, LinearModel,
+                         testing::Values(GGML_TYPE_Q4_K, GGML_TYPE_Q5_0, GGML_TYPE_Q6_K,
+                                         GGML_TYPE_Q8_0, GGML_TYPE_F16),
+                         [](const auto& type) { return ggml_type_name(type.param); });
+
+class RepackedModel : public LinearModel {};
+
+TEST_P(RepackedModel, WeightsThatGgmlRepackedAreLeftToIt) {
+  Engine(path_, {}, hook()).decode(test::random_tokens(100, 1));
+  const int64_t repacked = linear_->stats().refused[static_cast<size_t>(LinearRefusal::kRepacked)];
+  if (repacked == 0) GTEST_SKIP() << "ggml repacks nothing on this processor";
+  EXPECT_EQ(repacked + linear_->stats().served, kProducts);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RepackedModel, testing::Values(GGML_TYPE_Q4_K),
+                         [](const auto& type) { return ggml_type_name(type.param); });
+
+}  // namespace
+}  // namespace tsp::ggml_adapter
