@@ -123,6 +123,16 @@ class Run(WithModel):
         self.text.write_text("Hi")
         self.assertEqual(self.json_of("--coverage", 0)["exact"]["attention_s"], 0)
 
+    def test_linear_layers_go_on_without_onednn_unless_asked_for_it(self):
+        nowhere = {**os.environ, "TOKENSPARSE_ONEDNN_LIBRARY": "/nowhere/libdnnl.so.3"}
+        arguments = self.arguments("-n", 2, "--json", "--coverage", 0)
+        result = run(*arguments, env=nowhere)
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        self.assertRegex(json.loads(result.stdout)["linear"], r"^ggml \(.*oneDNN.*\)$")
+        self.fails("--linear onednn: .*oneDNN", 1, *arguments, "--linear", "onednn", env=nowhere)
+        self.assertEqual(self.json_of("--coverage", 0, "--linear", "ggml")["linear"], "ggml")
+        self.fails("--linear", 2, *arguments, "--linear", "nobody")
+
     def test_shows_progress_on_a_terminal_only(self):
         reader, terminal = pty.openpty()
         with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:
