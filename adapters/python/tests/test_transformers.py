@@ -296,6 +296,8 @@ def test_options_travel_with_the_model(model, tmp_path):
     small = make()
     small.set_attn_implementation("tokensparse")
     ts.configure(small, **SPARSE)
+    with pytest.warns(tokensparse.TokensparseWarning, match="profile the model"):
+        ts.configure(make(), coverage=0.01)
     with pytest.raises(tokensparse.InvalidArgument, match="window: must be >= 1, is 0"):
         ts.configure(small, window=0)
     before = small(tokens()).logits

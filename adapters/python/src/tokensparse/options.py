@@ -111,6 +111,16 @@ class Options:
         if not holds:
             raise InvalidArgument(f"{name}: must be {rule}, is {getattr(self, name)!r}")
 
+    @property
+    def caution(self) -> str:
+        """What a user should hear about these options; empty when nothing."""
+        if self.sparse_layers is None and (self.coverage or self.keep):
+            return (
+                "sparse_layers is not set: every layer but the first and the last may drop tokens, "
+                "which costs most models their accuracy; profile the model"
+            )
+        return ""
+
     def is_sparse(self, layer: int, num_layers: int | None) -> bool:
         """Whether a layer may drop tokens."""
         if self.coverage == 0 and self.keep is None:

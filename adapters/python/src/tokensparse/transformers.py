@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+import warnings
 import weakref
 from typing import Any
 
@@ -25,7 +26,7 @@ from . import ops
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._report import LayerReport, Report
-from .options import Options
+from .options import Options, TokensparseWarning
 
 torch = need("torch", "2.6", "tokensparse.transformers")
 need("transformers", "5.0", "tokensparse.transformers")
@@ -82,6 +83,8 @@ def configure(model: Any, options: Options | None = None, **changes: Any) -> Opt
     if changes:
         fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
         merged = Options.make({**fields, **changes})
+    if merged.caution:
+        warnings.warn(merged.caution, TokensparseWarning, stacklevel=2)
     configs = {id(m.config): m.config for m in [model, *_attention_modules(model)]}
     for config in configs.values():
         setattr(config, NAME, merged.asdict())

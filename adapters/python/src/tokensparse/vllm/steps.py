@@ -87,6 +87,8 @@ class Layer:
         if self.report is None:
             found = re.search(r"layers\.(\d+)\.", name) or re.search(r"(\d+)", name)
             index = int(found.group(1)) if found else 0
+            if self.options.caution and not _reports:
+                _log.warning("tokensparse: %s", self.options.caution)
             self.sparse = self.options.is_sparse(index, self.num_layers)
             self.arguments = self.options.prefill_arguments(self.sparse, str(dtype))
             self.report = _reports.setdefault(name, LayerReport(index))
