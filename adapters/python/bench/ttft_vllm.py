@@ -52,6 +52,8 @@ def main():
         enable_prefix_caching=False,
     )
     sampling = vllm.SamplingParams(max_tokens=1, temperature=0, detokenize=False)
+    engine.generate([{"prompt_token_ids": tokens[:1024]}], sampling, use_tqdm=False)  # warm-up
+    tokensparse.vllm.report(reset=True)
     for length in options.tokens:
         times = []
         for _ in range(options.repeat):
@@ -65,7 +67,7 @@ def main():
             "tokens": length,
             "dtype": options.dtype,
             "seconds": round(statistics.median(times), 3),
-            "spread": round(max(times) / min(times) - 1, 3),
+            "all": [round(t, 3) for t in times],
             "kept_share": report.kept_share,
         }
         print("\n" + json.dumps(result), flush=True)
