@@ -173,10 +173,10 @@ def main():
     for function in CHECKS:
         try:
             function()
-            print("ok     ", function.__name__, flush=True)
+            print("[       OK ]", function.__name__, flush=True)
         except Exception:  # noqa: BLE001  every check has its turn
             failed += 1
-            print("FAILED ", function.__name__, flush=True)
+            print("[  FAILED  ]", function.__name__, flush=True)
             traceback.print_exc()
     print(f"{len(CHECKS) - failed} passed, {failed} failed")
     return 1 if failed else 0
