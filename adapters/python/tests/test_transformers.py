@@ -239,6 +239,16 @@ def test_training_stays_with_the_stock_kernel(model):
     assert ts.report(model, reset=True)[0].stock == {"gradients are wanted": 1}
 
 
+def test_what_a_backend_cannot_serve_stays_with_the_stock_kernel(model, monkeypatch):
+    def refuse(*args, **options):
+        raise tokensparse.Unsupported("head dim 64: not on this backend")
+
+    monkeypatch.setattr(ts.ops, "prefill", refuse)
+    found, expected, report = both(model, lambda: model(tokens()).logits)
+    assert torch.equal(found, expected)
+    assert report[0].stock == {"head dim 64: not on this backend": 1}
+
+
 def capture(model, layer):
     """q, k, v as the layer's attention saw them, [tokens, heads, dim], and what it returned."""
     seen = {}

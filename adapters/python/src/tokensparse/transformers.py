@@ -23,6 +23,7 @@ import weakref
 from typing import Any
 
 from . import ops
+from ._library import Unsupported
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._report import LayerReport, Report
@@ -309,15 +310,18 @@ def attention(
         reason = "sliding window"
     else:
         reason = "short call or a mask that is not plain causal"
-    if reason:
-        seen.stock[reason] += 1
-        if ours:
-            attention_mask = _dense_mask(attention_mask, query, key)
-        return _stock(
-            module, query, key, value, attention_mask,
-            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
-        )  # fmt: skip
-    return _serve(module, seen, query, key, value, attention_mask.tolist(), scaling), None
+    if not reason:
+        try:
+            return _serve(module, seen, query, key, value, attention_mask.tolist(), scaling), None
+        except Unsupported as error:  # a shape that this backend cannot serve
+            reason = str(error)
+    seen.stock[reason] += 1
+    if ours:
+        attention_mask = _dense_mask(attention_mask, query, key)
+    return _stock(
+        module, query, key, value, attention_mask,
+        dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
+    )  # fmt: skip
 
 
 def _serve(

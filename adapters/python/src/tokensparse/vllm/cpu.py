@@ -19,6 +19,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
 )
 
+from .._library import Unsupported
 from .steps import Layer, Run, Step, plan
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -135,8 +136,13 @@ class CPUImpl(CPUAttentionBackendImpl):
 
         k_pages, v_pages = pages(kv_cache)
         table = attn_metadata.block_table
-        for run in step.ours:
-            self.tokensparse.serve(run, query, k_pages, v_pages, table, self.scale, output)
+        try:
+            for run in step.ours:
+                self.tokensparse.serve(run, query, k_pages, v_pages, table, self.scale, output)
+        except Unsupported as error:  # a shape that the backend cannot serve
+            self._never = str(error)
+            report.stock[self._never] += 1
+            return stock(query, key, value, kv_cache, attn_metadata, output)
         for index, run in enumerate(step.stock):
             report.stock["short calls and decode"] += 1
             part = self._part(layer, attn_metadata, index, run, query.dtype)

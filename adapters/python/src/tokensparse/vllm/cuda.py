@@ -17,6 +17,7 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
+from .._library import Unsupported
 from .steps import Layer, Run, Step, plan
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -113,8 +114,13 @@ class CUDAImpl(FlashAttentionImpl):
             )
         k_pages, v_pages = pages(kv_cache, self.head_size)
         table = attn_metadata.block_table
-        for run in step.ours:
-            self.tokensparse.serve(run, query, k_pages, v_pages, table, self.scale, output)
+        try:
+            for run in step.ours:
+                self.tokensparse.serve(run, query, k_pages, v_pages, table, self.scale, output)
+        except Unsupported as error:  # a shape that the backend cannot serve
+            self._never = str(error)
+            report.stock[self._never] += 1
+            return stock(query, key, value, kv_cache, attn_metadata, output)
         for index, run in enumerate(step.stock):
             report.stock["short calls and decode"] += 1
             part, rows = self._part(attn_metadata, index, run), run.rows
