@@ -4,7 +4,8 @@ add_library(tokensparse_bench STATIC
   ${PROJECT_SOURCE_DIR}/bench/floor.cc ${PROJECT_SOURCE_DIR}/bench/peak_generic.cc
   ${PROJECT_SOURCE_DIR}/bench/shape.cc ${PROJECT_SOURCE_DIR}/bench/timing.cc
   ${PROJECT_SOURCE_DIR}/bench/workload.cc)
-target_include_directories(tokensparse_bench PUBLIC ${PROJECT_SOURCE_DIR} PRIVATE ${PROJECT_SOURCE_DIR}/src)
+target_include_directories(tokensparse_bench
+  PUBLIC ${PROJECT_SOURCE_DIR} PRIVATE ${PROJECT_SOURCE_DIR}/src)
 find_package(Threads REQUIRED)
 target_link_libraries(tokensparse_bench PUBLIC tokensparse::tokensparse Threads::Threads)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")

