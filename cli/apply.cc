@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "cli/device_memory.h"
 #include "cli/options.h"
 #include "cli/safetensors.h"
 #include "cli/verbs.h"
@@ -88,8 +89,8 @@ struct Result {
   double seconds;
 };
 
-Result run_operator(tokensparse::Context& context, tokensparse::PrefillParams params,
-                    const Input& q, const Input& k, const Input& v, const std::string& path) {
+Result run_operator(tokensparse::Context& context, tokensparse::PrefillParams params, Input& q,
+                    Input& k, Input& v, const std::string& path) {
   Result result;
   result.out.resize(q.bytes.size());
   params.q = q.view;
@@ -104,13 +105,30 @@ Result run_operator(tokensparse::Context& context, tokensparse::PrefillParams pa
   const int64_t sets[] = {q.view.heads, k.view.heads, 1};  // by tsp_share_t
   result.num_sets = static_cast<int32_t>(sets[params.share]);
   std::vector<int32_t> lists(static_cast<size_t>(tokens * result.num_sets));
+  const bool on_gpu = context.backend() == "cuda";
+  DeviceMemory q_memory(on_gpu, q.bytes.data(), q.bytes.size());
+  DeviceMemory k_memory(on_gpu, k.bytes.data(), k.bytes.size());
+  DeviceMemory v_memory(on_gpu, v.bytes.data(), v.bytes.size());
+  DeviceMemory out(on_gpu, result.out.data(), result.out.size());
+  DeviceMemory indices(on_gpu, lists.data(), lists.size() * sizeof(int32_t));
+  DeviceMemory kept(on_gpu, &result.kept, sizeof(int32_t));
+  DeviceMemory workspace(on_gpu, nullptr, bytes);
+  for (DeviceMemory* input : {&q_memory, &k_memory, &v_memory}) input->upload();
+  params.q.data = q_memory.data();
+  params.k.data = k_memory.data();
+  params.v.data = v_memory.data();
+  params.out.data = out.data();
   params.selected.num_sets = result.num_sets;
   params.selected.set_stride = tokens;
-  params.selected.indices = lists.data();
-  params.selected.kept = &result.kept;
+  params.selected.indices = static_cast<int32_t*>(indices.data());
+  params.selected.kept = static_cast<int32_t*>(kept.data());
+  params.workspace = workspace.data();
+  params.workspace_bytes = bytes;
   const auto start = std::chrono::steady_clock::now();
-  check(tokensparse::prefill(context, params), path + ": ");
+  check(tokensparse::Status(tsp_prefill(context.get(), &params)), path + ": ");
+  synchronise(on_gpu);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (DeviceMemory* output : {&out, &indices, &kept}) output->download();
 
   for (int32_t set = 0; set < result.num_sets; ++set) {
     const auto begin = lists.begin() + set * tokens;
@@ -143,9 +161,9 @@ void print_statistics(const ApplyOptions& options, const tokensparse::Context& c
 void apply(const ApplyOptions& options) {
   tokensparse::Context context = open_context(options.backend);
   SafetensorsReader file(options.in);
-  const Input q = load(file, options.in, "q");
-  const Input k = load(file, options.in, "k");
-  const Input v = load(file, options.in, "v");
+  Input q = load(file, options.in, "q");
+  Input k = load(file, options.in, "k");
+  Input v = load(file, options.in, "v");
   const Result result = run_operator(context, options.params, q, k, v, options.in);
   write_safetensors(options.out,
                     {{"out", q.info.dtype, q.info.shape, result.out.data()},
@@ -173,7 +191,7 @@ void add_apply(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   add_operator_options(*verb, options->params);
-  add_backend_options(*verb, options->backend);
+  add_backend_options(*verb, options->backend, true);
   verb->add_flag("--json", options->json, "Print the statistics as JSON, and nothing else");
   verb->footer(kFooter);
   verb->callback([options] { apply(*options); });

@@ -83,9 +83,12 @@ void add_operator_options(CLI::App& app, tsp_prefill_params_t& params) {
       ->group("Where it runs");
 }
 
-void add_backend_options(CLI::App& app, BackendOptions& options) {
-  add_choice(app, "--backend", options.backend, {"cpu", "ref"},
-             "cpu: fast. ref: the specification, scalar double arithmetic, slow")
+void add_backend_options(CLI::App& app, BackendOptions& options, bool cuda) {
+  std::vector<std::string> names = {"cpu", "ref"};
+  if (cuda) names.push_back("cuda");
+  add_choice(app, "--backend", options.backend, names,
+             std::string("cpu: fast. ref: the specification, scalar double arithmetic, slow") +
+                 (cuda ? ". cuda: an NVIDIA GPU, f16 and bf16" : ""))
       ->group("Where it runs");
   app.add_option(
          "--isa", options.isa,

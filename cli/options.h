@@ -27,8 +27,8 @@ struct BackendOptions {
   std::string isa;  // empty: the best one of this machine
   int32_t threads = 0;
 };
-/// Declares --backend, --isa and --threads.
-void add_backend_options(CLI::App& app, BackendOptions& options);
+/// Declares --backend, --isa and --threads; `cuda`: where the verb can run on a GPU.
+void add_backend_options(CLI::App& app, BackendOptions& options, bool cuda = false);
 
 /// Throws Failure where the machine or the build lacks what was asked for.
 tokensparse::Context open_context(const BackendOptions& options);

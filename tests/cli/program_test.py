@@ -73,6 +73,24 @@ class Apply(InFolder):
         for got, wanted in zip(tensors["out"][2], flatten(out)):
             self.assertAlmostEqual(got, wanted, delta=bound)
 
+    def test_a_gpu_gives_what_the_cpu_gives_or_says_why_it_cannot(self):
+        q, k, v = random_tensor(1, 70, 4, 64), random_tensor(2, 90, 2, 64), random_tensor(3, 90, 2, 64)
+        self.write(q, k, v, "F16")
+        options = ("--window", 5, "--min-tokens", 4, "--coverage", 0.3)
+        result = run("apply", self.source, "--out", self.target, "--backend", "cuda", "--json", *options)
+        if result.returncode != 0:
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stderr, "backend: (no CUDA device|cuda is not part of this build)")
+            self.assertEqual(result.stderr.count("\n"), 1)
+            return
+        gpu, statistics = decode(self.target.read_bytes()), json.loads(result.stdout)
+        cpu_statistics, cpu = self.apply(*options)
+        self.assertEqual(statistics["backend"], "cuda")
+        self.assertEqual(statistics["kept"], cpu_statistics["kept"])
+        self.assertEqual(gpu["indices"], cpu["indices"])
+        for got, wanted in zip(gpu["out"][2], cpu["out"][2]):
+            self.assertAlmostEqual(got, wanted, delta=4e-3)
+
     def test_follows_the_definition(self):
         for backend in ("ref", "cpu"):
             for share in ("head", "kv_group", "layer"):

@@ -27,7 +27,7 @@ struct WideTile {
     uint4 q[kWideHeads][kTileChunks];
     uint4 k[kWideStages][kTileChunks];
     float shift[kWideHeads][kRows];  // pass 2: weight = 2^(s - shift)
-    uint64_t full[kWideStages];      // every thread's share of the tile has arrived
+    uint64_t full[kWideStages];      // every warp's share of the tile has arrived
     uint64_t empty[kWideStages];     // every warpgroup has multiplied with it
   };
 
@@ -81,9 +81,14 @@ __device__ __forceinline__ void walk_keys(const ScoreArgs& a,
     }
     commit_copies();
   };
-  const auto publish = [&](int tile) {  // this thread's share is there
+  // One arrival a warp: they are atomics on one word, and 512 of them took longer than a product.
+  const auto arrive_warp = [&](uint64_t* barrier) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(barrier);
+  };
+  const auto publish = [&](int tile) {  // this warp's share is there
     fence_for_wgmma();
-    arrive(&shared.full[(tile - begin) % kWideStages]);
+    arrive_warp(&shared.full[(tile - begin) % kWideStages]);
   };
   // A warpgroup multiplies when its partner's product is done, and then leaves the turn to it.
   const int partner = group ^ 2;
@@ -101,8 +106,8 @@ __device__ __forceinline__ void walk_keys(const ScoreArgs& a,
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kWideStages; ++stage) {
-      init_barrier(&shared.full[stage], kWideThreads);
-      init_barrier(&shared.empty[stage], kWideThreads);
+      init_barrier(&shared.full[stage], kWideThreads / 32);
+      init_barrier(&shared.empty[stage], kWideThreads / 32);
     }
   }
   fetch_keys(begin);  // with the queries, which were started before
@@ -132,7 +137,7 @@ __device__ __forceinline__ void walk_keys(const ScoreArgs& a,
     wgmma_wait<0>();
     arrive_named(1 + partner, 256);
     pin(d);
-    arrive(&shared.empty[stage]);
+    arrive_warp(&shared.empty[stage]);
     finish(d, tile, 1);
   }
   wait_copies<0>();
