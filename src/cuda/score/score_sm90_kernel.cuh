@@ -81,7 +81,7 @@ __device__ __forceinline__ void walk_keys(const ScoreArgs& a,
     }
     commit_copies();
   };
-  // One arrival a warp: they are atomics on one word, and 512 of them took longer than a product.
+  // One arrival a warp: arrivals are atomics on one word.
   const auto arrive_warp = [&](uint64_t* barrier) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) arrive(barrier);
