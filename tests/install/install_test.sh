@@ -13,7 +13,7 @@ prefix=$work/prefix
 
 echo "find_package: both examples as a project of their own"
 cp -r "$source/examples" "$work/examples"
-cmake -S "$work/examples" -B "$work/build" -DCMAKE_PREFIX_PATH="$prefix"
+cmake -G Ninja -S "$work/examples" -B "$work/build" -DCMAKE_PREFIX_PATH="$prefix"
 cmake --build "$work/build"
 "$work/build/example_prefill_c" | grep -E '^each head kept [0-9]+ of 4096 tokens$'
 "$work/build/example_prefill_cc"
