@@ -31,7 +31,7 @@ LLAMA_CPP = {
     "bytes": 330_000_000,
 }
 # The one package of oneDNN for Linux that runs on the OpenMP of g++, which ggml runs on too: two
-# thread teams would fight for the cores. The packages after it need a SYCL runtime of 600 MB.
+# thread teams would fight for the cores. The newest ones need a SYCL runtime of 600 MB.
 ONEDNN = {
     "packages": {
         "onednn_cpu_gomp==2023.2.0": (
