@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse apply`: the operator on q, k and v of a safetensors file.
+#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 #include <memory>

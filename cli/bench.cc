@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse bench`: the operations timed on this machine, beside their peers and their floor.
+#include <CLI/CLI.hpp>
+
 #include "cli/bench_options.h"
 #include "cli/verbs.h"
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse info`: what this build and this machine can do.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>

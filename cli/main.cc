@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The program `tokensparse`: picks the verb, and turns every failure into one sentence on stderr
 // and an exit code (1 failure, 2 usage). stdout carries results only.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 #include <memory>

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // `run` and `profile` of a build without llama.cpp: they exist, and say what is missing.
+#include <CLI/CLI.hpp>
+
 #include "cli/verbs.h"
 
 namespace tsp::cli {

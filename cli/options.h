@@ -2,12 +2,17 @@
 // Options that several verbs share: how the operator chooses tokens, and where it runs.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "tokensparse/tokensparse.hpp"
+
+namespace CLI {
+class App;
+class Option;
+class Validator;
+}  // namespace CLI
 
 namespace tsp::cli {
 

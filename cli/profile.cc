@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse profile`: the drift of a model's layers, and which of them may be sparse.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse run`: a question about a long text, answered by a GGUF model through llama.cpp, with
 // attention of ours while it reads the prompt.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>

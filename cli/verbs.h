@@ -3,9 +3,12 @@
 // options on the app and leaves the work in the callback, which returns or throws Failure.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <stdexcept>
 #include <string>
+
+namespace CLI {
+class App;  // <CLI/CLI.hpp> costs seconds a file: only verbs include it
+}
 
 namespace tsp::cli {
 
