@@ -87,6 +87,32 @@ const char* refusal_text(LinearRefusal refusal) {
   return "unknown";
 }
 
+LinearRefusal refusal_of_shape(const ggml_tensor& node, const LinearOptions& options) {
+  if (node.op == GGML_OP_MUL_MAT_ID) {
+    return node.src[1]->ne[2] < options.min_rows ? LinearRefusal::kFewRows
+                                                 : LinearRefusal::kExperts;
+  }
+  if (node.op != GGML_OP_MUL_MAT) return LinearRefusal::kNotLinear;
+  const ggml_tensor &weight = *node.src[0], &input = *node.src[1];
+  if (rows_of(input) < options.min_rows) return LinearRefusal::kFewRows;
+  const bool leaf = weight.op == GGML_OP_NONE && weight.view_src == nullptr &&
+                    (weight.flags & GGML_TENSOR_FLAG_INPUT) == 0;
+  if (!leaf) return LinearRefusal::kNotWeight;
+  const ggml_type_traits* traits = options.type_traits(weight.type);
+  if (weight.type == GGML_TYPE_F32 || traits == nullptr || traits->to_float == nullptr) {
+    return LinearRefusal::kWeightType;
+  }
+  if (weight.extra != nullptr) return LinearRefusal::kRepacked;
+  if (weight.ne[2] != 1 || weight.ne[3] != 1) return LinearRefusal::kBatched;
+  const bool fits =
+      weight.ne[0] == input.ne[0] && weight.ne[0] % traits->blck_size == 0 &&
+      weight.nb[0] == traits->type_size &&
+      weight.nb[1] == traits->type_size * static_cast<size_t>(weight.ne[0] / traits->blck_size) &&
+      is_dense_f32(input) && is_dense_f32(node) && node.ne[0] == weight.ne[1] &&
+      rows_of(node) == rows_of(input);
+  return fits ? LinearRefusal::kNone : LinearRefusal::kLayout;
+}
+
 void LinearServer::Free::operator()(void* memory) const { std::free(memory); }
 
 bool LinearServer::Buffer::reserve(size_t wanted) {
@@ -121,34 +147,8 @@ std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options,
 LinearServer::LinearServer(std::unique_ptr<OneDnn> library, const LinearOptions& options, bool bf16)
     : library_(std::move(library)), options_(options), bf16_(bf16) {}
 
-LinearRefusal LinearServer::check_shape(const ggml_tensor& node) const {
-  if (node.op == GGML_OP_MUL_MAT_ID) {
-    return node.src[1]->ne[2] < options_.min_rows ? LinearRefusal::kFewRows
-                                                  : LinearRefusal::kExperts;
-  }
-  if (node.op != GGML_OP_MUL_MAT) return LinearRefusal::kNotLinear;
-  const ggml_tensor &weight = *node.src[0], &input = *node.src[1];
-  if (rows_of(input) < options_.min_rows) return LinearRefusal::kFewRows;
-  const bool leaf = weight.op == GGML_OP_NONE && weight.view_src == nullptr &&
-                    (weight.flags & GGML_TENSOR_FLAG_INPUT) == 0;
-  if (!leaf) return LinearRefusal::kNotWeight;
-  const ggml_type_traits* traits = options_.type_traits(weight.type);
-  if (weight.type == GGML_TYPE_F32 || traits == nullptr || traits->to_float == nullptr) {
-    return LinearRefusal::kWeightType;
-  }
-  if (weight.extra != nullptr) return LinearRefusal::kRepacked;
-  if (weight.ne[2] != 1 || weight.ne[3] != 1) return LinearRefusal::kBatched;
-  const bool fits =
-      weight.ne[0] == input.ne[0] && weight.ne[0] % traits->blck_size == 0 &&
-      weight.nb[0] == traits->type_size &&
-      weight.nb[1] == traits->type_size * static_cast<size_t>(weight.ne[0] / traits->blck_size) &&
-      is_dense_f32(input) && is_dense_f32(node) && node.ne[0] == weight.ne[1] &&
-      rows_of(node) == rows_of(input);
-  return fits ? LinearRefusal::kNone : LinearRefusal::kLayout;
-}
-
 LinearRefusal LinearServer::check(const ggml_tensor& node) {
-  LinearRefusal refusal = check_shape(node);
+  LinearRefusal refusal = refusal_of_shape(node, options_);
   if (refusal == LinearRefusal::kNone && !prepare(node)) refusal = LinearRefusal::kLibrary;
   if (refusal != LinearRefusal::kNone && refusal != LinearRefusal::kNotLinear) {
     ++stats_.refused[static_cast<size_t>(refusal)];

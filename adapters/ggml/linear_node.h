@@ -63,20 +63,23 @@ struct LinearStats {
   std::array<int64_t, static_cast<size_t>(LinearRefusal::kCount)> refused{};
 };
 
+/// Whether a LinearServer with these options would take this node, going by shapes, types and
+/// strides: for whoever must say so before there is a server.
+LinearRefusal refusal_of_shape(const ggml_tensor& node, const LinearOptions& options);
+
 class LinearServer {
  public:
   /// Null where oneDNN is missing or of no use, with the reason in `why`: one clause, no full stop.
   static std::unique_ptr<LinearServer> create(const LinearOptions& options, std::string& why);
 
-  /// Whether serve() would take this node, going by shapes, types and strides.
-  [[nodiscard]] LinearRefusal check_shape(const ggml_tensor& node) const;
-  /// check_shape(), and the memory and code that serve() needs, made here; counts a refusal. The
-  /// activations may still be waiting to be computed.
+  /// refusal_of_shape(), and the memory and code that serve() needs, made here; counts a refusal.
+  /// The activations may still be waiting to be computed.
   [[nodiscard]] LinearRefusal check(const ggml_tensor& node);
   /// Computes into node.data a node that check() returned kNone for. All tensors in host memory.
   /// False where the library failed.
   [[nodiscard]] bool serve(ggml_tensor& node);
 
+  void set_threads(int32_t threads) { library_->set_threads(threads); }
   const LinearStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
   bool bf16() const { return bf16_; }

@@ -106,6 +106,11 @@ class Library final : public OneDnn {
   bool has_bf16() const override { return has(dnnl_cpu_isa_avx512_core_bf16); }
   bool has_avx512() const override { return has(dnnl_cpu_isa_avx512_core); }
 
+  void set_threads(int32_t threads) override {
+    if (threads != threads_) forget_products();
+    threads_ = threads;
+  }
+
   bool prepare(const Gemm& gemm) override { return product_of(gemm) != nullptr; }
 
   bool run(const Gemm& gemm, const void* a, const void* b, float* c) override {

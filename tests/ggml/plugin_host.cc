@@ -64,6 +64,13 @@ int64_t LoadedPlugin::sparse() const {
   return std::stoll(text.substr(text.rfind(' ', at - 1)));
 }
 
+int64_t LoadedPlugin::linear() const {
+  const std::string text = summary();
+  const size_t at = text.find(" linear layers");
+  if (at == std::string::npos) return 0;
+  return std::stoll(text.substr(text.rfind(' ', at - 1)));
+}
+
 double LoadedPlugin::largest_difference() const {
   const std::string text = summary(), words = "largest difference ";
   const size_t at = text.find(words);

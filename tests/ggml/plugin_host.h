@@ -46,6 +46,7 @@ class LoadedPlugin {
   /// ... and numbers of it.
   int64_t served() const;
   int64_t sparse() const;
+  int64_t linear() const;
   /// Relative RMS between a node and ggml's own result; infinity when nothing was compared.
   double largest_difference() const;
   /// What it says after "left to ggml: ".

@@ -46,6 +46,9 @@ if(TOKENSPARSE_ONEDNN)
            LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
   tsp_test(linear_model_test SOURCES ggml/linear_model_test.cc
            LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
-  set_tests_properties(linear_node_test linear_model_test
+  tsp_test(linear_plugin_test SOURCES ggml/linear_plugin_test.cc
+           LIBRARIES tsp_plugin_host ggml_tokensparse_parts LABELS plugin)
+  set_target_properties(linear_plugin_test PROPERTIES ENABLE_EXPORTS ON)
+  set_tests_properties(linear_node_test linear_model_test linear_plugin_test
                        PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
 endif()

@@ -26,6 +26,9 @@ struct Device {
   Settings settings;
   Ledger* ledger = nullptr;
   ggml_adapter::Options options;
+  ggml_adapter::LinearOptions linear_options;
+  bool linear = false;
+  std::atomic<bool> repacked_told{false};
   // llama.cpp's `-fa auto` first places a graph of one token a sequence and switches flash
   // attention off when a node of it is not on the CPU. So the first row count that is asked about
   // after a context is born is the host's, where it could be that; until another one comes.
@@ -76,9 +79,8 @@ ggml_status backend_compute(ggml_backend_t self, ggml_cgraph* graph) {
   for (int i = 0; i < count; ++i) {
     ggml_tensor* node = host.ggml_graph_node(graph, i);
     // The others are views, which need no work.
-    if (node->op != GGML_OP_FLASH_ATTN_EXT || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
-      continue;
-    }
+    if (node->op != GGML_OP_FLASH_ATTN_EXT && node->op != GGML_OP_MUL_MAT) continue;
+    if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
     if (backend.abort != nullptr && backend.abort(backend.abort_data)) return GGML_STATUS_ABORTED;
     if (!backend.runner->compute(*node)) return GGML_STATUS_FAILED;
   }
@@ -161,6 +163,17 @@ void note_layer(Device& device, const ggml_tensor& node) {
   }
 }
 
+bool serves_linear(Device& device, const ggml_tensor& op) {
+  using ggml_adapter::LinearRefusal;
+  const LinearRefusal refusal = ggml_adapter::refusal_of_shape(op, device.linear_options);
+  if (refusal == LinearRefusal::kRepacked && !device.repacked_told.exchange(true)) {
+    log_line(
+        "some linear layers are left to ggml, which repacked their weights; start the host "
+        "with --no-repack");
+  }
+  return refusal == LinearRefusal::kNone;
+}
+
 bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
   Device& device = device_of(dev);
   switch (op->op) {
@@ -174,6 +187,8 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
       note_layer(device, *op);
       return !may_be_probe(device, op->src[0]->ne[1]) &&
              ggml_adapter::refusal_of_shape(*op, device.options) == Refusal::kNone;
+    case GGML_OP_MUL_MAT:
+      return device.linear && serves_linear(device, *op);
     default:
       return false;
   }
@@ -212,6 +227,12 @@ ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledg
   device.settings = settings;
   device.ledger = &ledger;
   device.options = attention_options(settings, host);
+  device.linear_options = linear_options(settings, host);
+  if (settings.linear != 0) {
+    std::string why;
+    device.linear = ggml_adapter::LinearServer::create(device.linear_options, why) != nullptr;
+    if (!device.linear) log_line("linear layers are left to ggml: " + why);
+  }
 
   ggml_backend_dev_t cpu = host.ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
   the_reg.api_version = cpu->reg->api_version;

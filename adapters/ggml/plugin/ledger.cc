@@ -29,6 +29,8 @@ void Ledger::add(const Totals& more) {
   totals_.keys += more.keys;
   totals_.kept += more.kept;
   totals_.seconds += more.seconds;
+  totals_.linear += more.linear;
+  totals_.linear_seconds += more.linear_seconds;
   for (size_t i = 0; i < totals_.by_ggml.size(); ++i) totals_.by_ggml[i] += more.by_ggml[i];
   totals_.verified += more.verified;
   totals_.worst_error = std::max(totals_.worst_error, more.worst_error);
@@ -59,6 +61,10 @@ std::string summary_text(const Totals& totals) {
   if (totals.verified > 0) {
     text += "; " + std::to_string(totals.verified) + " compared with ggml, largest difference " +
             format("%.2g", totals.worst_error);
+  }
+  if (totals.linear > 0) {
+    text += "; " + std::to_string(totals.linear) + " linear layers in " +
+            format("%.3f", totals.linear_seconds) + " s";
   }
   std::string left;
   for (size_t i = 0; i < totals.by_ggml.size(); ++i) {

@@ -21,6 +21,8 @@ struct Totals {
   int64_t keys = 0;
   int64_t kept = 0;
   double seconds = 0;  // in our attention
+  int64_t linear = 0;  // matrix products
+  double linear_seconds = 0;
   std::array<int64_t, static_cast<size_t>(ggml_adapter::Refusal::kCount)> by_ggml{};
   int64_t verified = 0;
   double worst_error = 0;   // relative RMS against ggml's own result

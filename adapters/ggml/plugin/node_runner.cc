@@ -28,6 +28,13 @@ ggml_adapter::Options attention_options(const Settings& settings, const Host& ho
   return options;
 }
 
+ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host& host) {
+  ggml_adapter::LinearOptions options;
+  options.min_rows = settings.min_rows;
+  options.type_traits = host.ggml_get_type_traits;
+  return options;
+}
+
 std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings& settings,
                                                Ledger& ledger, std::string& why) {
   std::unique_ptr<NodeRunner> runner(new NodeRunner(host, settings, ledger));
@@ -46,6 +53,10 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
   }
   runner->server_ =
       std::make_unique<AttentionServer>(runner->ctx_, attention_options(settings, host));
+  if (settings.linear != 0) {
+    std::string without;  // the device has said so
+    runner->linear_ = ggml_adapter::LinearServer::create(linear_options(settings, host), without);
+  }
   runner->set_threads(1);
   return runner;
 }
@@ -59,6 +70,7 @@ void NodeRunner::set_threads(int32_t num_threads) {
   const int32_t wanted = settings_.threads > 0 ? settings_.threads : std::max(1, num_threads);
   cpu_.set_threads(wanted);
   (void)tsp_context_set_threads(ctx_, wanted);  // 1 or more: cannot fail
+  if (linear_ != nullptr) linear_->set_threads(wanted);
 }
 
 bool NodeRunner::compute(ggml_tensor& node) {
@@ -70,6 +82,7 @@ bool NodeRunner::compute(ggml_tensor& node) {
 }
 
 bool NodeRunner::compute_or_throw(ggml_tensor& node) {
+  if (node.op == GGML_OP_MUL_MAT) return compute_linear(node);
   Totals totals;
   if (serve(node)) {
     if (settings_.verify) {
@@ -91,6 +104,19 @@ bool NodeRunner::serve(ggml_tensor& node) {
     complained_ = true;
   }
   return false;
+}
+
+bool NodeRunner::compute_linear(ggml_tensor& node) {
+  if (linear_ == nullptr || linear_->check(node) != ggml_adapter::LinearRefusal::kNone ||
+      !linear_->serve(node)) {
+    return cpu_.compute(node);
+  }
+  Totals totals;
+  totals.linear = linear_->stats().served;
+  totals.linear_seconds = linear_->stats().seconds;
+  linear_->reset_stats();
+  ledger_.add(totals);
+  return true;
 }
 
 double NodeRunner::difference_from_ggml(ggml_tensor& node) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adapters/ggml/attention_node.h"
+#include "adapters/ggml/linear_node.h"
 #include "adapters/ggml/plugin/cpu_backend.h"
 #include "adapters/ggml/plugin/host.h"
 #include "adapters/ggml/plugin/ledger.h"
@@ -16,6 +17,9 @@ namespace tsp::ggml_plugin {
 
 /// What the adapter is told, from what the user said.
 ggml_adapter::Options attention_options(const Settings& settings, const Host& host);
+
+/// The same for linear layers.
+ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host& host);
 
 class NodeRunner {
  public:
@@ -34,6 +38,7 @@ class NodeRunner {
   NodeRunner(const Host& host, const Settings& settings, Ledger& ledger);
   bool compute_or_throw(ggml_tensor& node);
   bool serve(ggml_tensor& node);
+  bool compute_linear(ggml_tensor& node);
   double difference_from_ggml(ggml_tensor& node);
   void report(Totals totals);
 
@@ -42,7 +47,8 @@ class NodeRunner {
   CpuBackend cpu_;
   tsp_context_t* ctx_ = nullptr;
   std::unique_ptr<ggml_adapter::AttentionServer> server_;
-  std::vector<float> ours_;  // while verifying
+  std::unique_ptr<ggml_adapter::LinearServer> linear_;  // null: not asked for, or not there
+  std::vector<float> ours_;                             // while verifying
   bool complained_ = false;
 };
 

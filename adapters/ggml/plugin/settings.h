@@ -19,6 +19,7 @@ struct Settings {
   int32_t profile_layers = 0;          // layers of the model that the profile was made for
   bool all_layers_sparse = false;      // sparse_layers = all
   int32_t threads = 0;                 // 0 = the host's number
+  int32_t linear = 0;                  // 1: linear layers of prompts through oneDNN
   int32_t min_rows = 64;               // nodes with fewer query rows are the host's
   size_t memory_bytes = size_t{1} << 30;
   bool disabled = false;

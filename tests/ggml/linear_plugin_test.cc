@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+// Linear layers through oneDNN in the plugin: TOKENSPARSE_LINEAR=onednn.
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/ggml/engine.h"
+#include "tests/ggml/plugin_host.h"
+#include "tests/ggml/tiny_model.h"
+
+namespace tsp::test {
+namespace {
+
+const TinyModel kQuantised = {.embd = 256, .heads = 8, .ff = 512, .weights = GGML_TYPE_Q4_K};
+// A chunk's products: seven a layer, less gate, up and down of the last layer, which sees output
+// rows only.
+constexpr int64_t kProducts = 3 * 7 - 3;
+
+TEST(LinearPlugin, ServesPromptsAndLeavesDecodingToTheHost) {
+  const ModelFile model(kQuantised);
+  const auto tokens = random_tokens(500, 1);
+  const auto stock = Engine(model.path(), {.ubatch = 256, .repack = false}, {}).decode(tokens);
+  const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", "onednn"}});
+  Engine engine(model.path(), {.ubatch = 256, .repack = false}, {});
+  // What rounding activations to bf16 instead of quantising them comes to on random weights.
+  EXPECT_LT(relative_rms(engine.decode(tokens), stock), 0.05);
+  EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+  EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
+  engine.decode(random_tokens(1, 2));
+  EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+}
+
+TEST(LinearPlugin, IsOffUnlessAskedFor) {
+  const ModelFile model(kQuantised);
+  const LoadedPlugin plugin;
+  Engine(model.path(), {.repack = false}, {}).decode(random_tokens(100, 1));
+  EXPECT_EQ(plugin.linear(), 0) << plugin.summary();
+  EXPECT_EQ(plugin.served(), 3) << plugin.summary();
+}
+
+TEST(LinearPlugin, LeavesRepackedWeightsToTheHost) {
+  const ModelFile model(kQuantised);
+  const auto tokens = random_tokens(100, 1);
+  const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", "onednn"}});
+  Engine(model.path(), {}, {}).decode(tokens);
+  EXPECT_LE(plugin.linear(), kProducts) << plugin.summary();
+  EXPECT_EQ(plugin.served(), 3) << plugin.summary();
+}
+
+}  // namespace
+}  // namespace tsp::test
