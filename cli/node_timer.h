@@ -11,9 +11,8 @@ namespace tsp::cli {
 
 /// An eval callback that runs each attention node of >= `min_rows` query rows as a graph of its own
 /// on a CPU backend of its own: the same kernel on the same threads (OpenMP keeps one team for a
-/// calling thread), with the clock read before and after. It costs a barrier a node: at 4,096
-/// tokens of the 0.5B model the time to first token is the same with and without it, within the
-/// spread of the runs (2 cores AMD EPYC Zen 5, 2026-11-25).
+/// calling thread), with the clock read before and after. It costs a barrier
+/// and the planning of a graph of one node, for each of them.
 class NodeTimer {
  public:
   explicit NodeTimer(int32_t threads);
