@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse info`: what this build and this machine can do.
+#include <dlfcn.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -19,6 +22,24 @@ std::vector<std::string> words(const char* text) {
   return list;
 }
 
+/// The llama.cpp plugin of this build or installation: beside the library, or in lib beside bin.
+std::string plugin_path() {
+  namespace fs = std::filesystem;
+  std::vector<fs::path> folders;
+  Dl_info library = {};
+  if (dladdr(reinterpret_cast<const void*>(&tsp_version), &library) != 0) {
+    folders.push_back(fs::path(library.dli_fname).parent_path());
+  }
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  if (!error) folders.push_back(program.parent_path().parent_path() / "lib");
+  for (const fs::path& folder : folders) {
+    const fs::path plugin = fs::absolute(folder / "libggml-tokensparse.so", error);
+    if (!error && fs::exists(plugin, error)) return plugin.lexically_normal();
+  }
+  return "";
+}
+
 void print_info(bool json) {
   const tokensparse::Context cpu = open_context({});
   tokensparse::ContextOptions options;
@@ -28,6 +49,7 @@ void print_info(bool json) {
   const bool has_gpu = gpu_status.ok();
   const std::string cuda = has_gpu ? gpu.isa() : gpu_status.message();
   const char* const llama = llama_description();
+  const std::string plugin = plugin_path();
 
   if (json) {
     const nlohmann::json info = {
@@ -35,7 +57,8 @@ void print_info(bool json) {
         {"abi_version", tsp_abi_version()},
         {"cpu", {{"isa", cpu.isa()}, {"isas", words(tsp_cpu_isas())}, {"threads", cpu.threads()}}},
         {"cuda", has_gpu ? nlohmann::json(cuda) : nlohmann::json(nullptr)},
-        {"llama_cpp", llama != nullptr ? nlohmann::json(llama) : nlohmann::json(nullptr)}};
+        {"llama_cpp", llama != nullptr ? nlohmann::json(llama) : nlohmann::json(nullptr)},
+        {"plugin", plugin.empty() ? nlohmann::json(nullptr) : nlohmann::json(plugin)}};
     std::printf("%s\n", info.dump(2).c_str());
     return;
   }
@@ -45,6 +68,7 @@ void print_info(bool json) {
   std::printf("cuda         %s%s\n", has_gpu ? "" : "no: ", cuda.c_str());
   std::printf("llama.cpp    %s\n",
               llama != nullptr ? llama : "not in this build: `run` and `profile` need it");
+  if (!plugin.empty()) std::printf("plugin       export GGML_BACKEND_PATH=%s\n", plugin.c_str());
 }
 
 }  // namespace

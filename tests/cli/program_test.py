@@ -268,6 +268,10 @@ class Shell(unittest.TestCase):
         self.assertIn(info["cpu"]["isa"], info["cpu"]["isas"])
         self.assertIn("scalar", info["cpu"]["isas"])
         self.assertGreaterEqual(info["cpu"]["threads"], 1)
+        self.assertEqual(info["plugin"] is None, info["llama_cpp"] is None)
+        if info["plugin"] is not None:
+            self.assertTrue(os.path.isfile(info["plugin"]))
+            self.assertIn("export GGML_BACKEND_PATH=" + info["plugin"] + "\n", text.stdout)
 
     def test_a_build_without_llama_cpp_says_so(self):
         if json.loads(run("info", "--json").stdout)["llama_cpp"] is not None:
