@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "adapters/ggml/eval_callback.h"
+#include "adapters/ggml/linear_node.h"
 #include "cli/llama_model.h"
 #include "cli/openmp_threads.h"
 #include "ggml.h"
@@ -120,6 +121,41 @@ TEST(RealModel, ExactAttentionEqualsGgmlAndFindsTheNeedle) {
   std::printf("worst node %.2e; logits: ours %.4f, flash attention off %.4f\n", worst, difference,
               noise);
   EXPECT_LE(difference, 1.1 * noise);
+  EXPECT_EQ(greedy_answer(engine, ours), "7418305");
+}
+
+// Its own weights, as ggml does not repack them, so that the products are ours in all layers.
+TEST(RealModel, LinearLayersInBf16StayWithinTheNoiseAndFindTheNeedle) {
+  std::string why;
+  LinearOptions linear_options;
+  linear_options.threads = 2;
+  linear_options.type_traits = ggml_get_type_traits;
+  const auto linear = LinearServer::create(linear_options, why);
+  if (linear == nullptr) GTEST_SKIP() << why;
+  const std::string path = model_path();
+  const std::vector<llama_token> prompt = needle_prompt(path);
+  Engine::Options stock_options{.context = 4096, .ubatch = 2048, .repack = false};
+  const std::vector<float> stock = Engine(path, stock_options, {}).decode(prompt, kOutputs);
+  Engine::Options without = stock_options;
+  without.flash_attention = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  const double noise =
+      test::relative_rms(Engine(path, without, {}).decode(prompt, kOutputs), stock);
+
+  const tokensparse::Context ctx = cli::open_on_openmp("", 2);
+  Options options;
+  tsp_prefill_params_init(&options.op, sizeof options.op);
+  AttentionServer server(ctx.get(), options);
+  EvalCallback callback(&server, linear.get());
+  Engine engine(path, stock_options, [&](ggml_tensor* node, bool ask) {
+    return EvalCallback::call(node, ask, &callback);
+  });
+  const std::vector<float> ours = engine.decode(prompt, kOutputs);
+  EXPECT_EQ(callback.error(), "");
+  const double difference = test::relative_rms(ours, stock);
+  std::printf("logits: %s linear layers %.4f, flash attention off %.4f\n",
+              linear->bf16() ? "bf16" : "f32", difference, noise);
+  EXPECT_LE(difference, 1.1 * noise);
+  EXPECT_GE(linear->stats().served, 7 * (llama_model_n_layer(engine.model()) - 1));
   EXPECT_EQ(greedy_answer(engine, ours), "7418305");
 }
 
