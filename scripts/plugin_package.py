@@ -6,7 +6,6 @@ usage: plugin_package.py llama_cpp|xllamacpp MODEL PLUGIN|- PROMPT. Prints one l
 import ctypes
 import json
 import os
-import pathlib
 import sys
 
 package, model, plugin, prompt = sys.argv[1:]
@@ -28,7 +27,7 @@ def load_plugin(library: str) -> str:
 if package == "llama_cpp":
     import llama_cpp
 
-    version = load_plugin(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / "libggml.so"))
+    version = load_plugin("libggml.so.0")  # by this name the one that llama_cpp has loaded
     llama = llama_cpp.Llama(
         model, n_ctx=4096, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
     )
