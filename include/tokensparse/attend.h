@@ -12,9 +12,10 @@ extern "C" {
 
 /// For query row r of head h at position i = Tk - Tq + r, with I the tokens of the head's set
 /// (every token when `selected.indices` is null):
-///   i in I:      out[r, h] = sum over j in I, j <= i of softmax_j(scale * q[r, h] . k[j, h / G])
-///   v[j] i not in I:  `dropped`: zeros, or the same sum over i - band < j <= i lse[r, h]    = log
-///   of the softmax's denominator, natural log; -inf for a row of zeros
+///   i in I:      out[r, h] = sum of softmax_j(scale * q[r, h] . k[j, g]) * v[j, g] over j in I,
+///                j <= i, with g = h / (Hq / Hkv)
+///   i not in I:  `dropped`: zeros, or the same sum over i - band < j <= i
+///   lse[r, h] = natural log of the softmax's denominator; -inf for a row of zeros
 /// Bottom-right causal: the queries are the last Tq of the Tk positions. Gather and scatter are
 /// part of the kernel. Index sets that keep every token give the dense result, bit for bit. A NaN
 /// or infinity in q, k or v reaches the output rows that read it, and no other.

@@ -14,8 +14,7 @@ extern "C" {
 /// With C = rows of an output per sequence (its tokens / number of sequences), for i < kept[b]:
 ///   k_out[b*C + i, o] = k[indices[set, i], kv head],  v_out likewise
 ///   q_out[b*C + i, h] = q[indices[set(h), i] - (Tk - Tq), h], or zeros where that position is
-///   older
-///                       than the sequence's first query (only when Tq < Tk)
+///                       older than the sequence's first query (only when Tq < Tk)
 /// k_out and v_out have max(S, Hkv) heads: with share head one per query head, else one per KV
 /// head. Indices ascend, so plain causal attention on the short sequence, row i over rows 0..i, is
 /// exact. Rows from kept[b] on are not written. Dtypes: outputs as their inputs.

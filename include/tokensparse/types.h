@@ -72,8 +72,8 @@ typedef enum tsp_precision {
 /// A strided view of `[tokens, heads, dim]`. Never owns. Strides are in elements, so token-major,
 /// head-major and transposed layouts need no copy. A paged view (block_table not null) finds token
 /// t of sequence b in block p = block_table[b * table_stride + t / block_size], row t % block_size:
-///   data + p * block_stride + (t % block_size) * token_stride + head * head_stride + d *
-///   dim_stride
+///   data + p * block_stride + (t % block_size) * token_stride
+///        + head * head_stride + d * dim_stride
 typedef struct tsp_tensor {
   void* data;          ///< first element; null = tensor not given (only where an op says so)
   int32_t dtype;       ///< tsp_dtype_t
