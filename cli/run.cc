@@ -113,11 +113,9 @@ int32_t context_tokens(const RunOptions& options, const Model& model, size_t pro
   return options.context > 0 ? options.context : static_cast<int32_t>(needed);
 }
 
-/// One sentence where nothing of the prompt was served although it could have been.
-void check_served(const ggml_adapter::AttentionServer& server, const Model& model,
-                  size_t prompt_tokens, int32_t min_rows) {
+/// One sentence where nothing was served of a prompt long enough.
+void check_served(const ggml_adapter::AttentionServer& server, const Model& model) {
   using ggml_adapter::Refusal;
-  if (static_cast<int64_t>(prompt_tokens) < min_rows) return;
   std::string reasons;
   std::vector<ggml_adapter::LayerStats> layers = server.layers();
   layers.push_back(server.no_layer());
@@ -145,6 +143,21 @@ class Runner {
         prompt_(std::move(prompt)),
         threads_(threads),
         context_(context_tokens(options, model, prompt_.size())) {}
+
+  /// Throws Failure where the model has no layer for us: after the first tokens of the prompt, not
+  /// after minutes. It also brings the weights into memory, for each variant alike.
+  void probe() const {
+    if (prompt_.size() < kMinServedRows) return;
+    const std::vector<llama_token> start(prompt_.begin(), prompt_.begin() + kMinServedRows);
+    const tokensparse::Context ctx = open_on_openmp(options_.isa, threads_);
+    ggml_adapter::Options exact;
+    tsp_prefill_params_init(&exact.op, sizeof exact.op);
+    ggml_adapter::AttentionServer server(ctx.get(), exact);
+    Session session(model_, {kMinServedRows, kMinServedRows, threads_}, &server);
+    Progress silent("", kMinServedRows, false);
+    session.read_prompt(start, silent);
+    check_served(server, model_);
+  }
 
   VariantResult stock() const {
     const SessionOptions session = {context_, std::min(kStockUbatch, context_), threads_};
@@ -187,7 +200,6 @@ class Runner {
     Progress progress(name + ": reading the prompt", static_cast<int64_t>(prompt_.size()),
                       !options_.json);
     const llama_token first = session.read_prompt(prompt_, progress);
-    if (server != nullptr) check_served(*server, model, prompt_.size(), kMinServedRows);
     VariantResult result;
     result.name = name;
     result.ttft_s = session.read_seconds();
@@ -228,6 +240,7 @@ void run(RunOptions& options) {
   const std::vector<llama_token> prompt = model.prompt_tokens(text, options.question);
   report.prompt_tokens = static_cast<int64_t>(prompt.size());
   const Runner runner(options, model, prompt, threads);
+  runner.probe();
   report.sparse_layers = sparse_layers(options, model, text, prompt.size(), threads);
 
   if (options.compare) report.variants.push_back(runner.stock());
