@@ -83,12 +83,13 @@ class LinearServer {
   const LinearStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
   bool bf16() const { return bf16_; }
-  /// Whether this was measured faster than ggml's own products on such a processor.
+  /// Whether this should beat ggml's own products: both arithmetics do on a Zen 5 (docs/linear.md);
+  /// a processor with AVX-512 and without bf16 was not tried.
   bool pays_off() const { return bf16_ || library_->has_avx512(); }
   std::string library_version() const { return library_->version(); }
 
   /// Memory held, without kept_bytes(): at most max_buffer_bytes() and the library's own scratch,
-  /// 0.3 MB a thread at the shapes of small models, whatever the prompt's length and the model.
+  /// whatever the prompt's length and the model.
   size_t buffer_bytes() const;
   size_t kept_bytes() const { return kept_bytes_; }
   static constexpr size_t max_buffer_bytes() { return kWeightBytes + kActivationBytes; }

@@ -125,7 +125,6 @@ int64_t Problem::prefix_total(int32_t window) const {
 }
 
 Tensor Problem::score(const Backend& backend, tokensparse::Context& ctx, const Options& options) {
-  // Padded on purpose: rows of the score matrix need not be dense.
   Tensor scores(TSP_F32, {static_cast<int32_t>(prefix_total(options.window))}, shape.num_q_heads, 1,
                 Layout::kHeadMajor);
   OnDevice dq(backend, q), dk(backend, k), ds(backend, scores);
