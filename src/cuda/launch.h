@@ -26,7 +26,7 @@ namespace tsp::cuda {
 }
 
 /// Launches `kernel(args...)`. `shared_bytes` above 48 KB raises the kernel's limit first. Every
-/// kernel opens with await_previous(), so an early start changes no result.
+/// kernel opens with await_previous() or says why not, so an early start changes no result.
 template <typename... Params>
 [[nodiscard]] tsp_status_t launch(const char* name, void (*kernel)(Params...), dim3 grid,
                                   dim3 block, size_t shared_bytes, cudaStream_t stream,
@@ -53,13 +53,23 @@ template <typename... Params>
 }
 
 #ifdef __CUDACC__
-/// griddepcontrol: lets the next kernel of the stream start, and waits until all that came before
-/// this one has finished and its writes are visible. The first statement of every kernel.
-__device__ __forceinline__ void await_previous() {
+/// griddepcontrol.launch_dependents: the next kernel of the stream may start once every block of
+/// this one got here.
+__device__ __forceinline__ void allow_next() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+/// griddepcontrol.wait: all that came before this kernel has finished, its writes are visible.
+__device__ __forceinline__ void wait_previous() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
+}
+/// The first statement of every kernel that does nothing before.
+__device__ __forceinline__ void await_previous() {
+  allow_next();
+  wait_previous();
 }
 #endif
 

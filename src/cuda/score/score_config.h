@@ -17,13 +17,13 @@ constexpr int kScoreThreads = 32 * kScoreWarps;
 // The warpgroup kernels (sm_90a): Q of four heads and three K tiles fill a multiprocessor.
 constexpr int kWideKeys = 128;  // keys of a K tile; also the longest window
 constexpr int kWideHeads = 4;   // query heads of a block
-constexpr int kWideGroups = 4;  // warpgroups, one head each
 constexpr int kWideStages = 3;
-constexpr int kWideThreads = 128 * kWideGroups;
+constexpr int kWideThreads = 128 + 128 * kWideHeads;  // a warpgroup brings K, one a head multiplies
 constexpr size_t wide_shared_limit_bytes = size_t{227} * 1024;
 
-constexpr float kNoMax = -1e30f;       // maximum over no key: finite, so no inf - inf
-constexpr float kRescaleAbove = 16.f;  // terms may reach 2^16 before the maximum moves
+constexpr float kNoMax = -1e30f;        // maximum over no key: finite, so no inf - inf
+constexpr float kRescaleAbove = 16.f;   // terms may reach 2^16 before the maximum moves
+constexpr float kRaiseAbove = 65536.f;  // the same, of a sum of terms
 
 template <int kHeadDim>
 constexpr int score_stage_bytes() {

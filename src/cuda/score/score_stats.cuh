@@ -11,7 +11,7 @@ namespace tsp::cuda {
 __device__ __forceinline__ float merge_stats(const ScoreArgs& a, int head, int row) {
   const float2* in = a.stats + int64_t{head} * a.plan.stat_chunks * a.plan.stat_rows + row;
   float m = kNoMax, l = 0.f;
-#pragma unroll 8
+#pragma unroll 16
   for (int chunk = 0; chunk < a.plan.stat_chunks; ++chunk) {
     const float2 part = in[chunk * a.plan.stat_rows];
     const float top = fmaxf(m, part.x);

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+// Memory and products of the warpgroup score kernels. The queries of up to four heads stay in
+// shared memory, one warpgroup brings K tiles of 128 keys through the stages, and each of four
+// others multiplies with the queries of its head. A product takes the tensor cores as long as its
+// exponentials take the special function units: while a warpgroup or two do the first, the others
+// do the second.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/score/score.h"
+#include "cuda/sm90/mbarrier.cuh"
+#include "cuda/sm90/wgmma.cuh"
+
+namespace tsp::cuda {
+
+template <typename Type, int kHeadDim>
+struct WideTile {
+  static constexpr int kRows = kWideKeys;        // of a K tile, and of a head's queries
+  static constexpr int kChunks = kHeadDim / 8;   // 16-byte chunks of a row
+  static constexpr int kHalves = kHeadDim / 64;  // 128-byte column blocks of a row
+  static constexpr int kTileChunks = kRows * kChunks;
+  static constexpr int kTileBytes = kTileChunks * 16;
+  static constexpr int kHalfBytes = kRows * 128;
+
+  struct SharedStorage {
+    uint4 q[kWideHeads][kTileChunks];
+    uint4 k[kWideStages][kTileChunks];
+    float shift[kWideHeads][kRows];  // pass 2: weight = 2^(s - shift)
+    uint64_t full[kWideStages];      // the producer's share of the tile has arrived
+    uint64_t empty[kWideStages];     // every head has been multiplied with it
+  };
+
+  /// Where chunk `chunk` of row `row` lies in a tile (see sm90/wgmma.cuh).
+  static __device__ __forceinline__ int place(int row, int chunk) {
+    return (chunk / 8 * kRows + row) * 8 + ((chunk ^ row) & 7);
+  }
+
+  /// One product: rows of `a` (64 of them from its start) times the 128 rows of `b`, in two groups.
+  static __device__ __forceinline__ void start(float (&d)[64], uint32_t a, uint32_t b) {
+    wgmma_fence();
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      const uint64_t a_tile = tile_descriptor(a + half * kHalfBytes);
+      const uint64_t b_tile = tile_descriptor(b + half * kHalfBytes);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        wgmma_m64n128k16<Type>(d, a_tile + step * 2, b_tile + step * 2, half + step > 0);
+        if (half * 4 + step == kHalves * 2 - 1) wgmma_commit();
+      }
+    }
+    wgmma_commit();
+  }
+};
+
+/// Head of the group that a block's head `h` is, or negative.
+__device__ __forceinline__ int head_of(const ScoreArgs& a, int h) {
+  const int in_group = static_cast<int>(blockIdx.y) * a.plan.heads_per_block + h;
+  if (h >= a.plan.heads_per_block || in_group >= a.group) return -1;
+  return static_cast<int>(blockIdx.z) * a.group + in_group;
+}
+
+/// Heads of this block.
+__device__ __forceinline__ int num_heads(const ScoreArgs& a) {
+  return min(a.plan.heads_per_block,
+             a.group - static_cast<int>(blockIdx.y) * a.plan.heads_per_block);
+}
+
+/// Starts the copies of the block's queries; rows beyond the window become zeros.
+template <typename Type, int kHeadDim>
+__device__ __forceinline__ void fetch_queries(
+    const ScoreArgs& a, typename WideTile<Type, kHeadDim>::SharedStorage& shared) {
+  using Tile = WideTile<Type, kHeadDim>;
+  const int count = num_heads(a) * Tile::kTileChunks;
+  const uint16_t* q = a.q.row(a.q_len - a.window_len, head_of(a, 0));  // never paged
+#pragma unroll 8
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kWideThreads) {
+    const int h = i / Tile::kTileChunks;
+    const int row = i / Tile::kChunks % Tile::kRows;
+    const int chunk = i % Tile::kChunks;
+    const bool there = row < a.window_len;
+    const int64_t offset = h * a.q.head_stride + (there ? row : 0) * a.q.token_stride + chunk * 8;
+    copy_async(&shared.q[h][Tile::place(row, chunk)], q + offset, there);
+  }
+  commit_copies();
+}
+
+/// A K tile, by the 128 threads of the producer. Keys that are not there become zeros.
+template <typename Type, int kHeadDim>
+__device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int tile, int end) {
+  using Tile = WideTile<Type, kHeadDim>;
+  constexpr int kStep = 128 / Tile::kChunks;  // rows of a round, a multiple of 8
+  if (tile < end) {
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    const int chunk = thread % Tile::kChunks;
+    const int first = thread / Tile::kChunks;
+    const int kv_head = static_cast<int>(blockIdx.z);
+    uint4* to = stage + Tile::place(first, chunk);
+#pragma unroll 4
+    for (int row = first; row < Tile::kRows; row += kStep, to += kStep * 8) {
+      const int key = tile * kWideKeys + row;
+      const bool there = key < a.k_len;
+      copy_async(to, there ? a.k.row(key, kv_head) + chunk * 8 : a.k.data, there);
+    }
+  }
+  commit_copies();
+}
+
+/// One arrival a warp: arrivals are atomics on one word.
+__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) arrive(barrier);
+}
+
+/// The block's threads in their roles over the K tiles [begin, end): warpgroup 0 brings them, the
+/// others multiply and call finish(d, tile, half) on each product: 64 rows by 128 columns, d is the
+/// thread's share. kQueriesFirst: queries are the rows of a product, else keys. `prepare` runs
+/// while the first tiles are under way.
+template <typename Type, int kHeadDim, bool kQueriesFirst, typename Prepare, typename Finish>
+__device__ __forceinline__ void walk_keys(const ScoreArgs& a,
+                                          typename WideTile<Type, kHeadDim>::SharedStorage& shared,
+                                          int begin, int end, Prepare&& prepare, Finish&& finish) {
+  using Tile = WideTile<Type, kHeadDim>;
+  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
+  const auto fetch = [&](int tile) {
+    fetch_keys<Type, kHeadDim>(a, shared.k[(tile - begin) % kWideStages], tile, end);
+  };
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kWideStages; ++stage) {
+      init_barrier(&shared.full[stage], 128 / 32);
+      init_barrier(&shared.empty[stage], num_heads(a) * 128 / 32);
+    }
+  }
+  fetch_queries<Type, kHeadDim>(a, shared);
+  if (role == 0) {
+    for (int tile = begin; tile < begin + kWideStages; ++tile) fetch(tile);
+  }
+  prepare();
+  if (role == 0) {
+    wait_copies<kWideStages - 1>();  // the queries and the first tile
+  } else {
+    wait_copies<0>();
+  }
+  fence_for_wgmma();
+  __syncthreads();
+
+  if (role == 0) {
+    for (int tile = begin + 1; tile < end; ++tile) {
+      const int step = tile - begin;
+      const int stage = step % kWideStages;
+      wait_copies<kWideStages - 2>();
+      fence_for_wgmma();
+      arrive_warp(&shared.full[stage]);
+      // The stage of the tile before this one, once that has been multiplied with.
+      const int next = step - 1 + kWideStages;
+      if (begin + next < end) {
+        wait_for(&shared.empty[next % kWideStages], (next / kWideStages - 1) & 1);
+      }
+      fetch(begin + next);
+    }
+    return;
+  }
+  const int head = role - 1;
+  const int heads = num_heads(a);
+  if (head >= heads) return;
+  // Heads take turns at the tensor cores. Without turns they share them, all finish at once, and
+  // then all compute exponentials at once.
+  const int next_head = head + 1 < heads ? head + 1 : 0;
+  if (heads > 1 && next_head == 0) arrive_named(1, 256);  // the first turn
+  const uint32_t q = shared_address(shared.q[head]);
+  const uint32_t k = shared_address(shared.k);
+  for (int tile = begin; tile < end; ++tile) {
+    const int step = tile - begin;
+    const int stage = step % kWideStages;
+    const uint32_t k_tile = k + static_cast<uint32_t>(stage) * Tile::kTileBytes;
+    if (step > 0) {
+      // The first tile came with the queries: phase 0 of stage 0 ends with tile kWideStages.
+      wait_for(&shared.full[stage], (stage == 0 ? step / kWideStages - 1 : step / kWideStages) & 1);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float d[64];
+      if (heads > 1) sync_named(1 + head, 256);
+      if (kQueriesFirst) {
+        Tile::start(d, q + half * 64 * 128, k_tile);
+      } else {
+        Tile::start(d, k_tile + half * 64 * 128, q);
+      }
+      wgmma_wait<1>();  // half of it: the next head's starts while the rest runs
+      if (heads > 1) arrive_named(1 + next_head, 256);
+      wgmma_wait<0>();
+      pin(d);
+      if (half == 1) arrive_warp(&shared.empty[stage]);
+      finish(d, tile, half);
+    }
+  }
+}
+
+}  // namespace tsp::cuda
