@@ -362,6 +362,17 @@ TEST_P(CudaDevice, AMebitokenIsServed) {
   for (int64_t row = 0; row < kQueries; ++row) ASSERT_TRUE(std::isfinite(whole.out.at(row, 1, 63)));
 }
 
+/// Clusters of blocks whose keys do not fit shared memory.
+TEST_P(CudaDevice, ManySetsOfALongPrompt) {
+  Problem problem(bf16_shape(128, 140000, 17, 1, 64));
+  const Options options = {.coverage = 0.3f};
+  Tensor scores = problem.score(backend, ctx, options);
+  const Backend ref = all_backends().front();
+  tokensparse::Context ref_ctx = ref.open();
+  EXPECT_EQ(problem.select(backend, ctx, scores, options),
+            problem.select(ref, ref_ctx, scores, options));
+}
+
 INSTANTIATE_TEST_SUITE_P(, CudaDevice, ::testing::ValuesIn(cuda_backends()),
                          [](const auto& instance) { return instance.param.name; });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaDevice);

@@ -8,13 +8,13 @@ if(NOT TOKENSPARSE_CUDA_MIN)
 endif()
 set(cuda_kernels cuda/select.cu cuda/compress.cu cuda/decompress.cu cuda/score/pool.cu
                  cuda/attend/poison.cu)
-set(cuda_sm90_kernels)
+set(cuda_sm90_kernels cuda/select_sm90.cu)
 foreach(instance IN LISTS cuda_instances)
   list(APPEND cuda_sm90_kernels cuda/score/score_sm90_${instance}.cu)
   list(APPEND cuda_kernels cuda/score/score_${instance}.cu cuda/attend/attend_${instance}.cu)
 endforeach()
 
-# wgmma needs a target of its own, which runs on compute capability 9.0 alone.
+# wgmma and clusters need a target of their own, which runs on compute capability 9.0 alone.
 add_library(tokensparse_sm90 OBJECT ${cuda_sm90_kernels})
 target_include_directories(tokensparse_sm90 PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}
                            ${PROJECT_SOURCE_DIR}/include)

@@ -42,8 +42,8 @@ struct SelectTask {
   float coverage;
   float keep;
 };
-[[nodiscard]] tsp_status_t run_select(const SelectTask& task, const Seq& seq, void* scratch,
-                                      cudaStream_t stream);
+[[nodiscard]] tsp_status_t run_select(const State& state, const SelectTask& task, const Seq& seq,
+                                      void* scratch, cudaStream_t stream);
 /// Nothing can be dropped, whatever the scores are.
 inline bool is_dense(const Seq& seq, int32_t window, int32_t min_tokens, float coverage,
                      float keep) {

@@ -121,7 +121,7 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
   const SelectTask select{scores,        task.sets, static_cast<int32_t>(p.q.heads),
                           task.num_sets, p.window,  p.min_tokens,
                           p.coverage,    p.keep};
-  TSP_RETURN_IF_ERROR(run_select(select, seq, scratch, stream));
+  TSP_RETURN_IF_ERROR(run_select(state, select, seq, scratch, stream));
   return run_attend(state, task, layout.shared, stream);
 }
 

@@ -21,9 +21,11 @@ TSP_HOST_DEVICE constexpr int level_first_bin(int level) {
 TSP_HOST_DEVICE constexpr int level_shift(int level) { return 20 - 10 * level; }
 constexpr int kSelectBins = 4096;
 constexpr int kSelectThreads = 512;
-constexpr int kVoteTokens = 512;     // tokens of a block that adds up all heads
-constexpr int kSetTokens = 8 * 512;  // tokens of a block that reads one set
-constexpr int kOrderTokens = 2048;   // tokens of a block that writes indices in order
+constexpr int kVoteTokens = 512;       // tokens of a block that adds up all heads
+constexpr int kSetTokens = 8 * 512;    // tokens of a block that reads one set
+constexpr int kOrderTokens = 2048;     // tokens of a block that writes indices in order
+constexpr int kClusterBlocks = 8;      // of a cluster, the most that every chip with clusters takes
+constexpr int kClusterPrefix = 65536;  // longest prompt that one set of 8 blocks is faster for
 
 /// The decision about the count, taken level by level by the last block of each.
 struct VoteState {
@@ -59,6 +61,8 @@ struct SelectArgs {
   double coverage;
   double mass_scale;  // 2^e
   int32_t order_blocks;
+  bool clusters;           // the kernels of select_sm90.cu
+  int32_t cluster_tokens;  // of a block in a cluster, a multiple of kOrderTokens
   // Workspace; the first four are zero at the start of a call.
   VoteState* vote;
   uint32_t* vote_tokens;          // [4096] histogram of the vote
@@ -66,7 +70,7 @@ struct SelectArgs {
   uint32_t* set_tokens;           // [S, 4096]
   SetState* set_state;            // [3, S]
   uint32_t* vote_keys;            // [P] bits of g
-  OrderCount* order;              // [S, order_blocks]
+  OrderCount* order;              // [S, order_blocks], with clusters [S, 8]
 };
 
 /// Bytes of workspace for one sequence, and the arguments that point into it.
@@ -74,6 +78,8 @@ size_t select_scratch_bytes(int32_t prefix_len, int32_t num_sets);
 void place_select_scratch(SelectArgs& args, void* scratch);
 
 tsp_status_t launch_select(const SelectArgs& args, cudaStream_t stream);
+/// Its part behind the first level, where args.clusters says so (sm_90).
+tsp_status_t launch_cluster_select(const SelectArgs& args, cudaStream_t stream);
 /// kept = Tk and the identity: sequences that are dense whatever the scores say.
 tsp_status_t launch_keep_all(const Sets& out, int32_t num_sets, int32_t k_len, cudaStream_t stream);
 

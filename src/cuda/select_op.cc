@@ -14,7 +14,7 @@ int32_t ceil_log2(int64_t n) {
 
 }  // namespace
 
-tsp_status_t run_select(const SelectTask& task, const Seq& seq, void* scratch,
+tsp_status_t run_select(const State& state, const SelectTask& task, const Seq& seq, void* scratch,
                         cudaStream_t stream) {
   const int32_t window = seq.window(task.window);
   if (is_dense(seq, task.window, task.min_tokens, task.coverage, task.keep)) {
@@ -37,6 +37,12 @@ tsp_status_t run_select(const SelectTask& task, const Seq& seq, void* scratch,
   }
   a.coverage = static_cast<double>(task.coverage);
   a.mass_scale = std::ldexp(1.0, 61 - ceil_log2(task.num_heads) - ceil_log2(a.prefix_len));
+  // Few sets of a long prompt have few clusters, and their reading costs more than the ends of
+  // kernels.
+  a.clusters = state.warpgroups &&
+               (a.prefix_len <= kClusterPrefix || a.num_sets * kClusterBlocks >= state.num_sms);
+  constexpr int kStretch = kClusterBlocks * kOrderTokens;
+  a.cluster_tokens = (a.k_len + kStretch - 1) / kStretch * kOrderTokens;
   place_select_scratch(a, scratch);
   return launch_select(a, stream);
 }
@@ -67,7 +73,7 @@ tsp_status_t select(tsp_context_t& ctx, const tsp_select_params_t& p) {
                           p.min_tokens,
                           p.coverage,
                           p.keep};
-    TSP_RETURN_IF_ERROR(run_select(task, seq, p.workspace, stream_of(ctx)));
+    TSP_RETURN_IF_ERROR(run_select(state_of(ctx), task, seq, p.workspace, stream_of(ctx)));
     column += seq.prefix_len(p.window);
   }
   return TSP_OK;
