@@ -12,6 +12,16 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+/// Compact copies of a group of heads.
+struct Copies {
+  uint16_t* k;  // [group units, capacity, D]
+  uint16_t* v;
+  uint16_t* q;  // [group units * q_heads, q_capacity, D]; null: in `out`
+  uint16_t* out;
+  float* lse;  // [group units * q_heads, q_capacity]
+  void* cudnn;
+};
+
 /// Where the pieces lie.
 struct Memory {
   uint32_t* flags;  // a word for any, then [units, flag_stride]
@@ -19,12 +29,7 @@ struct Memory {
   int32_t* q_first;  // [S]
   int32_t* q_lens;   // [1]
   int32_t* kv_lens;  // [1]
-  uint16_t* k;       // [group units, capacity, D]
-  uint16_t* v;
-  uint16_t* q;  // [group units * q_heads, q_capacity, D]; null: in `out`
-  uint16_t* out;
-  float* lse;  // [group units * q_heads, q_capacity]
-  void* cudnn;
+  Copies lanes[kMaxLanes];
 };
 
 Memory place(const AttendLayout& layout, const tsp_attend_params_t& p, int32_t num_sets,
@@ -37,18 +42,21 @@ Memory place(const AttendLayout& layout, const tsp_attend_params_t& p, int32_t n
   m.q_lens = scratch.take<int32_t>(1);
   m.kv_lens = scratch.take<int32_t>(1);
   if (!layout.cudnn) return m;
-  if (!layout.gather) {
-    m.v = scratch.take<uint16_t>(int64_t{layout.units} * layout.capacity * p.q.dim);
-  } else {
-    const int64_t kv = int64_t{layout.group_units} * layout.capacity * p.q.dim;
-    const int64_t rows = int64_t{layout.group_units} * layout.q_heads * layout.q_capacity;
-    m.k = scratch.take<uint16_t>(kv);
-    m.v = scratch.take<uint16_t>(kv);
-    if (!layout.q_in_out) m.q = scratch.take<uint16_t>(rows * p.q.dim);
-    m.out = scratch.take<uint16_t>(rows * p.q.dim);
-    if (p.lse.data != nullptr) m.lse = scratch.take<float>(rows);
+  for (int32_t i = 0; i < layout.lanes; ++i) {
+    Copies& c = m.lanes[i];
+    if (!layout.gather) {
+      c.v = scratch.take<uint16_t>(int64_t{layout.units} * layout.capacity * p.q.dim);
+    } else {
+      const int64_t kv = int64_t{layout.group_units} * layout.capacity * p.q.dim;
+      const int64_t rows = int64_t{layout.group_units} * layout.q_heads * layout.q_capacity;
+      c.k = scratch.take<uint16_t>(kv);
+      c.v = scratch.take<uint16_t>(kv);
+      if (!layout.q_in_out) c.q = scratch.take<uint16_t>(rows * p.q.dim);
+      c.out = scratch.take<uint16_t>(rows * p.q.dim);
+      if (p.lse.data != nullptr) c.lse = scratch.take<float>(rows);
+    }
+    c.cudnn = scratch.take<unsigned char>(static_cast<int64_t>(layout.cudnn_bytes));
   }
-  m.cudnn = scratch.take<unsigned char>(static_cast<int64_t>(layout.cudnn_bytes));
   return m;
 }
 
@@ -107,9 +115,10 @@ struct Run {
 
   tsp_status_t lengths() const {
     const int32_t q_len = layout.gather ? layout.q_capacity : task.seq.q_len;
-    return launch_lengths({effective_sets(), task.num_sets, task.seq.q_pos(), task.seq.k_len, q_len,
-                           memory.q_first, memory.q_lens, memory.kv_lens},
-                          stream);
+    return launch_lengths(
+        {effective_sets(), task.num_sets, task.seq.q_pos(), task.seq.k_len, q_len, memory.q_first,
+         memory.q_lens, memory.kv_lens, memory.flags, memory.num_flags},
+        stream);
   }
 
   /// Flags of V without a copy.
@@ -150,13 +159,14 @@ struct Run {
 
   /// cuDNN on the caller's tensors, but for V: a copy of it without NaN and infinities.
   tsp_status_t direct() const {
+    const Copies& copies = memory.lanes[0];
     CompressArgs c = compress_args(effective_sets(), all_units());
-    c.v_out = compact(memory.v, layout.capacity);
+    c.v_out = compact(copies.v, layout.capacity);
     TSP_RETURN_IF_ERROR(launch_compress(c, head_dim(), stream));
     const AttendArgs a = attend_args();
     return state.cudnn->run(direct_shape(layout, p, task.seq),
-                            {a.q.data, a.k.data, memory.v, a.out.data, a.lse.data, memory.q_lens,
-                             memory.kv_lens, memory.cudnn},
+                            {a.q.data, a.k.data, copies.v, a.out.data, a.lse.data, memory.q_lens,
+                             memory.kv_lens, copies.cudnn},
                             stream);
   }
 
@@ -169,7 +179,7 @@ struct Run {
   }
 
   /// cuDNN on compact copies of a group of units.
-  tsp_status_t group(int32_t begin, int32_t count) const {
+  tsp_status_t group(int32_t begin, int32_t count, const Copies& copies) const {
     const int32_t head_begin = begin * layout.q_heads;
     const int32_t num_heads = count * layout.q_heads;
     CompressArgs c = compress_args(effective_sets(), {begin, count, layout.per_kv, layout.q_heads});
@@ -178,21 +188,40 @@ struct Run {
     c.q_end = layout.q_capacity;
     c.pad_rows = kPadRows;
     c.capacity = layout.capacity;
-    c.k_out = compact(memory.k, layout.capacity);
-    c.v_out = compact(memory.v, layout.capacity);
+    c.k_out = compact(copies.k, layout.capacity);
+    c.v_out = compact(copies.v, layout.capacity);
     if (layout.q_in_out) {
       c.q_out = q_rows(p.out, task.seq);
       c.q_out.data += head_begin * p.out.head_stride;
     } else {
-      c.q_out = compact(memory.q, layout.q_capacity);
+      c.q_out = compact(copies.q, layout.q_capacity);
     }
     TSP_RETURN_IF_ERROR(launch_compress(c, head_dim(), stream));
     TSP_RETURN_IF_ERROR(state.cudnn->run(group_shape(layout, p, count),
-                                         {c.q_out.data, memory.k, memory.v, memory.out, memory.lse,
-                                          memory.q_lens, memory.kv_lens, memory.cudnn},
+                                         {c.q_out.data, copies.k, copies.v, copies.out, copies.lse,
+                                          memory.q_lens, memory.kv_lens, copies.cudnn},
                                          stream));
-    return decompress(compact(memory.out, layout.q_capacity),
-                      Values{memory.lse, 1, layout.q_capacity}, head_begin, num_heads);
+    return decompress(compact(copies.out, layout.q_capacity),
+                      Values{copies.lse, 1, layout.q_capacity}, head_begin, num_heads);
+  }
+
+  /// All groups, in turn on the caller's stream and on the one beside it.
+  tsp_status_t groups() const {
+    Run lanes[kMaxLanes] = {*this, *this};
+    if (layout.lanes > 1) {
+      TSP_RETURN_IF_ERROR(state.side.fork(stream));
+      lanes[1].stream = state.side.stream();
+    }
+    tsp_status_t status = TSP_OK;
+    int32_t lane = 0;
+    for (int32_t begin = 0; begin < layout.units && status == TSP_OK;
+         begin += layout.group_units, lane = (lane + 1) % layout.lanes) {
+      const int32_t count = std::min(layout.group_units, layout.units - begin);
+      status = lanes[lane].group(begin, count, memory.lanes[lane]);
+    }
+    // After a failure too: a capture must find its way back.
+    if (layout.lanes > 1) TSP_RETURN_IF_ERROR(state.side.join(stream));
+    return status;
   }
 
   /// Rows that their set left out, over the last `band` tokens. Flags are by token here.
@@ -229,17 +258,13 @@ tsp_status_t run_attend(State& state, const AttendTask& task, void* scratch_memo
   Scratch scratch(scratch_memory);
   const Memory memory = place(layout, p, task.num_sets, scratch);
   const Run run{state, task, p, layout, memory, stream};
-  TSP_RETURN_IF_ERROR(run.clear_flags());
   TSP_RETURN_IF_ERROR(run.lengths());
   if (!layout.cudnn) {
     TSP_RETURN_IF_ERROR(run.own());
   } else if (!layout.gather) {
     TSP_RETURN_IF_ERROR(run.direct());
   } else {
-    for (int32_t begin = 0; begin < layout.units; begin += layout.group_units) {
-      const int32_t count = std::min(layout.group_units, layout.units - begin);
-      TSP_RETURN_IF_ERROR(run.group(begin, count));
-    }
+    TSP_RETURN_IF_ERROR(run.groups());
   }
   TSP_RETURN_IF_ERROR(run.poison(run.attend_args(), layout.q_heads));
   if (task.sparse && p.dropped == TSP_DROPPED_LOCAL) return run.band();

@@ -92,8 +92,11 @@ AttendLayout plan_attend(State& state, const tsp_attend_params_t& p, const Seq& 
   const int64_t kv_unit = int64_t{layout.capacity} * p.q.dim * 2 * 2;
   const int64_t q_unit = int64_t{layout.q_capacity} * p.q.dim * 2 * layout.q_heads;
   const double share = seq.k_len > kLongKeys ? kGroupShareLong : kGroupShare;
-  layout.group_units = units_per_group(layout.units, kv_unit + q_unit * (layout.q_in_out ? 1 : 2),
-                                       static_cast<int64_t>(share * static_cast<double>(q_bytes)));
+  const int64_t unit = kv_unit + q_unit * (layout.q_in_out ? 1 : 2);
+  const auto budget = static_cast<int64_t>(share * static_cast<double>(q_bytes));
+  layout.lanes = layout.units > 1 ? kMaxLanes : 1;
+  layout.group_units = units_per_group(layout.units, unit * layout.lanes, budget);
+  if (layout.group_units >= layout.units) layout.lanes = 1;
   layout.cudnn = prepare_groups(*state.cudnn, layout, p);
   return layout;
 }

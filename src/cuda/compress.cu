@@ -122,8 +122,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void lengths_kernel(const __grid_constant__ LengthArgs a) {
+/// The first block knows the lengths, all clear flags.
+__global__ void __launch_bounds__(kThreads) lengths_kernel(const __grid_constant__ LengthArgs a) {
   await_previous();
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < a.num_flags; i += stride) {
+    a.flags[i] = 0;
+  }
+  if (blockIdx.x > 0) return;
   const int n = num_kept(a.sets, a.k_len);
   for (int set = static_cast<int>(threadIdx.x); set < a.num_sets;
        set += static_cast<int>(blockDim.x)) {
@@ -156,7 +162,9 @@ tsp_status_t launch_compress(const CompressArgs& args, int32_t head_dim, cudaStr
 }
 
 tsp_status_t launch_lengths(const LengthArgs& args, cudaStream_t stream) {
-  return launch("lengths", lengths_kernel, dim3(1), dim3(128), 0, stream, args);
+  const int64_t blocks = std::clamp<int64_t>(args.num_flags / (4 * kThreads), 1, 64);
+  return launch("lengths", lengths_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
+                stream, args);
 }
 
 }  // namespace tsp::cuda

@@ -53,7 +53,7 @@ struct DecompressArgs {
 };
 tsp_status_t launch_decompress(const DecompressArgs& args, int32_t head_dim, cudaStream_t stream);
 
-/// What attention kernels read of lengths, on the device.
+/// What attention kernels read of lengths, on the device; and their flags, cleared.
 struct LengthArgs {
   Sets sets;
   int32_t num_sets;  // entries of q_first
@@ -63,6 +63,8 @@ struct LengthArgs {
   int32_t* q_first;  // [S] first list entry at or after the first query
   int32_t* q_lens;   // [1] query rows
   int32_t* kv_lens;  // [1] keys: kept, or Tk
+  uint32_t* flags;   // [num_flags] set to 0
+  int64_t num_flags;
 };
 tsp_status_t launch_lengths(const LengthArgs& args, cudaStream_t stream);
 

@@ -65,7 +65,10 @@ tsp_status_t cuda_open(tsp_context_t& ctx) {
   const std::string wanted = ctx.isa;
   ctx.isa = own;
   if (wanted != own) state->cudnn = cuda::CudnnAttend::load();
-  if (state->cudnn != nullptr) ctx.isa += "+cudnn";
+  if (state->cudnn != nullptr) {
+    TSP_RETURN_IF_ERROR(state->side.open());
+    ctx.isa += "+cudnn";
+  }
   if (!wanted.empty() && wanted != ctx.isa) {
     return fail(TSP_UNAVAILABLE, "isa: must be one this machine has (%s), got \"%s\"",
                 ctx.isa.c_str(), wanted.c_str());

@@ -9,6 +9,7 @@
 #include "core/context.h"
 #include "core/error.h"
 #include "cuda/cudnn_attend.h"
+#include "cuda/side_stream.h"
 #include "tokensparse/tokensparse.h"
 
 namespace tsp::cuda {
@@ -17,6 +18,7 @@ struct State {
   int32_t num_sms = 0;
   bool warpgroups = false;             // wgmma: compute capability 9.0
   std::unique_ptr<CudnnAttend> cudnn;  // null: not built in, not installed, or switched off
+  SideStream side;
 };
 
 inline State& state_of(const tsp_context_t& ctx) {
