@@ -31,6 +31,7 @@ struct AttendTile {
     const int32_t* list;
     int n;
     int kv_head;
+    int first;    // list entry of row 0
     int clean_v;  // V has values that are not finite
   };
   static_assert(sizeof(SharedStorage) == attend_shared_bytes(kHeadDim));
@@ -233,6 +234,7 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     shared.list = list;
     shared.n = n;
     shared.kv_head = kv_head;
+    shared.first = first;
     shared.clean_v = a.flags[0] != 0;
   }
   __syncthreads();
@@ -263,9 +265,9 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     const int key = kv_tile * kAttendTileKv;
     if (task.clean_v != 0) Tile::clean(shared.v[stage]);
     t.multiply_qk(shared.q, shared.k[stage], warp_row, lane);
-    const int ahead = key + lane % 4 * 2 - (first + warp_row + lane / 4);  // key - row
-    if (key + kAttendTileKv > first) t.template mask<1>(ahead - 1);
-    if (key < first + kAttendTileQ - a.band) t.template mask<-1>(-ahead - a.band);
+    const int ahead = key + lane % 4 * 2 - (task.first + warp_row + lane / 4);  // key - row
+    if (key + kAttendTileKv > task.first) t.template mask<1>(ahead - 1);
+    if (key < task.first + kAttendTileQ - a.band) t.template mask<-1>(-ahead - a.band);
     t.softmax(a.scale_log2);
     t.multiply_pv(shared.v[stage], lane);
   }
@@ -297,9 +299,9 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
   __syncwarp();
   // A lane knows its row's destination, -1 = not to be written.
   int destination = -1;
-  if (first + warp_row + lane < task.n) {
+  if (task.first + warp_row + lane < task.n) {
     const auto* entries = const_cast<const int32_t*>(task.list);
-    const int token = position_of(entries, first + warp_row + lane);
+    const int token = position_of(entries, task.first + warp_row + lane);
     if (!a.dropped_only || !in_set(a.dropped_sets, head, token, a.k_len)) {
       destination = token - q_pos;
       if (a.lse.data != nullptr) a.lse.at(destination, head) = lse;

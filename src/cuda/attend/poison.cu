@@ -14,7 +14,7 @@ constexpr int kWarps = 8;
 constexpr int kMaxPerLane = 4;  // channels of a lane: head dim up to 128
 
 template <typename Type>
-__device__ void poison_row(const PoisonArgs& p, int head, int entry, int first) {
+__device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int entry, int first) {
   const AttendArgs& a = p.attend;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int32_t* list = list_of(a.sets, head / a.sets.heads_per_set);
@@ -43,19 +43,20 @@ __device__ void poison_row(const PoisonArgs& p, int head, int entry, int first) 
   }
 }
 
+/// Grid (blocks of a head, Hq).
 template <typename Type>
 __global__ void __launch_bounds__(32 * kWarps) poison_kernel(const __grid_constant__ PoisonArgs p) {
   await_previous();
   if (p.flags[0] == 0) return;
   const AttendArgs& a = p.attend;
   const int n = num_kept(a.sets, a.k_len);
-  const int64_t warps = int64_t{gridDim.x} * kWarps;
-  const int64_t rows = int64_t{a.q_len} * a.num_heads;
-  for (int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; i < rows; i += warps) {
-    const int head = static_cast<int>(i / a.q_len);
-    const int set = head / a.sets.heads_per_set;
-    const int q_first = a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[set];
-    const int entry = q_first + static_cast<int>(i % a.q_len);
+  const int head = static_cast<int>(blockIdx.y);
+  const int set = head / a.sets.heads_per_set;
+  const int q_first = a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[set];
+  const int warps = static_cast<int>(gridDim.x) * kWarps;
+  for (int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32); row < a.q_len;
+       row += warps) {
+    const int entry = q_first + row;
     if (entry >= n) continue;
     if (a.dropped_only &&
         in_set(a.dropped_sets, head, position_of(list_of(a.sets, set), entry), a.k_len)) {
@@ -68,7 +69,10 @@ __global__ void __launch_bounds__(32 * kWarps) poison_kernel(const __grid_consta
 }  // namespace
 
 tsp_status_t launch_poison(const PoisonArgs& args, int32_t num_sms, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(num_sms)), block(32 * kWarps);
+  const dim3 grid(
+      static_cast<unsigned>((num_sms + args.attend.num_heads - 1) / args.attend.num_heads),
+      static_cast<unsigned>(args.attend.num_heads));
+  const dim3 block(32 * kWarps);
   return args.bf16 ? launch("poison", poison_kernel<Bf16>, grid, block, 0, stream, args)
                    : launch("poison", poison_kernel<F16>, grid, block, 0, stream, args);
 }
