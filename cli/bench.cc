@@ -15,12 +15,15 @@ constexpr const char* kFooter =
     "the time that this machine cannot beat: products at its measured peak, bytes at its measured\n"
     "copy rate. Peers: `llama.cpp`, its attention kernel in this process; `dense`, our own dense\n"
     "attend on the same queries; `torch`, scaled_dot_product_attention by the Python that\n"
-    "TOKENSPARSE_PEER_PYTHON names.\n"
+    "TOKENSPARSE_PEER_PYTHON names. With --backend cuda: device time by events, floor from the\n"
+    "card's tensor rate and its measured copy rate, beside `dense` alone.\n"
     "\n"
     "Examples:\n"
     "  tokensparse bench attend --tokens 4096,8192 --heads 14 --kv-heads 2 --dim 64 --json\n"
     "  tokensparse bench prefill --tokens 8192 --keep 0.25,0.5,0.75 --share kv_group\n"
-    "  tokensparse bench score --tokens 8192 --q-tokens 2048";
+    "  tokensparse bench score --tokens 8192 --q-tokens 2048\n"
+    "  tokensparse bench prefill --backend cuda --tokens 32768 --heads 32 --kv-heads 8 --dim 128 "
+    "--dtype bf16";
 
 void replace(CLI::App& app, const char* flag) { app.remove_option(app.get_option(flag)); }
 
@@ -48,7 +51,9 @@ void add_shape_options(CLI::App& verb, BenchOptions& o) {
   add_list(verb, "--dtype", o.dtypes, "Types of k and v: f32, f16, bf16")
       ->check(dtypes)
       ->default_str("f16");
-  verb.add_option("--q-dtype", o.q_dtype, "Type of q and out")->check(dtypes)->default_str("f32");
+  verb.add_option("--q-dtype", o.q_dtype,
+                  "Type of q and out; f32 if not given, on a GPU the type of k and v")
+      ->check(dtypes);
 }
 
 void add_measuring_options(CLI::App& verb, BenchOptions& o) {
@@ -79,7 +84,7 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
   tsp_prefill_params_init(&options->params, sizeof options->params);
   add_shape_options(*verb, *options);
   add_operator_options(*verb, options->params);
-  add_backend_options(*verb, options->backend);
+  add_backend_options(*verb, options->backend, /*cuda=*/true);
   for (const char* flag : {"--keep", "--precision", "--isa", "--threads"}) replace(*verb, flag);
   add_list(*verb, "--keep", options->keeps,
            "Kept shares of the tokens; attend is dense and select goes by --coverage without")

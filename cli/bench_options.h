@@ -26,7 +26,7 @@ struct BenchOptions {
   int64_t q_tokens = 0;       // 0: all
   int64_t heads = 14;
   int64_t kv_heads = 2;
-  std::string q_dtype = "f32";
+  std::string q_dtype;          // empty: f32, on a GPU the type of k and v
   tsp_prefill_params_t params;  // how tokens are chosen
   BackendOptions backend;
   std::vector<std::string> peers;  // empty: those in this process
@@ -59,7 +59,8 @@ void run_bench(const BenchOptions& options, BenchReport& report);
 class BenchReport {
  public:
   explicit BenchReport(bool json);
-  void floor(const bench::Floor& floor);
+  /// `gpu`: the card that the rows are from, empty where they are from this machine's processor.
+  void floor(const bench::Floor& floor, const std::string& gpu);
   void row(const BenchRow& row);
   void note(const std::string& sentence);
   void finish();

@@ -58,9 +58,11 @@ BenchReport::BenchReport(bool json) : json_(json) {
                {"notes", nlohmann::json::array()}};
 }
 
-void BenchReport::floor(const bench::Floor& f) {
+void BenchReport::floor(const bench::Floor& f, const std::string& gpu) {
+  if (!gpu.empty()) document_["machine"]["gpu"] = gpu;
   if (!json_ && document_["floors"].empty()) {
-    std::printf("%s, %s\n", processor_name().c_str(), now_utc().c_str());
+    std::printf("%s, %s\n", gpu.empty() ? processor_name().c_str() : gpu.c_str(),
+                now_utc().c_str());
   }
   document_["floors"].push_back({{"isa", f.isa},
                                  {"threads", f.threads},

@@ -4,19 +4,20 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 
 #include "bench/ggml_peer.h"
 #include "bench/torch_peer.h"
 #include "bench/workload.h"
+#include "cli/bench_ops.h"
 #include "cli/bench_options.h"
+#include "cli/gpu.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {
 namespace {
-
-using bench::Buffer;
 
 constexpr double kQuietTolerance = 0.08;
 constexpr const char* kShareNames[] = {"head", "kv_group", "layer"};
@@ -24,112 +25,6 @@ constexpr const char* kShareNames[] = {"head", "kv_group", "layer"};
 tsp_dtype_t dtype_of(const std::string& name) {
   return name == "f32" ? TSP_F32 : name == "f16" ? TSP_F16 : TSP_BF16;
 }
-
-/// One op on one workload: its params with their workspace, ready to be called again and again.
-class Ops {
- public:
-  Ops(tsp_context_t* ctx, bench::Workload& work, const tsp_prefill_params_t& choice)
-      : ctx_(ctx), work_(work), choice_(choice) {
-    choice_.q = work.q;
-    choice_.k = work.k;
-    choice_.v = work.v;
-    choice_.out = work.out;
-    const bench::Shape& s = work.shape;
-    sets_.num_sets = static_cast<int32_t>(choice.share == TSP_SHARE_HEAD       ? s.heads
-                                          : choice.share == TSP_SHARE_KV_GROUP ? s.kv_heads
-                                                                               : 1);
-    prepare_score();
-    prepare_attend(dense_);
-  }
-
-  void dense() { check(tokensparse::Status(tsp_attend(ctx_, &dense_))); }
-  void score() { check(tokensparse::Status(tsp_score(ctx_, &score_))); }
-  void select() { check(tokensparse::Status(tsp_select(ctx_, &select_))); }
-  void sparse() { check(tokensparse::Status(tsp_attend(ctx_, &sparse_))); }
-  void prefill() { check(tokensparse::Status(tsp_prefill(ctx_, &choice_))); }
-  const bench::Sets& sets() const { return sets_; }
-
-  /// Scores and chooses once, so that select, sparse and prefill can run and their work is known.
-  void choose() {
-    score();
-    prepare_select();
-    select();
-    sparse_ = dense_;
-    sparse_.selected = select_.selected;
-    give_workspace(tsp_attend_workspace, sparse_);
-    choice_.selected.num_sets = sets_.num_sets;
-    choice_.selected.kept = &prefill_kept_;
-    give_workspace(tsp_prefill_workspace, choice_);
-  }
-
- private:
-  template <typename Params>
-  void give_workspace(tsp_status_t (*query)(tsp_context_t*, const Params*, size_t*),
-                      Params& params) {
-    size_t bytes = 0;
-    check(tokensparse::Status(query(ctx_, &params, &bytes)));
-    workspaces_.emplace_back(bytes);
-    params.workspace = workspaces_.back().data();
-    params.workspace_bytes = bytes;
-  }
-
-  void prepare_attend(tsp_attend_params_t& p) {
-    tsp_attend_params_init(&p, sizeof p);
-    p.precision = choice_.precision;
-    p.dropped = choice_.dropped;
-    p.band = choice_.band;
-    p.q = work_.q;
-    p.k = work_.k;
-    p.v = work_.v;
-    p.out = work_.out;
-    give_workspace(tsp_attend_workspace, p);
-  }
-
-  void prepare_score() {
-    tsp_score_params_init(&score_, sizeof score_);
-    score_.window = choice_.window;
-    score_.pool = choice_.pool;
-    score_.q = work_.q;
-    score_.k = work_.k;
-    const int64_t prefix = work_.shape.prefix(choice_.window);
-    scores_ = Buffer(static_cast<size_t>(prefix * work_.shape.heads) * sizeof(float));
-    tsp_tensor_t& s = score_.scores;
-    s = bench::token_major(scores_, TSP_F32, prefix, work_.shape.heads, 1);
-    s.token_stride = 1;
-    s.head_stride = prefix;
-    give_workspace(tsp_score_workspace, score_);
-  }
-
-  void prepare_select() {
-    tsp_select_params_init(&select_, sizeof select_);
-    select_.window = choice_.window;
-    select_.min_tokens = choice_.min_tokens;
-    select_.share = choice_.share;
-    select_.coverage = choice_.coverage;
-    select_.keep = choice_.keep;
-    select_.num_kv_heads = static_cast<int32_t>(work_.shape.kv_heads);
-    select_.q_len = static_cast<int32_t>(work_.shape.q_tokens);
-    select_.k_len = static_cast<int32_t>(work_.shape.tokens);
-    select_.scores = score_.scores;
-    sets_.indices.resize(static_cast<size_t>(sets_.num_sets * work_.shape.tokens));
-    select_.selected.indices = sets_.indices.data();
-    select_.selected.kept = &sets_.kept;
-    select_.selected.num_sets = sets_.num_sets;
-    select_.selected.set_stride = work_.shape.tokens;
-    give_workspace(tsp_select_workspace, select_);
-  }
-
-  tsp_context_t* ctx_;
-  bench::Workload& work_;
-  tsp_prefill_params_t choice_;
-  tsp_attend_params_t dense_, sparse_{};
-  tsp_score_params_t score_;
-  tsp_select_params_t select_{};
-  Buffer scores_;
-  bench::Sets sets_;
-  int32_t prefill_kept_ = 0;
-  std::vector<Buffer> workspaces_;
-};
 
 double rms_difference(const float* a, const float* b, int64_t count) {
   double difference = 0, size = 0;
@@ -154,10 +49,12 @@ class Runner {
         backend.isa = isa;
         backend.threads = threads;
         ctx_ = open_context(backend);
-        floor_ = bench::measure_floor(tsp_context_isa(ctx_.get()), tsp_context_threads(ctx_.get()));
-        report_.floor(floor_);
+        on_gpu_ = backend.backend == TSP_BACKEND_CUDA;
+        floor_ = on_gpu_ ? gpu_floor(ctx_.isa())
+                         : bench::measure_floor(ctx_.isa(), tsp_context_threads(ctx_.get()));
+        report_.floor(floor_, on_gpu_ ? gpu_name() : "");
         run_shapes();
-        check_quiet();
+        if (!on_gpu_) check_quiet();
       }
     }
   }
@@ -175,13 +72,18 @@ class Runner {
     report_.note(sentence);
   }
 
+  std::string q_dtype(const std::string& kv_dtype) const {
+    if (!options_.q_dtype.empty()) return options_.q_dtype;
+    return on_gpu_ ? kv_dtype : "f32";
+  }
+
   void run_shapes() {
     for (const int64_t dim : options_.dims) {
       for (const std::string& dtype : options_.dtypes) {
         for (const int64_t tokens : options_.tokens) {
           const int64_t queries = options_.q_tokens == 0 ? tokens : options_.q_tokens;
           bench::Workload work({tokens, queries, options_.heads, options_.kv_heads, dim,
-                                dtype_of(dtype), dtype_of(options_.q_dtype)});
+                                dtype_of(dtype), dtype_of(q_dtype(dtype))});
           for (const std::string& precision : options_.precisions) run_choices(work, precision);
         }
       }
@@ -201,7 +103,7 @@ class Runner {
 
   BenchRow measure(bench::Workload& work, const tsp_prefill_params_t& choice) {
     const bench::Shape& s = work.shape;
-    Ops ops(ctx_.get(), work, choice);
+    Ops ops(ctx_, work, choice);
     const bool chooses = options_.op == "select" || options_.op == "prefill" ||
                          (options_.op == "attend" && choice.keep > 0);
     if (chooses) ops.choose();
@@ -211,7 +113,7 @@ class Runner {
 
     std::vector<bench::Contestant> contestants{[&] { return time_op(ops, chooses); }};
     const bool has_dense = wants("dense") && (options_.op != "attend" || chooses);
-    if (has_dense) contestants.push_back([&] { return bench::seconds_of([&] { ops.dense(); }); });
+    if (has_dense) contestants.push_back([&] { return time_of([&] { ops.dense(); }); });
     const auto ggml = llama_cpp_peer(work);
     if (ggml) contestants.push_back([&] { return ggml->run(); });
     const std::vector<bench::Spread> spreads = bench::measure_in_turn(contestants, options_.budget);
@@ -223,7 +125,7 @@ class Runner {
       row.peers.push_back({"llama.cpp", peer_json(spreads.back(), dense)});
       row.peers.back().result["rms_difference"] = difference(ops, *ggml, work, choice);
     }
-    if (wants("torch")) add_torch(row, dense);
+    if (wants("torch") && !on_gpu_) add_torch(row, dense);
     return row;
   }
 
@@ -233,7 +135,7 @@ class Runner {
     row.backend = tsp_context_backend(ctx_.get());
     row.isa = tsp_context_isa(ctx_.get());
     row.dtype = s.kv_dtype == TSP_F32 ? "f32" : s.kv_dtype == TSP_F16 ? "f16" : "bf16";
-    row.q_dtype = options_.q_dtype;
+    row.q_dtype = q_dtype(row.dtype);
     row.precision = choice.precision == TSP_PRECISION_BF16 ? "bf16" : "f32";
     row.share = kShareNames[choice.share];
     row.shape = s;
@@ -261,8 +163,12 @@ class Runner {
     }
   }
 
+  double time_of(const std::function<void()>& call) const {
+    return on_gpu_ ? gpu_seconds(call) : bench::seconds_of(call);
+  }
+
   double time_op(Ops& ops, bool chooses) const {
-    return bench::seconds_of([&] {
+    return time_of([&] {
       if (options_.op == "score") {
         ops.score();
       } else if (options_.op == "select") {
@@ -281,7 +187,9 @@ class Runner {
   }
 
   std::unique_ptr<bench::GgmlPeer> llama_cpp_peer(const bench::Workload& work) {
-    if (!wants("llama.cpp") || options_.op == "score" || options_.op == "select") return nullptr;
+    if (on_gpu_ || !wants("llama.cpp") || options_.op == "score" || options_.op == "select") {
+      return nullptr;
+    }
     auto peer = bench::GgmlPeer::create(work, floor_.threads, options_.micro_batch);
     if (!peer && !options_.peers.empty()) {
       report_.note(llama_description() == nullptr
@@ -327,6 +235,7 @@ class Runner {
   const BenchOptions& options_;
   BenchReport& report_;
   tokensparse::Context ctx_;
+  bool on_gpu_ = false;
   bench::Floor floor_;
 };
 
@@ -340,6 +249,13 @@ double needed_bytes(const BenchOptions& o, int64_t tokens, int64_t dim) {
 }
 
 void check_options(const BenchOptions& o) {
+  if (o.backend.backend == TSP_BACKEND_CUDA) {
+    for (const std::string& peer : o.peers) {
+      if (peer != "dense" && peer != "none") {
+        throw Failure("--peer: beside --backend cuda runs dense or none, got " + peer, kExitUsage);
+      }
+    }
+  }
   if (o.heads % o.kv_heads != 0) {
     throw Failure("--heads: must be a multiple of --kv-heads (" + std::to_string(o.kv_heads) +
                       "), got " + std::to_string(o.heads),

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "cli/gpu.h"
 #include "cli/options.h"
 #include "cli/verbs.h"
 
@@ -40,6 +41,18 @@ std::string plugin_path() {
   return "";
 }
 
+nlohmann::json gpus_json() {
+  nlohmann::json list = nlohmann::json::array();
+  for (const Gpu& gpu : list_gpus()) {
+    list.push_back(
+        {{"name", gpu.name},
+         {"memory_bytes", gpu.memory_bytes},
+         {"compute_capability", std::to_string(gpu.major) + "." + std::to_string(gpu.minor)},
+         {"driver", gpu.driver}});
+  }
+  return list;
+}
+
 void print_info(bool json) {
   const tokensparse::Context cpu = open_context({});
   tokensparse::ContextOptions options;
@@ -57,6 +70,7 @@ void print_info(bool json) {
         {"abi_version", tsp_abi_version()},
         {"cpu", {{"isa", cpu.isa()}, {"isas", words(tsp_cpu_isas())}, {"threads", cpu.threads()}}},
         {"cuda", has_gpu ? nlohmann::json(cuda) : nlohmann::json(nullptr)},
+        {"gpus", gpus_json()},
         {"llama_cpp", llama != nullptr ? nlohmann::json(llama) : nlohmann::json(nullptr)},
         {"plugin", plugin.empty() ? nlohmann::json(nullptr) : nlohmann::json(plugin)}};
     std::printf("%s\n", info.dump(2).c_str());
@@ -66,6 +80,11 @@ void print_info(bool json) {
   std::printf("cpu          %s, %d threads (this machine can run: %s)\n", cpu.isa().c_str(),
               cpu.threads(), tsp_cpu_isas());
   std::printf("cuda         %s%s\n", has_gpu ? "" : "no: ", cuda.c_str());
+  for (const Gpu& card : list_gpus()) {
+    std::printf("gpu          %s, %.1f GiB, compute capability %d.%d, driver %s\n",
+                card.name.c_str(), static_cast<double>(card.memory_bytes) / (1 << 30), card.major,
+                card.minor, card.driver.c_str());
+  }
   std::printf("llama.cpp    %s\n",
               llama != nullptr ? llama : "not in this build: `run` and `profile` need it");
   if (!plugin.empty()) std::printf("plugin       export GGML_BACKEND_PATH=%s\n", plugin.c_str());

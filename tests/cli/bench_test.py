@@ -110,6 +110,31 @@ class Rows(unittest.TestCase):
         self.assertIn("TOKENSPARSE_PEER_PYTHON", result.stderr)
         self.assertEqual(json.loads(result.stdout)["rows"][0]["peers"], {})
 
+    def test_gpu_rows(self):
+        shape = ("--tokens", 320, "--heads", 4, "--kv-heads", 2, "--dim", 64, "--dtype", "bf16")
+        for op in ("attend", "score", "select", "prefill"):
+            command = ("bench", op, "--backend", "cuda", *shape, *QUICK, "--json")
+            result = run([PROGRAM, *command])
+            if result.returncode != 0:
+                self.assertEqual(result.returncode, 1)
+                self.assertRegex(
+                    result.stderr, "backend: (no CUDA device|cuda is not part of this build)"
+                )
+                self.assertEqual(result.stdout, "")
+                continue
+            document = json.loads(result.stdout)
+            (row,) = document["rows"]
+            self.check(row)
+            self.assertEqual((row["backend"], row["q_dtype"]), ("cuda", "bf16"))
+            self.assertTrue(document["machine"]["gpu"])
+            self.assertGreater(document["floors"][0]["bf16_gflops"], 0)
+
+    def test_gpu_has_no_cpu_peers(self):
+        for peer in ("torch", "llama.cpp"):
+            result = run([PROGRAM, "bench", "attend", "--backend", "cuda", "--peer", peer])
+            self.assertEqual(result.returncode, 2)
+            self.assertIn(f"--peer: beside --backend cuda runs dense or none, got {peer}", result.stderr)
+
     def test_wrong_command_lines(self):
         for arguments, words in (
             (["attend", "--heads", 3, "--kv-heads", 2], "multiple"),

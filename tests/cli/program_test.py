@@ -268,6 +268,14 @@ class Shell(unittest.TestCase):
         self.assertIn(info["cpu"]["isa"], info["cpu"]["isas"])
         self.assertIn("scalar", info["cpu"]["isas"])
         self.assertGreaterEqual(info["cpu"]["threads"], 1)
+        self.assertGreaterEqual(len(info["gpus"]), 0 if info["cuda"] is None else 1)
+        for gpu in info["gpus"]:
+            self.assertGreater(gpu["memory_bytes"], 1 << 30)
+            self.assertRegex(gpu["compute_capability"], r"^[0-9]+\.[0-9]$")
+            self.assertIn(gpu["name"], text.stdout)
+            self.assertIn("driver " + gpu["driver"], text.stdout)
+        if info["cuda"] is None:
+            self.assertRegex(text.stdout, "cuda +no: backend: ")
         self.assertEqual(info["plugin"] is None, info["llama_cpp"] is None)
         if info["plugin"] is not None:
             self.assertTrue(os.path.isfile(info["plugin"]))

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+// One op on one workload: its params with their memory and workspace, ready to be called again and
+// again, on the host or on a GPU.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "bench/workload.h"
+#include "cli/device_memory.h"
+#include "cli/options.h"
+
+namespace tsp::cli {
+
+class Ops {
+ public:
+  Ops(const tokensparse::Context& ctx, const bench::Workload& work,
+      const tsp_prefill_params_t& choice)
+      : ctx_(ctx.get()), on_gpu_(ctx.backend() == "cuda"), shape_(work.shape), choice_(choice) {
+    choice_.q = place(work.q, work.q_memory);
+    choice_.k = place(work.k, work.k_memory);
+    choice_.v = place(work.v, work.v_memory);
+    choice_.out = place(work.out, work.out_memory);
+    const bench::Shape& s = work.shape;
+    sets_.num_sets = static_cast<int32_t>(choice.share == TSP_SHARE_HEAD       ? s.heads
+                                          : choice.share == TSP_SHARE_KV_GROUP ? s.kv_heads
+                                                                               : 1);
+    prepare_score();
+    prepare_attend(dense_);
+  }
+
+  void dense() { check(tokensparse::Status(tsp_attend(ctx_, &dense_))); }
+  void score() { check(tokensparse::Status(tsp_score(ctx_, &score_))); }
+  void select() { check(tokensparse::Status(tsp_select(ctx_, &select_))); }
+  void sparse() { check(tokensparse::Status(tsp_attend(ctx_, &sparse_))); }
+  void prefill() { check(tokensparse::Status(tsp_prefill(ctx_, &choice_))); }
+  const bench::Sets& sets() const { return sets_; }
+
+  /// Scores and chooses once, so that select, sparse and prefill can run and their work is known.
+  void choose() {
+    score();
+    prepare_select();
+    select();
+    for (DeviceMemory* list : {indices_, kept_}) list->download();
+    sparse_ = dense_;
+    sparse_.selected = select_.selected;
+    give_workspace(tsp_attend_workspace, sparse_);
+    choice_.selected.num_sets = sets_.num_sets;
+    choice_.selected.kept =
+        static_cast<int32_t*>(memory(&prefill_kept_, sizeof prefill_kept_).data());
+    give_workspace(tsp_prefill_workspace, choice_);
+  }
+
+ private:
+  /// Memory of the context's device, with `host` as its counterpart if that is not null.
+  DeviceMemory& memory(void* host, size_t bytes) {
+    if (!on_gpu_ && host == nullptr) {  // touched: no sample pays for page faults
+      buffers_.emplace_back(bytes);
+      host = buffers_.back().data();
+    }
+    memory_.push_back(std::make_unique<DeviceMemory>(on_gpu_, host, bytes));
+    return *memory_.back();
+  }
+  tsp_tensor_t place(tsp_tensor_t view, const bench::Buffer& buffer) {
+    DeviceMemory& there = memory(view.data, buffer.bytes());
+    there.upload();
+    view.data = there.data();
+    return view;
+  }
+
+  template <typename Params>
+  void give_workspace(tsp_status_t (*query)(tsp_context_t*, const Params*, size_t*),
+                      Params& params) {
+    size_t bytes = 0;
+    check(tokensparse::Status(query(ctx_, &params, &bytes)));
+    params.workspace = memory(nullptr, bytes).data();
+    params.workspace_bytes = bytes;
+  }
+
+  void prepare_attend(tsp_attend_params_t& p) {
+    tsp_attend_params_init(&p, sizeof p);
+    p.precision = choice_.precision;
+    p.dropped = choice_.dropped;
+    p.band = choice_.band;
+    p.q = choice_.q;
+    p.k = choice_.k;
+    p.v = choice_.v;
+    p.out = choice_.out;
+    give_workspace(tsp_attend_workspace, p);
+  }
+
+  void prepare_score() {
+    tsp_score_params_init(&score_, sizeof score_);
+    score_.window = choice_.window;
+    score_.pool = choice_.pool;
+    score_.q = choice_.q;
+    score_.k = choice_.k;
+    const int64_t prefix = shape_.prefix(choice_.window);
+    tsp_tensor_t& s = score_.scores;
+    s = bench::token_major({}, TSP_F32, prefix, shape_.heads, 1);
+    s.data = memory(nullptr, static_cast<size_t>(prefix * shape_.heads) * sizeof(float)).data();
+    s.token_stride = 1;
+    s.head_stride = prefix;
+    give_workspace(tsp_score_workspace, score_);
+  }
+
+  void prepare_select() {
+    tsp_select_params_init(&select_, sizeof select_);
+    select_.window = choice_.window;
+    select_.min_tokens = choice_.min_tokens;
+    select_.share = choice_.share;
+    select_.coverage = choice_.coverage;
+    select_.keep = choice_.keep;
+    select_.num_kv_heads = static_cast<int32_t>(shape_.kv_heads);
+    select_.q_len = static_cast<int32_t>(shape_.q_tokens);
+    select_.k_len = static_cast<int32_t>(shape_.tokens);
+    select_.scores = score_.scores;
+    sets_.indices.resize(static_cast<size_t>(sets_.num_sets * shape_.tokens));
+    indices_ = &memory(sets_.indices.data(), sets_.indices.size() * sizeof(int32_t));
+    kept_ = &memory(&sets_.kept, sizeof sets_.kept);
+    select_.selected.indices = static_cast<int32_t*>(indices_->data());
+    select_.selected.kept = static_cast<int32_t*>(kept_->data());
+    select_.selected.num_sets = sets_.num_sets;
+    select_.selected.set_stride = shape_.tokens;
+    give_workspace(tsp_select_workspace, select_);
+  }
+
+  tsp_context_t* ctx_;
+  bool on_gpu_;
+  bench::Shape shape_;
+  tsp_prefill_params_t choice_;
+  tsp_attend_params_t dense_, sparse_{};
+  tsp_score_params_t score_;
+  tsp_select_params_t select_{};
+  bench::Sets sets_;
+  int32_t prefill_kept_ = 0;
+  std::vector<bench::Buffer> buffers_;
+  std::vector<std::unique_ptr<DeviceMemory>> memory_;
+  DeviceMemory *indices_ = nullptr, *kept_ = nullptr;  // of sets_
+};
+
+}  // namespace tsp::cli
