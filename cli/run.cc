@@ -27,6 +27,7 @@ struct RunOptions {
   std::string model, text, question;
   std::string sparse_layers = "auto";
   std::string isa;
+  std::string precision = "auto";
   tsp_prefill_params_t op;
   int32_t answer_tokens = 64;
   int32_t context = 0;
@@ -113,6 +114,16 @@ int32_t context_tokens(const RunOptions& options, const Model& model, size_t pro
   return options.context > 0 ? options.context : static_cast<int32_t>(needed);
 }
 
+/// `--precision auto` rounds for attention where the linear layers do so already.
+void choose_precision(RunOptions& options, const tokensparse::Context& ctx) {
+  const ggml_adapter::LinearServer* linear = options.linear.server.get();
+  const bool possible = ggml_adapter::has_bf16(ctx.get());
+  if (options.precision == "bf16" && !possible) throw Failure(tsp_last_error());
+  const bool rounded = linear != nullptr && linear->bf16();
+  const bool bf16 = options.precision == "auto" ? rounded && possible : options.precision == "bf16";
+  options.op.precision = bf16 ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
+}
+
 /// One sentence where nothing was served of a prompt long enough.
 void check_served(const ggml_adapter::AttentionServer& server, const Model& model) {
   using ggml_adapter::Refusal;
@@ -151,7 +162,7 @@ class Runner {
     const std::vector<llama_token> start(prompt_.begin(), prompt_.begin() + kMinServedRows);
     const tokensparse::Context ctx = open_on_openmp(options_.isa, threads_);
     ggml_adapter::Options exact;
-    tsp_prefill_params_init(&exact.op, sizeof exact.op);
+    exact.op = options_.op;
     ggml_adapter::AttentionServer server(ctx.get(), exact);
     Session session(model_, {kMinServedRows, kMinServedRows, threads_}, &server);
     Progress silent("", kMinServedRows, false);
@@ -231,10 +242,12 @@ void run(RunOptions& options) {
   const tokensparse::Context probe = open_context({TSP_BACKEND_CPU, options.isa, options.threads});
   const int32_t threads = probe.threads();
   open_linear(options.linear, threads);
+  choose_precision(options, probe);
   const Model model(options.model, options.verbose, options.linear.server == nullptr);
 
   RunReport report;
   report.linear = options.linear.description;
+  report.precision = options.op.precision == TSP_PRECISION_BF16 ? "bf16" : "f32";
   report.model = std::filesystem::path(options.model).filename().string();
   report.threads = threads;
   const std::vector<llama_token> prompt = model.prompt_tokens(text, options.question);
@@ -301,6 +314,13 @@ void add_run(CLI::App& app) {
   verb->add_flag("--verbose", options->verbose,
                  "A table of the layers, with what was left to ggml and why; llama.cpp's log");
   add_operator_options(*verb, options->op);
+  verb->remove_option(verb->get_option("--precision"));
+  verb->add_option("--precision", options->precision,
+                   "Arithmetic of attention: f32; bf16, twice as fast, about 3e-3 relative error;\n"
+                   "auto: bf16 where the linear layers are in bf16 (--linear) and the CPU has it")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->capture_default_str()
+      ->group("Where it runs");
   add_linear_options(*verb, options->linear);
   verb->add_option("--isa", options->isa,
                    "CPU instruction set: scalar, avx2, avx512, ...; the best one if not given")

@@ -118,9 +118,10 @@ nlohmann::ordered_json layers_json(const VariantResult& variant) {
 }  // namespace
 
 void print_report(const RunReport& report, bool with_layers) {
-  std::printf("%lld prompt tokens, %d threads, %zu sparse layers, linear layers by %s\n\n",
-              static_cast<long long>(report.prompt_tokens), report.threads,
-              report.sparse_layers.size(), report.linear.c_str());
+  std::printf(
+      "%lld prompt tokens, %d threads, %zu sparse layers, attention in %s, linear layers by %s\n\n",
+      static_cast<long long>(report.prompt_tokens), report.threads, report.sparse_layers.size(),
+      report.precision.c_str(), report.linear.c_str());
   const VariantResult* stock = find(report, "stock");
   std::printf("%-7s  %12s  %10s  %6s  %8s  %7s  %10s", "", "first token", "attention", "of it",
               "tokens/s", "kept", "peak");
@@ -138,11 +139,10 @@ void print_report(const RunReport& report, bool with_layers) {
 }
 
 std::string to_json(const RunReport& report, bool with_layers) {
-  nlohmann::ordered_json json = {{"model", report.model},
-                                 {"prompt_tokens", report.prompt_tokens},
-                                 {"threads", report.threads},
-                                 {"sparse_layers", report.sparse_layers},
-                                 {"linear", report.linear}};
+  nlohmann::ordered_json json = {
+      {"model", report.model},         {"prompt_tokens", report.prompt_tokens},
+      {"threads", report.threads},     {"sparse_layers", report.sparse_layers},
+      {"precision", report.precision}, {"linear", report.linear}};
   for (const VariantResult& variant : report.variants) {
     nlohmann::ordered_json entry = {{"answer", variant.answer},
                                     {"ttft_s", variant.ttft_s},

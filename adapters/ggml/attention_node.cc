@@ -126,6 +126,19 @@ int32_t layer_of(const ggml_tensor& node) {
   return layer;
 }
 
+bool has_bf16(tsp_context_t* ctx) {
+  tsp_attend_params_t params;
+  tsp_attend_params_init(&params, sizeof params);
+  params.precision = TSP_PRECISION_BF16;
+  tsp_tensor_t row = {};
+  row.dtype = TSP_F32;
+  row.tokens = row.heads = row.dim_stride = 1;
+  row.dim = row.token_stride = row.head_stride = 64;
+  params.q = params.k = params.v = params.out = row;
+  size_t bytes = 0;
+  return tsp_attend_workspace(ctx, &params, &bytes) == TSP_OK;
+}
+
 AttentionServer::AttentionServer(tsp_context_t* ctx, Options options)
     : ctx_(ctx), options_(std::move(options)) {}
 

@@ -71,6 +71,9 @@ int32_t layer_of(const ggml_tensor& node);
 /// Whether a node can be served, going by shapes, types and strides: no data is read.
 [[nodiscard]] Refusal refusal_of_shape(const ggml_tensor& node, const Options& options);
 
+/// Whether a context has the arithmetic of TSP_PRECISION_BF16.
+bool has_bf16(tsp_context_t* ctx);
+
 class AttentionServer {
  public:
   /// `ctx` outlives the server, which uses it from the thread that calls serve().

@@ -23,14 +23,15 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = ROOT / "bench" / "peers"
 GGML, ONEDNN = ["--linear", "ggml"], ["--linear", "onednn"]  # who multiplies by the weights
-EXACT, BF16 = ["--coverage", "0"], ["--precision", "bf16"]
+EXACT = ["--coverage", "0"]
+F32, BF16 = ["--precision", "f32"], ["--precision", "bf16"]  # arithmetic of attention
 RUN = {  # engine: options of `tokensparse run`, and which variants of its report are which rows
     "llama.cpp": (["--compare", *EXACT, *GGML], {"stock": "llama.cpp", "exact": "exact"}),
     "exact": ([*EXACT, *GGML], {"exact": "exact"}),
     "sparse": (GGML, {"sparse": "sparse"}),
     "exact bf16": ([*EXACT, *GGML, *BF16], {"exact": "exact bf16"}),
-    "exact onednn": ([*EXACT, *ONEDNN], {"exact": "exact onednn"}),
-    "sparse onednn": (ONEDNN, {"sparse": "sparse onednn"}),
+    "exact onednn": ([*EXACT, *ONEDNN, *F32], {"exact": "exact onednn"}),
+    "sparse onednn": ([*ONEDNN, *F32], {"sparse": "sparse onednn"}),
     "exact onednn bf16": ([*EXACT, *ONEDNN, *BF16], {"exact": "exact onednn bf16"}),
     "sparse onednn bf16": ([*ONEDNN, *BF16], {"sparse": "sparse onednn bf16"}),
 }

@@ -30,6 +30,20 @@ TEST(LinearPlugin, ServesPromptsAndLeavesDecodingToTheHost) {
   EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
 }
 
+TEST(LinearPlugin, RoundsForAttentionWhereItDoesForLinearLayers) {
+  const ModelFile model(kQuantised);
+  const auto tokens = random_tokens(300, 1);
+  const auto logits = [&](const char* linear, const char* precision) {
+    const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", linear},
+                                                      {"TOKENSPARSE_PRECISION", precision}});
+    return Engine(model.path(), {.repack = false}, {}).decode(tokens);
+  };
+  const auto f32 = logits("onednn", "f32"), bf16 = logits("onednn", "bf16");
+  if (f32 == bf16) GTEST_SKIP() << "this processor has no bf16";
+  EXPECT_EQ(logits("onednn", "auto"), bf16);
+  EXPECT_EQ(logits("ggml", "auto"), logits("ggml", "f32"));
+}
+
 TEST(LinearPlugin, IsOffUnlessAskedFor) {
   const ModelFile model(kQuantised);
   const LoadedPlugin plugin;

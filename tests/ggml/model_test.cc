@@ -124,8 +124,8 @@ TEST(RealModel, ExactAttentionEqualsGgmlAndFindsTheNeedle) {
   EXPECT_EQ(greedy_answer(engine, ours), "7418305");
 }
 
-// Its own weights, as ggml does not repack them, so that the products are ours in all layers.
-TEST(RealModel, LinearLayersInBf16StayWithinTheNoiseAndFindTheNeedle) {
+// Weights that ggml does not repack, so that the products are ours in all layers.
+TEST(RealModel, Bf16StaysWithinTheNoiseAndFindsTheNeedle) {
   std::string why;
   LinearOptions linear_options;
   linear_options.threads = 2;
@@ -142,21 +142,27 @@ TEST(RealModel, LinearLayersInBf16StayWithinTheNoiseAndFindTheNeedle) {
       test::relative_rms(Engine(path, without, {}).decode(prompt, kOutputs), stock);
 
   const tokensparse::Context ctx = cli::open_on_openmp("", 2);
-  Options options;
-  tsp_prefill_params_init(&options.op, sizeof options.op);
-  AttentionServer server(ctx.get(), options);
-  EvalCallback callback(&server, linear.get());
-  Engine engine(path, stock_options, [&](ggml_tensor* node, bool ask) {
-    return EvalCallback::call(node, ask, &callback);
-  });
-  const std::vector<float> ours = engine.decode(prompt, kOutputs);
-  EXPECT_EQ(callback.error(), "");
-  const double difference = test::relative_rms(ours, stock);
-  std::printf("logits: %s linear layers %.4f, flash attention off %.4f\n",
-              linear->bf16() ? "bf16" : "f32", difference, noise);
-  EXPECT_LE(difference, 1.1 * noise);
-  EXPECT_GE(linear->stats().served, 7 * (llama_model_n_layer(engine.model()) - 1));
-  EXPECT_EQ(greedy_answer(engine, ours), "7418305");
+  for (const tsp_precision_t precision : {TSP_PRECISION_F32, TSP_PRECISION_BF16}) {
+    if (precision == TSP_PRECISION_BF16 && !has_bf16(ctx.get())) continue;
+    Options options;
+    tsp_prefill_params_init(&options.op, sizeof options.op);
+    options.op.precision = precision;
+    AttentionServer server(ctx.get(), options);
+    EvalCallback callback(&server, linear.get());
+    linear->reset_stats();
+    Engine engine(path, stock_options, [&](ggml_tensor* node, bool ask) {
+      return EvalCallback::call(node, ask, &callback);
+    });
+    const std::vector<float> ours = engine.decode(prompt, kOutputs);
+    EXPECT_EQ(callback.error(), "");
+    const double difference = test::relative_rms(ours, stock);
+    std::printf("logits: %s linear layers, %s attention %.4f; flash attention off %.4f\n",
+                linear->bf16() ? "bf16" : "f32", precision == TSP_PRECISION_BF16 ? "bf16" : "f32",
+                difference, noise);
+    EXPECT_LE(difference, 1.1 * noise);
+    EXPECT_GE(linear->stats().served, 7 * (llama_model_n_layer(engine.model()) - 1));
+    EXPECT_EQ(greedy_answer(engine, ours), "7418305");
+  }
 }
 
 }  // namespace

@@ -133,6 +133,16 @@ class Run(WithModel):
         self.assertEqual(self.json_of("--coverage", 0, "--linear", "ggml")["linear"], "ggml")
         self.fails("--linear", 2, *arguments, "--linear", "nobody")
 
+    def test_attention_in_bf16_only_where_linear_layers_are_or_asked_for(self):
+        report = self.json_of("--coverage", 0)
+        rounds = "bf16" in report["linear"]
+        self.assertEqual(report["precision"], "bf16" if rounds else "f32")
+        plain = self.json_of("--coverage", 0, "--linear", "ggml")
+        self.assertEqual(plain["precision"], "f32")
+        arguments = self.arguments("-n", 2, "--json", "--coverage", 0, "--precision", "bf16")
+        self.fails("precision: bf16 needs isa", 1, *arguments, "--isa", "scalar")
+        self.fails("--precision", 2, *arguments[:-1], "f64")
+
     def test_shows_progress_on_a_terminal_only(self):
         reader, terminal = pty.openpty()
         with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:

@@ -51,12 +51,16 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
     why = tsp_last_error();
     return nullptr;
   }
-  runner->server_ =
-      std::make_unique<AttentionServer>(runner->ctx_, attention_options(settings, host));
   if (settings.linear != 0) {
     std::string without;  // the device has said so
     runner->linear_ = ggml_adapter::LinearServer::create(linear_options(settings, host), without);
   }
+  ggml_adapter::Options attention = attention_options(settings, host);
+  const bool rounds = runner->linear_ != nullptr && runner->linear_->bf16();
+  if (settings.auto_precision && rounds && ggml_adapter::has_bf16(runner->ctx_)) {
+    attention.op.precision = TSP_PRECISION_BF16;
+  }
+  runner->server_ = std::make_unique<AttentionServer>(runner->ctx_, attention);
   runner->set_threads(1);
   return runner;
 }

@@ -234,7 +234,11 @@ Settings read_settings(const Environment& environment) {
   }
   source.read_choice("share", op.share, {"head", "kv_group", "layer"});
   source.read_choice("dropped", op.dropped, {"zero", "local"});
-  source.read_choice("precision", op.precision, {"f32", "bf16"});
+  constexpr int32_t kAuto = 2;
+  int32_t precision = kAuto;
+  source.read_choice("precision", precision, {"f32", "bf16", "auto"});
+  settings.auto_precision = precision == kAuto;
+  if (precision != kAuto) op.precision = precision;
   source.read_number("threads", settings.threads, 0, 1024);
   source.read_number("min_rows", settings.min_rows, 2, 1 << 20);
   int64_t mebibytes = static_cast<int64_t>(settings.memory_bytes >> 20);

@@ -20,6 +20,7 @@ struct Settings {
   bool all_layers_sparse = false;      // sparse_layers = all
   int32_t threads = 0;                 // 0 = the host's number
   int32_t linear = 0;                  // 1: linear layers of prompts through oneDNN
+  bool auto_precision = false;         // attention in bf16 where linear layers are
   int32_t min_rows = 64;               // nodes with fewer query rows are the host's
   size_t memory_bytes = size_t{1} << 30;
   bool disabled = false;
