@@ -2,31 +2,15 @@
 #include "adapters/ggml/linear_node.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cstdlib>
 #include <utility>
 #include <vector>
 
+#include "adapters/ggml/weight_rows.h"
+
 namespace tsp::ggml_adapter {
 namespace {
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define TSP_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define TSP_WIDE
-#endif
-
-/// Rounded to nearest, ties to even. A NaN stays one.
-TSP_WIDE void to_bf16(const float* in, uint16_t* out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const auto bits = std::bit_cast<uint32_t>(in[i]);
-    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    const bool nan = (bits & 0x7FFFFFFF) > 0x7F800000;
-    out[i] = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40 : rounded);
-  }
-}
-#undef TSP_WIDE
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -222,17 +206,20 @@ const void* LinearServer::kept_weight(const ggml_tensor& weight) {
 void LinearServer::dequantise(const ggml_tensor& weight, int64_t first, int64_t count, void* out) {
   const auto start = std::chrono::steady_clock::now();
   const ggml_to_float_t to_float = options_.type_traits(weight.type)->to_float;
+  const ReadBf16 direct = bf16_ ? direct_read_bf16(weight.type) : nullptr;
   const int64_t k = weight.ne[0];
   const char* rows =
       static_cast<const char*>(weight.data) + static_cast<size_t>(first) * weight.nb[1];
   constexpr int64_t kRowsAtOnce = 8;
   library_->parallel(ceil_div(count, kRowsAtOnce), [&](int64_t part) {
     thread_local std::vector<float> scratch;
-    if (bf16_) scratch.resize(static_cast<size_t>(k));
+    if (bf16_ && direct == nullptr) scratch.resize(static_cast<size_t>(k));
     const int64_t end = std::min(count, (part + 1) * kRowsAtOnce);
     for (int64_t row = part * kRowsAtOnce; row < end; ++row) {
       const char* packed = rows + static_cast<size_t>(row) * weight.nb[1];
-      if (bf16_) {
+      if (direct != nullptr) {
+        direct(packed, static_cast<uint16_t*>(out) + row * k, k);
+      } else if (bf16_) {
         to_float(packed, scratch.data(), k);
         to_bf16(scratch.data(), static_cast<uint16_t*>(out) + row * k, k);
       } else {

@@ -42,6 +42,8 @@ foreach(test plugin_test plugin_load_test)
   set_tests_properties(${test} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
 endforeach()
 if(TOKENSPARSE_ONEDNN)
+  tsp_test(weight_rows_test SOURCES ggml/weight_rows_test.cc
+           LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
   tsp_test(linear_node_test SOURCES ggml/linear_node_test.cc
            LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
   tsp_test(linear_model_test SOURCES ggml/linear_model_test.cc
