@@ -29,6 +29,9 @@ bool is_dense_f32(const ggml_tensor& tensor) {
   return true;
 }
 
+/// Rows of k elements that a thread takes at once: enough to make taking them cheap.
+int64_t rows_at_once(int64_t k) { return std::max(int64_t{1}, (int64_t{1} << 16) / k); }
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// The size of the parts that `total` is cut into so that none exceeds `limit`: even ones, in whole
@@ -210,12 +213,12 @@ void LinearServer::dequantise(const ggml_tensor& weight, int64_t first, int64_t 
   const int64_t k = weight.ne[0];
   const char* rows =
       static_cast<const char*>(weight.data) + static_cast<size_t>(first) * weight.nb[1];
-  constexpr int64_t kRowsAtOnce = 8;
-  library_->parallel(ceil_div(count, kRowsAtOnce), [&](int64_t part) {
+  const int64_t at_once = rows_at_once(k);
+  library_->parallel(ceil_div(count, at_once), [&](int64_t part) {
     thread_local std::vector<float> scratch;
     if (bf16_ && direct == nullptr) scratch.resize(static_cast<size_t>(k));
-    const int64_t end = std::min(count, (part + 1) * kRowsAtOnce);
-    for (int64_t row = part * kRowsAtOnce; row < end; ++row) {
+    const int64_t end = std::min(count, (part + 1) * at_once);
+    for (int64_t row = part * at_once; row < end; ++row) {
       const char* packed = rows + static_cast<size_t>(row) * weight.nb[1];
       if (direct != nullptr) {
         direct(packed, static_cast<uint16_t*>(out) + row * k, k);
@@ -235,9 +238,9 @@ const void* LinearServer::activations(const ggml_tensor& input, int64_t first, i
   const float* rows = static_cast<const float*>(input.data) + first * k;
   if (!bf16_) return rows;
   auto* out = static_cast<uint16_t*>(activation_buffer_.memory.get());
-  constexpr int64_t kRowsAtOnce = 16;
-  library_->parallel(ceil_div(count, kRowsAtOnce), [&](int64_t part) {
-    const int64_t begin = part * kRowsAtOnce, end = std::min(count, begin + kRowsAtOnce);
+  const int64_t at_once = rows_at_once(k);
+  library_->parallel(ceil_div(count, at_once), [&](int64_t part) {
+    const int64_t begin = part * at_once, end = std::min(count, begin + at_once);
     to_bf16(rows + begin * k, out + begin * k, (end - begin) * k);
   });
   return out;
