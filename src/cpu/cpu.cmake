@@ -16,9 +16,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   target_sources(tokensparse PRIVATE
     cpu/kernels_avx2.cc cpu/kernels_avx512.cc cpu/kernels_avx512_bf16.cc)
   set(avx2 -O3 -mavx2 -mfma -mf16c)
-  # g++ 12 sees uninitialised values in its own AVX-512 header (GCC bug 105593).
-  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl
-             -Wno-maybe-uninitialized -Wno-uninitialized)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # g++ 12 sees uninitialised values in its own AVX-512 header (GCC bug 105593).
+    list(APPEND avx512 -Wno-maybe-uninitialized -Wno-uninitialized)
+  endif()
   set_source_files_properties(cpu/kernels_avx2.cc PROPERTIES COMPILE_OPTIONS "${avx2}")
   set_source_files_properties(cpu/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS "${avx512}")
   set_source_files_properties(cpu/kernels_avx512_bf16.cc PROPERTIES
