@@ -6,7 +6,7 @@ import json
 import pytest
 
 import tokensparse
-from tokensparse.options import Options, default_backend, default_threads
+from tokensparse.options import Options, default_backend, threads_from_environment
 
 
 def test_defaults_are_exact():
@@ -73,4 +73,4 @@ def test_defaults_of_host_arrays(monkeypatch):
     with pytest.raises(tokensparse.InvalidArgument, match="TOKENSPARSE_BACKEND: must be cpu or re"):
         default_backend()
     monkeypatch.setenv("TOKENSPARSE_THREADS", "3")
-    assert default_threads(None) == 3
+    assert threads_from_environment() == 3

@@ -88,5 +88,63 @@ def test_bad_tensors(tensors):
     ]:
         with pytest.raises((TypeError, tokensparse.InvalidArgument), match=message):
             tokensparse.prefill(**{"q": q, "k": k, "v": v, **change})
-    with pytest.raises(tokensparse.InvalidArgument, match="share: must be one of"):
-        torch.ops.tokensparse.prefill(q, k, v, share="heads")
+
+
+def test_operators_equal_functions(tensors):
+    q, k, v = tensors(k_len=130)
+    op = torch.ops.tokensparse
+    settings = {"share": "kv_group", "dropped": "local", "band": 9, **SPARSE}
+    out, selected = tokensparse.prefill(q, k, v, return_selection=True, **settings)
+    assert torch.equal(op.prefill(q, k, v, **settings), out)
+    for precision in ("f32", "bf16"):
+        found = op.attend(q, k, v, precision=precision, scale=0.2)
+        expected = tokensparse.attend(q, k, v, precision=precision, scale=0.2, return_lse=True)
+        assert all(map(torch.equal, found, expected))
+    scores = op.score(q, k, window=16)
+    assert torch.equal(scores, tokensparse.score(q, k, window=16))
+    indices, kept = op.select(scores, 96, 130, 2, share="kv_group", **SPARSE)
+    assert torch.equal(kept, selected.kept) and 40 < kept < 130
+    assert torch.equal(indices[:, :, :kept], selected.indices[:, :, :kept])
+    found, _ = op.attend_sets(q, k, v, indices, kept, dropped="local", band=9)
+    assert torch.equal(found, out)
+    half = [x.transpose(0, 1).contiguous().transpose(0, 1).bfloat16() for x in (q, k, v)]
+    assert torch.equal(op.prefill(*half, **SPARSE), tokensparse.prefill(*half, **SPARSE))
+
+
+def test_operators_follow_torchs_threads(tensors):
+    q, k, v = tensors(q_len=300, k_len=300)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = torch.ops.tokensparse.prefill(q, k, v, **SPARSE)
+        torch.set_num_threads(4)
+        assert torch.equal(torch.ops.tokensparse.prefill(q, k, v, **SPARSE), one)
+        assert torch.equal(tokensparse.prefill(q, k, v, **SPARSE), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bad_arguments_of_operators(tensors):
+    q, k, v = tensors()
+    for change, message in [
+        (dict(q=q.double()), "q: dtype must be float32, float16 or bfloat16"),
+        (dict(q=q[0]), r"q: must have 3 dimensions \[tokens, heads, dim\], has 2"),
+        (dict(k=k[..., :32]), "k.dim: must equal the head dim of q"),
+        (dict(k=k[:1].expand(96, 2, 64)), "k.token_stride: must not be 0"),
+        (dict(share="heads"), "share: must be one of head, kv_group, layer, is 'heads'"),
+        (dict(coverage=1.5), r"coverage: must be in \[0, 1\), got 1.5"),
+        (dict(window=2**31), "window: must fit in 32 bits, is 2147483648"),
+        (dict(pool=4), "pool: must be odd"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.tokensparse.prefill(**{"q": q, "k": k, "v": v, **change})
+    scores = tokensparse.score(q, k, window=16)
+    indices, kept = torch.ops.tokensparse.select(scores, 96, 96, 2, **SPARSE)
+    for bad, message in [
+        ((indices.long(), kept), "indices: dtype must be int32"),
+        ((indices[0], kept), r"indices: must have 3 dimensions \[1, S, L\], has 2"),
+        ((indices[:, :3], kept), "num_sets"),
+        ((indices, kept.repeat(2)), "must be of one sequence, are of 1 and 2"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.tokensparse.attend_sets(q, k, v, *bad)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import _arrays, _context, _library, options
+from . import _arrays, _context, _library
 from ._arrays import Paged, View, device_name
 from ._context import Context
 from ._library import InvalidArgument, check, lib
@@ -136,12 +136,7 @@ class Call:
             self._check_context(self.context)
             self._run(self.context)
             return
-        backend, ordinal = self.device or ("cpu", 0)
-        threads = 0
-        if backend == "cpu":
-            backend = options.default_backend()
-            threads = options.default_threads(self.like)
-        with _context.lease(backend, ordinal, threads) as context:
+        with _context.lease(self.device or ("cpu", 0), self.like) as context:
             self._run(context)
 
     def _check_context(self, context: Context) -> None:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from . import _library
+from . import _library, _torch_library
 from ._library import check, lib
+from .options import default_backend, threads_from_environment
 
 
 class Context:
@@ -32,13 +35,20 @@ class Context:
     """
 
     def __init__(
-        self, backend: str = "cpu", *, threads: int = 0, device: int = 0, isa: str | None = None
+        self,
+        backend: str = "cpu",
+        *,
+        threads: int = 0,
+        device: int = 0,
+        isa: str | None = None,
+        _parallel: int | None = None,  # address of a tsp_parallel_fn to run on
     ) -> None:
         if backend not in _library.BACKENDS:
             raise _library.InvalidArgument(
                 f"backend: must be one of {', '.join(_library.BACKENDS)}, is {backend!r}"
             )
         self._arguments = (backend, threads, device, isa)
+        self._parallel = _parallel
         self._handle = ctypes.c_void_p()
         self._scratch = np.empty(0, np.uint8)
         self._open()
@@ -51,6 +61,7 @@ class Context:
         options.num_threads = threads
         options.device = device
         options.isa = isa.encode() if isa else None
+        options.parallel = self._parallel
         check(lib.tsp_context_create(options, self._handle))
         self._pid = os.getpid()
 
@@ -91,7 +102,8 @@ class Context:
         return (address + 63) & ~63
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) and self._pid == os.getpid():
+        # At the interpreter's end the modules may be gone before the last context.
+        if getattr(self, "_handle", None) and os is not None and self._pid == os.getpid():
             lib.tsp_context_destroy(self._handle)
 
     def __repr__(self) -> str:
@@ -101,17 +113,30 @@ class Context:
 
 
 _lock = threading.Lock()
-_idle: dict[tuple[str, int, int], list[Context]] = defaultdict(list)
+_idle: dict[tuple[str, int, int, int | None], list[Context]] = defaultdict(list)
 
 
 @contextlib.contextmanager
-def lease(backend: str, device: int, threads: int) -> Iterator[Context]:
-    """A context of the pool for one call; a thread that finds none idle makes another."""
-    key = (backend, device, threads)
+def lease(device: tuple[str, int], like: Any) -> Iterator[Context]:
+    """A context of the pool for one call; a thread that finds none idle makes another.
+
+    Args:
+      device: where the arrays are.
+      like: one of them: tensors of torch on the CPU are worked on by torch's threads.
+    """
+    backend, ordinal = device
+    threads, parallel = 0, None
+    if backend == "cpu":
+        backend, threads = default_backend(), threads_from_environment()
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(like, torch.Tensor):
+            threads = threads or torch.get_num_threads()
+            parallel = _torch_library.parallel(torch)
+    key = (backend, ordinal, threads, parallel)
     with _lock:
         context = _idle[key].pop() if _idle[key] else None
     if context is None:
-        context = Context(backend, device=device, threads=threads)
+        context = Context(backend, device=ordinal, threads=threads, _parallel=parallel)
     try:
         yield context
     finally:

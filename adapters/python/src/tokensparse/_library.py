@@ -208,11 +208,11 @@ _PARAMS = {
 }
 
 
+# TOKENSPARSE_LIBRARY points at another build of the library (a debug or a CUDA one).
+path = os.environ.get("TOKENSPARSE_LIBRARY") or str(Path(__file__).with_name("libtokensparse.so"))
+
+
 def _open() -> ctypes.CDLL:
-    # TOKENSPARSE_LIBRARY points at another build of the library (a debug or a CUDA one).
-    path = os.environ.get("TOKENSPARSE_LIBRARY") or str(
-        Path(__file__).with_name("libtokensparse.so")
-    )
     try:
         lib = ctypes.CDLL(path)
     except OSError as error:

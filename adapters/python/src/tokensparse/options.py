@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,13 @@ def default_backend() -> str:
     return backend
 
 
-def default_threads(like: Any) -> int:
-    """CPU threads: TOKENSPARSE_THREADS, else torch's own number for tensors, else every core."""
+def threads_from_environment() -> int:
+    """TOKENSPARSE_THREADS; 0 where it is not set."""
     text = os.environ.get("TOKENSPARSE_THREADS")
-    if text:
-        return _number("TOKENSPARSE_THREADS", text, int)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        return torch.get_num_threads()
-    return 0
+    threads = _number("TOKENSPARSE_THREADS", text, int) if text else 0
+    if threads < 0:
+        raise InvalidArgument(f"TOKENSPARSE_THREADS: must be >= 0, is {threads}")
+    return threads
 
 
 def _number(name: str, text: str, kind: type) -> Any:

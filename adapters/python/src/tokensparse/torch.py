@@ -4,112 +4,27 @@
     import tokensparse.torch
     out = torch.ops.tokensparse.prefill(q, k, v, coverage=0.005)
 
-They have fake implementations, so torch.compile and torch.export see their shapes without running
-them. Inference only: there is no backward. `q`, `k`, `v` as in `tokensparse.prefill`.
+They are registered over torch's stable ABI and have fake implementations, so torch.compile and
+torch.export see their shapes without running them. Inference only: there is no backward. Arguments
+are those of the functions in `tokensparse`, with 0.0 for `keep` and `scale` that are not given:
+
+    prefill(q, k, v, ...) -> out
+    attend(q, k, v, precision, scale) -> (out, lse)
+    attend_sets(q, k, v, indices, kept, dropped, band, precision, scale) -> (out, lse)
+    score(q, k, window, pool, scale) -> scores
+    select(scores, q_len, k_len, num_kv_heads, ...) -> (indices [1, S, L], kept [1])
+
+What breaks a rule is a RuntimeError that names the argument, the rule and the value.
 """
 
 from __future__ import annotations
 
-from . import ops
+from . import _torch_library
 from ._call import num_sets
 from ._need import need
 
-torch = need("torch", "2.6", "tokensparse.torch")
-
-Tensor = torch.Tensor
-
-
-def _prefill(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    coverage: float = 0.005,
-    keep: float = 0.0,
-    window: int = 128,
-    pool: int = 7,
-    min_tokens: int = 1024,
-    share: str = "head",
-    dropped: str = "zero",
-    band: int = 256,
-    precision: str = "f32",
-    scale: float = 0.0,
-) -> Tensor:
-    return ops.prefill(
-        q,
-        k,
-        v,
-        coverage=coverage,
-        keep=keep,
-        window=window,
-        pool=pool,
-        min_tokens=min_tokens,
-        share=share,
-        dropped=dropped,
-        band=band,
-        precision=precision,
-        scale=scale,
-    )
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, precision: str = "f32", scale: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    return ops.attend(q, k, v, precision=precision, scale=scale, return_lse=True)
-
-
-def _attend_sets(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    indices: Tensor,
-    kept: Tensor,
-    dropped: str = "zero",
-    band: int = 256,
-    precision: str = "f32",
-    scale: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    return ops.attend(
-        q,
-        k,
-        v,
-        ops.Selection(indices, kept),
-        dropped=dropped,
-        band=band,
-        precision=precision,
-        scale=scale,
-        return_lse=True,
-    )
-
-
-def _score(q: Tensor, k: Tensor, window: int = 128, pool: int = 7, scale: float = 0.0) -> Tensor:
-    return ops.score(q, k, window=window, pool=pool, scale=scale)
-
-
-def _select(
-    scores: Tensor,
-    q_len: int,
-    k_len: int,
-    num_kv_heads: int,
-    coverage: float = 0.005,
-    keep: float = 0.0,
-    window: int = 128,
-    min_tokens: int = 1024,
-    share: str = "head",
-) -> tuple[Tensor, Tensor]:
-    selected = ops.select(
-        scores,
-        q_len,
-        k_len,
-        num_kv_heads=num_kv_heads,
-        coverage=coverage,
-        keep=keep,
-        window=window,
-        min_tokens=min_tokens,
-        share=share,
-    )
-    # An operator's result must be a function of its arguments: nothing undefined behind the sets.
-    entries = torch.arange(selected.indices.shape[-1], device=scores.device)
-    return selected.indices.where(entries < selected.kept[:, None, None], -1), selected.kept
+torch = need("torch", _torch_library.AT_LEAST, "tokensparse.torch")
+_torch_library.load()
 
 
 def _fake_out(q, k, v, *args, **kwargs):
@@ -133,14 +48,20 @@ def _fake_select(scores, q_len, k_len, num_kv_heads, *args, share="head", **kwar
     return indices, scores.new_empty((1,), dtype=torch.int32)
 
 
-def _register(name, function, fake):
-    op = torch.library.custom_op(f"tokensparse::{name}", function, mutates_args=())
-    op.register_fake(fake)
-    return op
+def _no_backward(context, *gradients):
+    raise RuntimeError(
+        "tokensparse is inference only, it has no backward: call under torch.no_grad()"
+    )
 
 
-prefill = _register("prefill", _prefill, _fake_out)
-attend = _register("attend", _attend, _fake_out_lse)
-attend_sets = _register("attend_sets", _attend_sets, _fake_out_lse)
-score = _register("score", _score, _fake_score)
-select = _register("select", _select, _fake_select)
+def _operator(name, fake):
+    torch.library.register_fake(f"tokensparse::{name}", fake)
+    torch.library.register_autograd(f"tokensparse::{name}", _no_backward)
+    return getattr(torch.ops.tokensparse, name).default
+
+
+prefill = _operator("prefill", _fake_out)
+attend = _operator("attend", _fake_out_lse)
+attend_sets = _operator("attend_sets", _fake_out_lse)
+score = _operator("score", _fake_score)
+select = _operator("select", _fake_select)

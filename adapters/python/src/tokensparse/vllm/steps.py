@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -17,9 +14,8 @@ import torch
 
 from .. import ops
 from .._arrays import Paged
-from .._context import Context
 from .._report import LayerReport, Report
-from ..options import Options, default_backend, default_threads
+from ..options import Options
 
 _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
@@ -121,7 +117,6 @@ class Layer:
             scale=scale,
             out=output[run.rows],
             return_kept=True,
-            context=host_context() if query.device.type == "cpu" else None,
             **self.arguments,
         )
         on_host = query.device.type == "cpu"
@@ -155,44 +150,3 @@ def collect(reset: bool) -> Report:
         for report in found:
             report.clear()
     return found
-
-
-_context: Context | None = None
-
-
-def host_context() -> Context:
-    """The CPU context of this process, with as many threads as torch has."""
-    global _context
-    if _context is None:
-        threads = default_threads(torch.empty(0))
-        with _all_cores():
-            _context = Context(default_backend(), threads=threads)
-    return _context
-
-
-@contextlib.contextmanager
-def _all_cores() -> Iterator[None]:
-    """vLLM pins the worker's first thread to one core through OpenMP, and new threads inherit
-    that: let the threads that are made here use every core the worker was given."""
-    before = os.sched_getaffinity(0)
-    cores = _openmp_cores(os.environ)
-    if cores:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def _openmp_cores(environ: Any) -> set[int]:
-    """The cores that KMP_AFFINITY, GOMP_CPU_AFFINITY or OMP_PLACES list."""
-    for variable, pattern in (
-        ("KMP_AFFINITY", r"proclist=\[([\d,]+)\]"),
-        ("GOMP_CPU_AFFINITY", r"^([\d ]+)$"),
-        ("OMP_PLACES", r"^\{([\d,]+)\}$"),
-    ):
-        found = re.search(pattern, environ.get(variable, ""))
-        if found:
-            return {int(core) for core in re.findall(r"\d+", found.group(1))}
-    return set()
