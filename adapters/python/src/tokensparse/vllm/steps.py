@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import time
@@ -145,8 +146,9 @@ def log_kept_share() -> None:
 
 def collect(reset: bool) -> Report:
     """The reports of this process's layers."""
-    found = Report(sorted(_reports.values(), key=lambda r: r.layer))
+    found = sorted(_reports.values(), key=lambda r: r.layer)
+    answer = Report(copy.deepcopy(found))
     if reset:
         for report in found:
             report.clear()
-    return found
+    return answer
