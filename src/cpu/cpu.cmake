@@ -25,4 +25,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(cpu/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS "${avx512}")
   set_source_files_properties(cpu/kernels_avx512_bf16.cc PROPERTIES
     COMPILE_OPTIONS "${avx512};-mavx512bf16")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set_property(SOURCE cpu/cpu_ops.cc APPEND PROPERTY COMPILE_DEFINITIONS TSP_CPU_ARM64)
+  target_sources(tokensparse PRIVATE cpu/kernels_neon.cc)
+  set_source_files_properties(cpu/kernels_neon.cc PROPERTIES COMPILE_OPTIONS "-O3")
 endif()

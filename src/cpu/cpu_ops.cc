@@ -25,6 +25,9 @@ constexpr Isa kIsas[] = {
     {"avx512", has_avx512, &kernels_avx512, nullptr},
     {"avx512_bf16", has_avx512_bf16, &kernels_avx512, &kernels_avx512_bf16},
 #endif
+#ifdef TSP_CPU_ARM64
+    {"neon", [] { return true; }, &kernels_neon, nullptr},
+#endif
 };
 
 const Isa* find(std::string_view name) {

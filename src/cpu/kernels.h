@@ -89,6 +89,7 @@ struct Kernels {
 };
 
 extern const Kernels kernels_scalar;
+extern const Kernels kernels_neon;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
