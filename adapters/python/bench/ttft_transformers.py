@@ -56,7 +56,6 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--text", help="file to take the prompt from; random tokens without it")
     parser.add_argument("--coverage", type=float, default=0.01)
     parser.add_argument("--keep", type=float, default=None)
@@ -90,14 +89,14 @@ def main():
             ids = text[:, :length]
         ids = ids.to(options.device)
         times, first, kept = {name: [] for name in modes}, {}, None
-        for turn in range(options.warmup + options.repeat):
+        for turn in range(options.repeat + 1):  # the first on a short prompt, to warm up
             for name, (implementation, settings) in modes.items():
                 model.set_attn_implementation(implementation)
                 ts.configure(model, settings)
                 ts.report(model, reset=True)
                 with torch.no_grad():
-                    seconds, first[name] = first_token(model, ids)
-                if turn >= options.warmup:
+                    seconds, first[name] = first_token(model, ids if turn else ids[:, :2048])
+                if turn:
                     times[name].append(seconds)
                 if name == "sparse":
                     kept = ts.report(model).kept_share
