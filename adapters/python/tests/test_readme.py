@@ -50,3 +50,35 @@ def test_transformers(tmp_path):
     assert answer.shape[1] == prompt.shape[1] + 8
     assert len(ts.report(model)) == 4
     assert torch.is_tensor(answer)
+
+
+def test_vllm(tmp_path_factory, monkeypatch, capfd):
+    pytest.importorskip("vllm")
+    from vllm_common import QUIET, make_model
+
+    name = str(make_model(tmp_path_factory.mktemp("model")))
+    for variable, value in {**QUIET, "TOKENSPARSE_MIN_TOKENS": "64"}.items():
+        monkeypatch.setenv(variable, value)
+    for variable in ("COVERAGE", "SHARE", "SPARSE_LAYERS"):  # put back afterwards
+        monkeypatch.setenv(f"TOKENSPARSE_{variable}", "")
+    tokens = [1 + (7 * i + i // 5) % 90 for i in range(300)]
+    prompts = [{"prompt_token_ids": tokens[:n]} for n in (300, 200)]
+    # [vllm]
+    import os
+
+    os.environ["TOKENSPARSE_COVERAGE"] = "0.01"  # without it attention is exact
+    os.environ["TOKENSPARSE_SHARE"] = "kv_group"
+    os.environ["TOKENSPARSE_SPARSE_LAYERS"] = "1-2"  # of the model's profile
+
+    import vllm
+
+    import tokensparse.vllm
+
+    engine = vllm.LLM(model=name, max_model_len=1024, enforce_eager=True)
+    answers = engine.generate(prompts, vllm.SamplingParams(max_tokens=8, temperature=0))
+    for rank in engine.collective_rpc(tokensparse.vllm.worker_report):
+        print([(layer["layer"], layer["kept_share"]) for layer in rank])
+    # [/vllm]
+    assert [len(answer.outputs[0].token_ids) for answer in answers] == [8, 8]
+    [(first, all_kept), (second, some_kept)] = eval(capfd.readouterr().out.splitlines()[-1])[:2]
+    assert (first, all_kept, second) == (0, 1, 1) and 0.3 < some_kept < 1

@@ -25,6 +25,11 @@ QUIET = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
+    """The folder of the tiny model."""
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def make_model(folder):
     """A random Qwen2 with attention far from uniform, and a tokenizer of 90 words."""
     import tokenizers
     import torch
@@ -45,7 +50,6 @@ def model(tmp_path_factory):
         eos_token_id=0,
         pad_token_id=0,
     )
-    folder = tmp_path_factory.mktemp("model")
     tiny = transformers.Qwen2ForCausalLM(config)
     tiny.generation_config.eos_token_id = None
     tiny.save_pretrained(folder)
