@@ -12,22 +12,28 @@ package, model, plugin, prompt = sys.argv[1:]
 threads = os.cpu_count()
 
 
-def load_plugin(library: str) -> str:
+# [load]
+def load_plugin(library: str, plugin: str) -> None:
+    """Before you make a context. For llama_cpp `library` is "libggml.so.0": by this name the one that
+    it has loaded, not a second one by its path. For xllamacpp it is xllamacpp.xllamacpp.__file__."""
+    ggml = ctypes.CDLL(library)
+    ggml.ggml_backend_load.restype = ctypes.c_void_p
+    ggml.ggml_backend_load(plugin.encode())
+# [/load]
+
+
+def use(library: str) -> str:
+    if plugin != "-":
+        load_plugin(library, plugin)
     ggml = ctypes.CDLL(library)
     ggml.ggml_version.restype = ctypes.c_char_p
-    if plugin != "-":
-        # [load]
-        ggml.ggml_backend_load.restype = ctypes.c_void_p
-        ggml.ggml_backend_load.argtypes = [ctypes.c_char_p]
-        ggml.ggml_backend_load(plugin.encode())
-        # [/load]
     return ggml.ggml_version().decode()
 
 
 if package == "llama_cpp":
     import llama_cpp
 
-    version = load_plugin("libggml.so.0")  # by this name the one that llama_cpp has loaded
+    version = use("libggml.so.0")
     llama = llama_cpp.Llama(
         model, n_ctx=4096, n_threads=threads, n_threads_batch=threads, flash_attn=True, verbose=False
     )
@@ -36,7 +42,7 @@ if package == "llama_cpp":
 else:
     import xllamacpp
 
-    version = load_plugin(xllamacpp.xllamacpp.__file__)
+    version = use(xllamacpp.xllamacpp.__file__)
     params = xllamacpp.CommonParams()
     params.model.path = model
     params.n_ctx = 4096

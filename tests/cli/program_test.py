@@ -221,14 +221,15 @@ class BadInput(InFolder):
         self.refuse_tensors("pool: must be odd", "--pool", 4)
 
     def test_values_that_are_not_finite(self):
-        for dtype in ("F32", "F16", "BF16"):
-            for value in (float("nan"), float("inf"), float("-inf")):
-                v = random_tensor(3, 8, 2, 8)
-                v[5][1][3] = value
-                q, k = (dtype, random_tensor(1, 6, 4, 8)), (dtype, random_tensor(2, 8, 2, 8))
-                with self.subTest(dtype=dtype, value=value):
-                    self.refuse_tensors('"v" must be finite, but is NaN or infinity at [5, 1, 3]',
-                                        q=q, k=k, v=(dtype, v))
+        values = (float("nan"), float("inf"), float("-inf"))
+        cases = [(d, n, v) for d in ("F32", "F16", "BF16") for n in "qkv" for v in values]
+        for dtype, name, value in cases:
+            shapes = {"q": (6, 4, 8), "k": (8, 2, 8), "v": (8, 2, 8)}
+            tensors = {n: (dtype, random_tensor(1, *shape)) for n, shape in shapes.items()}
+            tensors[name][1][5][1][3] = value
+            with self.subTest(dtype=dtype, name=name, value=value):
+                self.refuse_tensors(f'"{name}" must be finite, but is NaN or infinity at [5, 1, 3]',
+                                    **tensors)
 
     def test_outputs_that_cannot_be_written(self):
         self.source.write_bytes(encode({name: ("F32", random_tensor(1, 64, 2, 64)) for name in "qkv"}))

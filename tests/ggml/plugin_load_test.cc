@@ -84,6 +84,44 @@ TEST(PluginLoad, UnloadedWithContextsAlive) {
   EXPECT_EQ(again.served(), 3) << "the old context as it was made, a new one with 128 rows";
 }
 
+/// How often the plugin said `words` on stderr while `use` ran.
+template <typename Use>
+int64_t times_said(const std::string& words, Use&& use) {
+  testing::internal::CaptureStderr();
+  use();
+  const std::string said = testing::internal::GetCapturedStderr();
+  int64_t count = 0;
+  for (size_t at = 0; (at = said.find(words, at)) != std::string::npos; at += words.size()) ++count;
+  return count;
+}
+
+TEST(PluginLoad, ALayerThatDoesNotExistIsSaidOnce) {
+  const ModelFile model({});
+  const auto use = [&] {
+    const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                        {"TOKENSPARSE_MIN_TOKENS", "16"},
+                                        {"TOKENSPARSE_SPARSE_LAYERS", "1,99"}});
+    for (uint32_t i = 0; i < 2; ++i) {
+      Engine(model.path(), {}, {}).decode(random_tokens(500, i));
+    }
+    EXPECT_EQ(plugin.served(), 2 * 3);
+    EXPECT_EQ(plugin.sparse(), 2) << "layer 1 is sparse all the same";
+  };
+  EXPECT_EQ(times_said("there is no layer 99 in this model of 3 layers", use), 1);
+}
+
+TEST(PluginLoad, ACoverageOf2IsSaidAndAttentionIsExact) {
+  const ModelFile model({});
+  const auto use = [&] {
+    const LoadedPlugin plugin(
+        Variables{{"TOKENSPARSE_COVERAGE", "2"}, {"TOKENSPARSE_SPARSE_LAYERS", "1"}});
+    Engine(model.path(), {}, {}).decode(random_tokens(500, 1));
+    EXPECT_EQ(plugin.served(), 3);
+    EXPECT_EQ(plugin.sparse(), 0);
+  };
+  EXPECT_EQ(times_said("must be a number between 0 and 0.9999999, got 2", use), 1);
+}
+
 TEST(PluginLoad, DisabledIsNotThere) {
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_DISABLE", "1"}});
   EXPECT_EQ(plugin.backend(), nullptr);

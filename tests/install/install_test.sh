@@ -37,5 +37,13 @@ done
 echo '#include <tokensparse/tokensparse.hpp>' >"$work/alone.cc"
 c++ -std=c++20 -Wall -Wextra -Wpedantic -Werror -I "$prefix/include" -c "$work/alone.cc" -o /dev/null
 
-echo "the program runs from its new place"
-(cd / && "$prefix/bin/tokensparse" info)
+echo "the program runs from its new place and names the plugin installed with it, which loads"
+(cd / && "$prefix/bin/tokensparse" info) | tee "$work/info"
+if ! grep -q '^llama.cpp .*not in this build' "$work/info"; then
+  plugin=$(find "$prefix" -name libggml-tokensparse.so)
+  grep -Fx "plugin       export GGML_BACKEND_PATH=$plugin" "$work/info"
+  python3 -c 'import ctypes, os, sys
+plugin = ctypes.CDLL(sys.argv[1], os.RTLD_NOW | os.RTLD_LOCAL)
+plugin.tokensparse_plugin_summary.restype = ctypes.c_char_p
+print(plugin.tokensparse_plugin_summary().decode())' "$plugin" | grep '^served 0 attention nodes'
+fi
