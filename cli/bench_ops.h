@@ -93,6 +93,7 @@ class Ops {
     tsp_score_params_init(&score_, sizeof score_);
     score_.window = choice_.window;
     score_.pool = choice_.pool;
+    score_.precision = choice_.precision;
     score_.q = choice_.q;
     score_.k = choice_.k;
     const int64_t prefix = shape_.prefix(choice_.window);

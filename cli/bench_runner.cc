@@ -152,7 +152,7 @@ class Runner {
     };
     const int64_t band = choice.dropped == TSP_DROPPED_LOCAL ? choice.band : 0;
     if (row.op == "score" || row.op == "prefill") {
-      add(bench::score_work(row.shape, choice.window), TSP_PRECISION_F32);
+      add(bench::score_work(row.shape, choice.window), precision);
     }
     if (row.op == "select" || row.op == "prefill") {
       add(bench::select_work(row.shape, choice.window, ops.sets().num_sets, ops.sets().kept),

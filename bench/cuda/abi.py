@@ -28,7 +28,8 @@ Options = _struct(
     ("parallel_user", c.c_void_p))
 Score = _struct(
     "Score", ("struct_size", c.c_uint32), ("window", c.c_int32), ("pool", c.c_int32),
-    ("scale", c.c_float), ("q", Tensor), ("k", Tensor), ("scores", Tensor), ("batch", Batch),
+    ("scale", c.c_float), ("precision", c.c_int32), ("reserved", c.c_int32), ("q", Tensor),
+    ("k", Tensor), ("scores", Tensor), ("batch", Batch),
     ("workspace", c.c_void_p), ("workspace_bytes", c.c_size_t))
 Select = _struct(
     "Select", ("struct_size", c.c_uint32), ("window", c.c_int32), ("min_tokens", c.c_int32),

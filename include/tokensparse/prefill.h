@@ -25,7 +25,7 @@ typedef struct tsp_prefill_params {
   int32_t share;       ///< tsp_share_t; default TSP_SHARE_HEAD
   int32_t dropped;     ///< tsp_dropped_t; default TSP_DROPPED_ZERO
   int32_t band;        ///< keys of TSP_DROPPED_LOCAL, >= 1; default 256
-  int32_t precision;   ///< tsp_precision_t; default TSP_PRECISION_F32
+  int32_t precision;   ///< tsp_precision_t of score and attend; default TSP_PRECISION_F32
   int32_t reserved;    ///< 0
   tsp_tensor_t q;      ///< [Tq, Hq, D] f32, f16 or bf16
   tsp_tensor_t k;      ///< [Tk, Hkv, D] f32, f16 or bf16

@@ -22,6 +22,8 @@ typedef struct tsp_score_params {
   int32_t window;       ///< queries that vote, >= 1; default 128
   int32_t pool;         ///< odd, >= 1; default 7
   float scale;          ///< 0 = 1 / sqrt(D)
+  int32_t precision;    ///< tsp_precision_t, of the products q . k; default TSP_PRECISION_F32
+  int32_t reserved;     ///< 0
   tsp_tensor_t q;       ///< [Tq, Hq, D] f32, f16 or bf16
   tsp_tensor_t k;       ///< [Tk, Hkv, D] f32, f16 or bf16
   tsp_tensor_t scores;  ///< out [P of all sequences together, Hq, 1] f32; sequence b starts at the

@@ -3,7 +3,6 @@
 // packed keys (one set of one KV head): K and V are packed once for it, straight from the index
 // list. Groups are taken in waves that fit the packing buffer; a wave's keys are packed while the
 // wave before it is computed. docs/kernels/attend_cpu.md has the reasons and the figures.
-#include "core/error.h"
 #include "cpu/attend_groups.h"
 #include "cpu/ops.h"
 
@@ -284,29 +283,17 @@ Call new_call(const tsp_attend_params_t& p, const Kernels& k) {
   return call;
 }
 
-const Kernels& kernels_for(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
-  return p.precision == TSP_PRECISION_BF16 ? *bf16_kernels(ctx) : *f32_kernels(ctx);
-}
-
 }  // namespace
 
-tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
-  if (p.precision == TSP_PRECISION_BF16 && bf16_kernels(ctx) == nullptr) {
-    return fail(TSP_UNSUPPORTED, "precision: bf16 needs isa avx512_bf16, but this context runs %s",
-                ctx.isa.c_str());
-  }
-  return TSP_OK;
-}
-
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
-  const Kernels& k = kernels_for(ctx, p);
+  const Kernels& k = *kernels_for(ctx, p.precision);
   const Call call = new_call(p, k);
   return align64(max_groups(p) * sizeof(Group)) + align64(pack_buffer(p, k).bytes) +
          static_cast<size_t>(ctx.threads->size()) * call.scratch_bytes;
 }
 
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p) {
-  const Kernels& k = kernels_for(ctx, p);
+  const Kernels& k = *kernels_for(ctx, p.precision);
   Call call = new_call(p, k);
   Arena arena(p.workspace);
   auto* const groups = arena.take<Group>(max_groups(p));

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "core/cpu_features.h"
+#include "core/error.h"
 #include "cpu/ops.h"
 
 namespace tsp {
@@ -49,13 +50,24 @@ constexpr OpTable kTable = {
     .select_workspace = select_workspace,
     .attend_workspace = attend_workspace,
     .prefill_workspace = nullptr,
-    .check_attend = check_attend,
+    .check_score = [](const tsp_context_t& ctx,
+                      const tsp_score_params_t& p) { return check_arithmetic(ctx, p.precision); },
+    .check_attend = [](const tsp_context_t& ctx,
+                       const tsp_attend_params_t& p) { return check_arithmetic(ctx, p.precision); },
 };
 
 }  // namespace
 
-const Kernels* f32_kernels(const tsp_context_t& ctx) { return find(ctx.isa)->f32; }
-const Kernels* bf16_kernels(const tsp_context_t& ctx) { return find(ctx.isa)->bf16; }
+const Kernels* kernels_for(const tsp_context_t& ctx, int32_t precision) {
+  const Isa* const isa = find(ctx.isa);
+  return precision == TSP_PRECISION_BF16 ? isa->bf16 : isa->f32;
+}
+
+tsp_status_t check_arithmetic(const tsp_context_t& ctx, int32_t precision) {
+  if (kernels_for(ctx, precision) != nullptr) return TSP_OK;
+  return fail(TSP_UNSUPPORTED, "precision: bf16 needs isa avx512_bf16, but this context runs %s",
+              ctx.isa.c_str());
+}
 
 }  // namespace cpu
 

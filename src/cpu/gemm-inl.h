@@ -80,6 +80,7 @@ TSP_INLINE int32_t next_vecs(int32_t left) {
 struct F32 {
   using Unit = float;
   using Operand = Vec;
+  using F32Weights = F32;  // the same exponential, weights kept in f32
   static constexpr int32_t kUnitElems = 1;
   static constexpr int32_t kWeightStride = kScoreStride;  // weights take the place of the scores
   static TSP_INLINE Operand load_operand(const float* p) { return load(p); }

@@ -84,7 +84,7 @@ struct Kernels {
                      const void* v_rows);
   void (*tile_end)(const Tile& tile);
 
-  size_t (*score_scratch_bytes)(int32_t dim, int32_t keys);  // null in bf16 arithmetic
+  size_t (*score_scratch_bytes)(int32_t dim, int32_t keys);
   void (*score_tile)(const ScoreTile& tile);
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// attend in bf16 arithmetic; cpu.cmake gives this unit its flags.
+// attend and score in bf16 arithmetic; cpu.cmake gives this unit its flags.
 #include "cpu/vec_avx512.h"
 // After the vectors.
 #include "cpu/vec_avx512_bf16.h"

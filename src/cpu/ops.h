@@ -18,12 +18,12 @@ size_t select_workspace(const tsp_context_t& ctx, const tsp_select_params_t& p);
 tsp_status_t compress(tsp_context_t& ctx, const tsp_compress_params_t& p);
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p);
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p);
-tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p);
 tsp_status_t decompress(tsp_context_t& ctx, const tsp_decompress_params_t& p);
 
-/// Kernels of the context's instruction set; null for arithmetic that it lacks.
-const Kernels* f32_kernels(const tsp_context_t& ctx);
-const Kernels* bf16_kernels(const tsp_context_t& ctx);
+/// Kernels of the context's instruction set for a tsp_precision_t; null where it has none.
+const Kernels* kernels_for(const tsp_context_t& ctx, int32_t precision);
+/// Fails where kernels_for() finds none.
+tsp_status_t check_arithmetic(const tsp_context_t& ctx, int32_t precision);
 
 inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 inline int32_t ceil_div(int32_t n, int32_t by) { return (n + by - 1) / by; }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Column sums of the window's softmax rows. A column's weight needs every row's final sum, so the
 // weights of 24 rows wait in the cache (0.8 MB at 8K keys) until their rows are done: cheaper than
-// a second multiplication by all keys.
+// a second multiplication by all keys. They are f32 in both arithmetics.
 #pragma once
 
 #include "cpu/softmax-inl.h"
@@ -11,17 +11,19 @@ namespace {
 
 static_assert(kScoreRows % kMicroRows == 0, "a score tile is whole micro-blocks");
 
+template <typename Arith>
 struct ScoreScratch {
-  int32_t q_stride;
-  float* q;        // [kScoreRows, q_stride]
-  float* sums;     // [kScoreRows, kLanes]
-  float* max;      // [kScoreRows] running maximum
-  float* row;      // [kScoreRows] a row's factor in the block at hand
-  float* maxima;   // [blocks, kScoreRows] the maximum that a block's weights were taken against
-  float* weights;  // [blocks, kScoreRows, kScoreStride]
+  int32_t q_stride;  // units
+  float* q;          // [kScoreRows, q_stride] units
+  float* sums;       // [kScoreRows, kLanes]
+  float* max;        // [kScoreRows] running maximum
+  float* row;        // [kScoreRows] a row's factor in the block at hand
+  float* maxima;     // [blocks, kScoreRows] the maximum that a block's weights were taken against
+  float* weights;    // [blocks, kScoreRows, kScoreStride]
   size_t bytes;
 
-  ScoreScratch(void* base, int32_t dim, int32_t keys) : q_stride(round_up(dim, kLanes)) {
+  ScoreScratch(void* base, int32_t dim, int32_t keys)
+      : q_stride(round_up(units_of<Arith>(dim), kLanes)) {
     const int64_t blocks = (keys + kBlockKeys - 1) / kBlockKeys;
     auto* at = static_cast<float*>(base);
     const auto take = [&at](int64_t count) {
@@ -39,9 +41,10 @@ struct ScoreScratch {
   }
 };
 
+template <typename Arith>
 size_t score_scratch_bytes(int32_t dim, int32_t keys) {
   alignas(64) static float nothing[16];
-  return ScoreScratch(nothing, dim, keys).bytes;
+  return ScoreScratch<Arith>(nothing, dim, keys).bytes;
 }
 
 /// columns[j ..] (+)= sum over rows of factor * weight, kVecs vectors wide.
@@ -62,26 +65,29 @@ TSP_INLINE void add_columns(const ScoreTile& tile, const float* factors, const f
   for (int v = 0; v < kVecs; ++v) store(columns + v * kLanes, sums[v]);
 }
 
+template <typename Arith>
 void score_tile(const ScoreTile& tile) {
   const int32_t num_keys = tile.hi[tile.num_rows - 1];
-  const ScoreScratch s(tile.scratch, tile.q.dim, num_keys);
-  load_queries<F32>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
+  const ScoreScratch<Arith> s(tile.scratch, tile.q.dim, num_keys);
+  load_queries<Arith>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     store(s.sums + r * kLanes, zero());
     s.max[r] = kMinusInf;
   }
-  const auto* const panels = static_cast<const float*>(tile.k_panels);
+  const int32_t depth = units_of<Arith>(tile.q.dim);
+  const auto* const panels = static_cast<const typename Arith::Unit*>(tile.k_panels);
   for (int32_t n0 = 0; n0 < num_keys; n0 += kBlockKeys) {
     const int64_t block = n0 / kBlockKeys;
     const int32_t count = min32(kBlockKeys, num_keys - n0);
     float* const weights = s.weights + block * kScoreRows * kScoreStride;
-    multiply_keys<F32>(s.q, s.q_stride, tile.num_rows, tile.q.dim, nullptr, tile.hi, n0, count,
-                       panels + int64_t{n0} * tile.q.dim, weights);
+    multiply_keys<Arith>(s.q, s.q_stride, tile.num_rows, depth, nullptr, tile.hi, n0, count,
+                         panels + int64_t{n0} * depth, weights);
     for (int32_t r = 0; r < tile.num_rows; ++r) {
       const Span span = span_of(0, tile.hi[r], n0, count);
       if (span.empty()) continue;
       float* const row = weights + r * kScoreStride;
-      softmax_span<F32>(row, row, span, tile.scale_log2, s.max + r, s.sums + r * kLanes);
+      softmax_span<typename Arith::F32Weights>(row, row, span, tile.scale_log2, s.max + r,
+                                               s.sums + r * kLanes);
     }
     for (int32_t r = 0; r < tile.num_rows; ++r) s.maxima[block * kScoreRows + r] = s.max[r];
   }

@@ -25,7 +25,7 @@ struct Call {
 };
 
 Call new_call(const tsp_context_t& ctx, const tsp_score_params_t& p) {
-  const Kernels& k = *f32_kernels(ctx);
+  const Kernels& k = *kernels_for(ctx, p.precision);
   Call call{p, k, static_cast<int32_t>(p.q.dim), static_cast<int32_t>(p.q.heads / p.k.heads)};
   int32_t longest = 0;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {

@@ -19,8 +19,8 @@ constexpr Kernels attend_kernels() {
           tile_begin<Arith>,
           tile_block<Arith>,
           tile_end<Arith>,
-          score_scratch_bytes,
-          score_tile};
+          score_scratch_bytes<Arith>,
+          score_tile<Arith>};
 }
 
 }  // namespace

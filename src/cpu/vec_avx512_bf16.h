@@ -8,7 +8,10 @@
 namespace tsp::cpu {
 namespace {
 
+struct Bf16F32Weights;
+
 struct Bf16 {
+  using F32Weights = Bf16F32Weights;
   using Unit = uint32_t;
   using Operand = __m512bh;
   static constexpr int32_t kUnitElems = 2;
@@ -59,6 +62,18 @@ struct Bf16 {
     const __m512i pair = _mm512_loadu_si512(row);
     return _mm512_castsi512_ps(key % 2 == 0 ? _mm512_slli_epi32(pair, 16)
                                             : _mm512_and_si512(pair, _mm512_set1_epi32(-65536)));
+  }
+};
+
+/// Weights that are added up, not multiplied: nothing to round.
+struct Bf16F32Weights {
+  using Unit = float;
+  static TSP_INLINE Vec exp2(Vec x) { return Bf16::exp2(x); }
+  static TSP_INLINE void store_weights(float* weights, int32_t j, Vec w) {
+    F32::store_weights(weights, j, w);
+  }
+  static TSP_INLINE void store_weights(float* weights, int32_t j, Vec w, Vec w2) {
+    F32::store_weights(weights, j, w, w2);
   }
 };
 

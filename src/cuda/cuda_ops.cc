@@ -24,6 +24,7 @@ constexpr OpTable kOps{
     .select_workspace = select_workspace,
     .attend_workspace = attend_workspace,
     .prefill_workspace = prefill_workspace,
+    .check_score = nullptr,
     .check_attend = check_attend,
 };
 

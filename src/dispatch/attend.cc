@@ -12,7 +12,8 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_attend_params_t* in, 
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));
-  TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band, p.precision));
+  TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band));
+  TSP_RETURN_IF_ERROR(check_precision(p.precision));
   if (p.selected.indices != nullptr) {
     if (data && p.selected.kept == nullptr) {
       return fail(TSP_INVALID_ARGUMENT, "selected.kept: must not be null with indices");

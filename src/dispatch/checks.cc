@@ -286,10 +286,13 @@ tsp_status_t check_qkv_out(const QkvOut& t, bool data, tsp_batch_t& batch, Singl
   return check_block_table("v", t.v, batch);
 }
 
-tsp_status_t check_dropped(int32_t dropped, int32_t band, int32_t precision) {
-  TSP_RETURN_IF_ERROR(check_range("dropped", dropped, TSP_DROPPED_ZERO, TSP_DROPPED_LOCAL));
-  TSP_RETURN_IF_ERROR(check_range("band", band, 1, 1 << 30));
+tsp_status_t check_precision(int32_t precision) {
   return check_range("precision", precision, TSP_PRECISION_F32, TSP_PRECISION_BF16);
+}
+
+tsp_status_t check_dropped(int32_t dropped, int32_t band) {
+  TSP_RETURN_IF_ERROR(check_range("dropped", dropped, TSP_DROPPED_ZERO, TSP_DROPPED_LOCAL));
+  return check_range("band", band, 1, 1 << 30);
 }
 
 tsp_status_t check_workspace(const void* workspace, size_t given, size_t needed) {

@@ -88,7 +88,8 @@ struct QkvOut {
 [[nodiscard]] tsp_status_t check_qkv_out(const QkvOut& t, bool data, tsp_batch_t& batch,
                                          SingleBatch& single);
 [[nodiscard]] tsp_status_t check_same_kv(const tsp_tensor_t& k, const tsp_tensor_t& v);
-[[nodiscard]] tsp_status_t check_dropped(int32_t dropped, int32_t band, int32_t precision);
+[[nodiscard]] tsp_status_t check_precision(int32_t precision);
+[[nodiscard]] tsp_status_t check_dropped(int32_t dropped, int32_t band);
 
 [[nodiscard]] tsp_status_t check_workspace(const void* workspace, size_t given, size_t needed);
 

@@ -24,6 +24,7 @@ struct OpTable {
   size_t (*attend_workspace)(const tsp_context_t&, const tsp_attend_params_t&);
   size_t (*prefill_workspace)(const tsp_context_t&, const tsp_prefill_params_t&);
   /// What the backend cannot serve (a head dim, a dtype), as a failed status; null: serves all.
+  tsp_status_t (*check_score)(const tsp_context_t&, const tsp_score_params_t&);
   tsp_status_t (*check_attend)(const tsp_context_t&, const tsp_attend_params_t&);
 };
 

@@ -14,7 +14,8 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));
-  TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band, p.precision));
+  TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band));
+  TSP_RETURN_IF_ERROR(check_precision(p.precision));
   TSP_RETURN_IF_ERROR(check_shares(p.coverage, p.keep));
   TSP_RETURN_IF_ERROR(check_range("window", p.window, 1, 1 << 20));
   TSP_RETURN_IF_ERROR(check_pool(p.pool));
@@ -79,6 +80,7 @@ Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   s.window = p.window;
   s.pool = p.pool;
   s.scale = p.scale;
+  s.precision = p.precision;
   s.q = p.q;
   s.k = p.k;
   s.batch = p.batch;

@@ -46,6 +46,7 @@ const OpTable* ref_ops() {
       .select_workspace = ref::select_workspace,
       .attend_workspace = ref::attend_workspace,
       .prefill_workspace = nullptr,
+      .check_score = nullptr,
       .check_attend = nullptr,
   };
   return &table;

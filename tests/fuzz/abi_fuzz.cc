@@ -209,6 +209,7 @@ void fuzz_score(Case& c) {
   p.window = c.window;
   p.pool = c.bytes.pick({1, 3, 7, 0, -1, 2, INT32_MAX});
   if (c.bytes.one_in(8)) p.scale = c.bytes.strange_float();
+  p.precision = c.bytes.pick({0, 0, 1, 2});
   p.q = c.q, p.k = c.k, p.scores = c.scores, p.batch = c.batch;
   spoil_size(c, p);
   call(c, p, {&p.q, &p.k, &p.scores}, tsp_score_workspace, tsp_score);

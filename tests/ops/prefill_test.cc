@@ -52,6 +52,19 @@ TEST_P(Prefill, IsScoreThenSelectThenAttend) {
   }
 }
 
+TEST_P(Prefill, OnePrecisionForScoresAndAttention) {
+  if (backend.isa != "avx512_bf16") GTEST_SKIP() << "no bf16 arithmetic";
+  Problem problem(shape({100}, {900}));
+  const Options options = {
+      .window = 16, .min_tokens = 20, .coverage = 0.2f, .precision = TSP_PRECISION_BF16};
+  Tensor scores = problem.score(backend, ctx, options);
+  EXPECT_NE(scores.bits(), problem.score(backend, ctx, {.window = 16}).bits());
+  const Sets sets = problem.select(backend, ctx, scores, options);
+  const AttendResult result = problem.prefill(backend, ctx, options);
+  EXPECT_EQ(result.sets, sets);
+  EXPECT_EQ(result.out.bits(), problem.attend(backend, ctx, &sets, options).out.bits());
+}
+
 TEST_P(Prefill, ExactModeIsDenseBitForBit) {
   for (const Shape& s : {shape({300}, {300}), shape({100}, {420}), shape({1}, {1}),
                          shape({90, 60}, {200, 333}, 128)}) {

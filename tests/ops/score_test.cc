@@ -14,7 +14,8 @@ class Score : public OpTest {
     if (!serves(backend, shape)) return;
     Problem problem(shape);
     std::vector<double> scores, bounds;
-    oracle_score(problem, options, &scores, &bounds);
+    const Roundoff u = roundoff(backend, shape, options.precision);
+    oracle_score(problem, options, u.operand, &scores, &bounds);
     expect_score(scores, bounds, problem.score(backend, ctx, options), shape.name());
   }
 };
@@ -68,6 +69,24 @@ TEST_P(Score, MatchesTheOracle) {
       {.q_lens = {200}, .k_lens = {900}, .logit_scale = 60},
   };
   for (const Shape& shape : shapes) check(shape, {});
+}
+
+TEST_P(Score, Bf16ArithmeticIsServedOrRefusedByName) {
+  for (const int64_t dim : {64, 80, 128, 37}) {
+    const Shape shape = {.q_lens = {150, 40},
+                         .k_lens = {1260, 300},
+                         .num_q_heads = 7,
+                         .num_kv_heads = 1,
+                         .dim = dim,
+                         .kv_dtype = TSP_F16};
+    if (!serves(backend, shape)) continue;
+    try {
+      check(shape, {.precision = TSP_PRECISION_BF16});
+    } catch (const std::runtime_error& e) {
+      EXPECT_NE(backend.isa, "avx512_bf16");
+      EXPECT_NE(std::string(e.what()).find("precision"), std::string::npos) << e.what();
+    }
+  }
 }
 
 TEST_P(Score, WindowAndPoolOfAnySize) {

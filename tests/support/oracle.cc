@@ -125,8 +125,8 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
   return e;
 }
 
-void oracle_score(const Problem& p, const Options& options, std::vector<double>* scores,
-                  std::vector<double>* bounds) {
+void oracle_score(const Problem& p, const Options& options, double eps_operand,
+                  std::vector<double>* scores, std::vector<double>* bounds) {
   const Shape& shape = p.shape;
   const int64_t heads = shape.num_q_heads;
   const Values q(p.q), k(p.k);
@@ -146,8 +146,8 @@ void oracle_score(const Problem& p, const Options& options, std::vector<double>*
         std::vector<double> weights;
         double max = -kInfinity, total = 0;
         for (int32_t j = 0; j < visible; ++j) {
-          const Logit logit =
-              logit_of(q.row(row, head), k.row(p.k_offsets[b] + j, kv_head), shape.dim, 0);
+          const Logit logit = logit_of(q.row(row, head), k.row(p.k_offsets[b] + j, kv_head),
+                                       shape.dim, eps_operand);
           weights.push_back(logit.value);
           max = std::fmax(max, logit.value);
           delta = std::fmax(delta, logit.error);

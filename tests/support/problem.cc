@@ -131,6 +131,7 @@ Tensor Problem::score(const Backend& backend, tokensparse::Context& ctx, const O
   tokensparse::ScoreParams p;
   p.window = options.window;
   p.pool = options.pool;
+  p.precision = options.precision;
   p.q = dq.view();
   p.k = dk.view();
   p.scores = ds.view();

@@ -81,8 +81,8 @@ struct Expected {
 Expected oracle_attend(const Problem& problem, const Sets* sets, const Options& options,
                        double eps_operand, double eps_weight);
 /// Pooled scores [column, head] and their bounds.
-void oracle_score(const Problem& problem, const Options& options, std::vector<double>* scores,
-                  std::vector<double>* bounds);
+void oracle_score(const Problem& problem, const Options& options, double eps_operand,
+                  std::vector<double>* scores, std::vector<double>* bounds);
 
 /// Fails the running test with the first element outside its bound.
 void expect_attend(const Expected& expected, const AttendResult& result, const std::string& what);

@@ -82,6 +82,7 @@ void score(Value* stack, uint64_t count, uint64_t /*results*/) {
   p.window = int32(in.integer(), "window");
   p.pool = int32(in.integer(), "pool");
   p.scale = static_cast<float>(in.real());
+  p.precision = in.choice("precision", kPrecisions);
   p.q = view(q, "q", device);
   p.k = view(k, "k", device);
   const int64_t rows = p.k.tokens - std::min<int64_t>(p.window, p.q.tokens);
@@ -138,7 +139,9 @@ constexpr std::array<Operator, 5> kOperators = {{
      "str dropped=\"zero\", int band=256, str precision=\"f32\", float scale=0.0) "
      "-> (Tensor, Tensor)",
      attend<true>},
-    {"score", "score(Tensor q, Tensor k, int window=128, int pool=7, float scale=0.0) -> Tensor",
+    {"score",
+     "score(Tensor q, Tensor k, int window=128, int pool=7, float scale=0.0, "
+     "str precision=\"f32\") -> Tensor",
      score},
     {"select",
      "select(Tensor scores, int q_len, int k_len, int num_kv_heads, float coverage=0.005, "

@@ -105,6 +105,8 @@ class ScoreParams(ctypes.Structure):
         ("window", c_int32),
         ("pool", c_int32),
         ("scale", c_float),
+        ("precision", c_int32),
+        ("reserved", c_int32),
         ("q", Tensor),
         ("k", Tensor),
         ("scores", Tensor),

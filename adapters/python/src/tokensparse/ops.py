@@ -38,6 +38,7 @@ def score(
     window: int = 128,
     pool: int = 7,
     scale: float | None = None,
+    precision: Precision = "f32",
     q_offsets: Sequence[int] | None = None,
     k_offsets: Sequence[int] | None = None,
     out: Array | None = None,
@@ -51,6 +52,7 @@ def score(
       window: last queries that vote, >= 1.
       pool: width of the average pooling, odd.
       scale: of q k; None = 1 / sqrt(D).
+      precision: "f32", or "bf16" for products of operands rounded to bfloat16.
       q_offsets, k_offsets: `[num_seqs + 1]` cumulative lengths of a batch.
       out: float32 `[P, Hq]` to write into.
       context: where to run; None = the device of q.
@@ -65,6 +67,7 @@ def score(
     k_seen = call.give("k", k, "k")
     call.batch(q_offsets, k_offsets, k)
     params.window, params.pool, params.scale = window, pool, scale or 0.0
+    params.precision = choice("precision", precision, _library.PRECISIONS)
     k_len = k_seen.shape[0] if k_seen else 0
     rows = prefix_len(lengths(seen.shape[0], k_len, q_offsets, k_offsets), max(window, 1))
     if out is None:

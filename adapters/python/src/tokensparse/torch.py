@@ -11,7 +11,7 @@ are those of the functions in `tokensparse`, with 0.0 for `keep` and `scale` tha
     prefill(q, k, v, ...) -> out
     attend(q, k, v, precision, scale) -> (out, lse)
     attend_sets(q, k, v, indices, kept, dropped, band, precision, scale) -> (out, lse)
-    score(q, k, window, pool, scale) -> scores
+    score(q, k, window, pool, scale, precision) -> scores
     select(scores, q_len, k_len, num_kv_heads, ...) -> (indices [1, S, L], kept [1])
 
 What breaks a rule is a RuntimeError that names the argument, the rule and the value.
@@ -35,7 +35,7 @@ def _fake_out_lse(q, k, v, *args, **kwargs):
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 
-def _fake_score(q, k, window=128, pool=7, scale=0.0):
+def _fake_score(q, k, window=128, *args, **kwargs):
     rows = k.shape[0] - torch.sym_min(window, q.shape[0])
     return q.new_empty((torch.sym_max(rows, 0), q.shape[1]), dtype=torch.float32)
 
