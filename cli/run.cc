@@ -32,6 +32,7 @@ struct RunOptions {
   int32_t answer_tokens = 64;
   int32_t context = 0;
   int32_t ubatch = 2048;
+  int32_t min_keys = ggml_adapter::kMinSparseKeys;
   int32_t threads = 0;
   LinearChoice linear;
   bool compare = false, json = false, verbose = false;
@@ -91,14 +92,26 @@ std::vector<int32_t> profiled_layers(const RunOptions& options, const Model& mod
   return profile.sparse_layers;
 }
 
+/// Why no layer of this prompt is worth choosing tokens in; empty where one may be.
+std::string why_exact(const RunOptions& options, size_t prompt_tokens) {
+  if (!options.wants_sparse() || options.sparse_layers != "auto") return "";
+  const auto tokens = static_cast<int64_t>(prompt_tokens);
+  if (tokens < options.min_keys) {
+    return "fewer than " + std::to_string(options.min_keys) + " tokens (--min-keys)";
+  }
+  if (tokens <= int64_t{options.op.min_tokens} + options.op.window) {
+    return "no more tokens than --min-tokens and --window keep";
+  }
+  return "";
+}
+
 std::vector<int32_t> sparse_layers(const RunOptions& options, const Model& model,
                                    const std::string& text, size_t prompt_tokens, int32_t threads) {
   if (!options.wants_sparse()) return {};
   if (options.sparse_layers != "auto") {
     return parse_layers(options.sparse_layers, model.num_layers());
   }
-  const int64_t kept = int64_t{options.op.min_tokens} + options.op.window;
-  if (static_cast<int64_t>(prompt_tokens) <= kept) return {};  // nothing can be left out
+  if (!why_exact(options, prompt_tokens).empty()) return {};
   return profiled_layers(options, model, text, threads);
 }
 
@@ -171,22 +184,21 @@ class Runner {
   }
 
   VariantResult stock() const {
-    const SessionOptions session = {context_, std::min(kStockUbatch, context_), threads_};
-    if (options_.linear.server == nullptr) return run("stock", model_, session, nullptr);
-    return run("stock", Model(options_.model, options_.verbose), session, nullptr);  // repacked
+    return run("stock", {context_, std::min(kStockUbatch, context_), threads_}, nullptr);
   }
 
   VariantResult ours(const std::string& name, const std::vector<int32_t>& sparse) const {
     ggml_adapter::Options adapter;
     adapter.op = options_.op;
+    adapter.min_keys = options_.min_keys;
     adapter.sparse_layers.resize(static_cast<size_t>(model_.num_layers()));
     for (const int32_t layer : sparse) adapter.sparse_layers[static_cast<size_t>(layer)] = true;
     const tokensparse::Context ctx = open_on_openmp(options_.isa, threads_);
     ggml_adapter::AttentionServer server(ctx.get(), adapter);
     ggml_adapter::LinearServer* linear = options_.linear.server.get();
     if (linear != nullptr) linear->reset_stats();
-    VariantResult result = run(
-        name, model_, {context_, std::min(options_.ubatch, context_), threads_, linear}, &server);
+    VariantResult result =
+        run(name, {context_, std::min(options_.ubatch, context_), threads_, linear}, &server);
     result.layers = server.layers();
     if (linear != nullptr) {
       result.linear = linear->stats();
@@ -203,11 +215,10 @@ class Runner {
   }
 
  private:
-  VariantResult run(const std::string& name, const Model& model,
-                    const SessionOptions& session_options,
+  VariantResult run(const std::string& name, const SessionOptions& session_options,
                     ggml_adapter::AttentionServer* server) const {
     reset_peak_memory();
-    Session session(model, session_options, server);
+    Session session(model_, session_options, server);
     Progress progress(name + ": reading the prompt", static_cast<int64_t>(prompt_.size()),
                       !options_.json);
     const llama_token first = session.read_prompt(prompt_, progress);
@@ -243,20 +254,33 @@ void run(RunOptions& options) {
   const int32_t threads = probe.threads();
   open_linear(options.linear, threads);
   choose_precision(options, probe);
-  const Model model(options.model, options.verbose, options.linear.server == nullptr);
+  const bool repack = options.linear.server == nullptr;
+  auto model = std::make_unique<const Model>(options.model, options.verbose, repack);
 
   RunReport report;
   report.linear = options.linear.description;
   report.precision = options.op.precision == TSP_PRECISION_BF16 ? "bf16" : "f32";
   report.model = std::filesystem::path(options.model).filename().string();
   report.threads = threads;
-  const std::vector<llama_token> prompt = model.prompt_tokens(text, options.question);
+  const std::vector<llama_token> prompt = model->prompt_tokens(text, options.question);
   report.prompt_tokens = static_cast<int64_t>(prompt.size());
-  const Runner runner(options, model, prompt, threads);
-  runner.probe();
-  report.sparse_layers = sparse_layers(options, model, text, prompt.size(), threads);
+  Runner(options, *model, prompt, threads).probe();
+  report.why_exact = why_exact(options, prompt.size());
+  report.sparse_layers = sparse_layers(options, *model, text, prompt.size(), threads);
 
-  if (options.compare) report.variants.push_back(runner.stock());
+  if (options.compare) {
+    // Stock has its weights as llama.cpp likes them, and no second copy in its peak memory.
+    if (!repack) {
+      model.reset();
+      model = std::make_unique<const Model>(options.model, options.verbose);
+    }
+    report.variants.push_back(Runner(options, *model, prompt, threads).stock());
+    if (!repack) {
+      model.reset();
+      model = std::make_unique<const Model>(options.model, options.verbose, repack);
+    }
+  }
+  const Runner runner(options, *model, prompt, threads);
   if (options.compare || !options.wants_sparse()) {
     report.variants.push_back(runner.ours("exact", {}));
   }
@@ -314,6 +338,12 @@ void add_run(CLI::App& app) {
   verb->add_flag("--verbose", options->verbose,
                  "A table of the layers, with what was left to ggml and why; llama.cpp's log");
   add_operator_options(*verb, options->op);
+  verb->add_option("--min-keys", options->min_keys,
+                   "Keys below which sparse layers attend exactly; so do chunks of fewer queries\n"
+                   "than 8 windows: neither would gain. 0: chunks of any length are sparse")
+      ->check(between(0, 1 << 30))
+      ->capture_default_str()
+      ->group("Choosing tokens");
   verb->remove_option(verb->get_option("--precision"));
   verb->add_option("--precision", options->precision,
                    "Arithmetic of attention: f32; bf16, twice as fast, about 3e-3 relative error;\n"

@@ -49,14 +49,19 @@ void print_variant(const VariantResult& variant, const VariantResult* stock) {
 
 void print_layers(const VariantResult& variant) {
   int64_t short_chunks = 0;
-  std::printf("\n%s, layer by layer\nlayer  chunks served  kept     seconds  left to ggml\n",
-              variant.name.c_str());
+  std::printf(
+      "\n%s, layer by layer\nlayer  chunks served  kept     seconds  exact or left to ggml\n",
+      variant.name.c_str());
   for (size_t index = 0; index < variant.layers.size(); ++index) {
     const LayerStats& layer = variant.layers[index];
     std::printf("%5zu  %13lld  %5.1f %%  %7.3f", index, static_cast<long long>(layer.served),
                 100 * kept_share(layer), layer.seconds);
     short_chunks += layer.refused[kShortChunk];
     const char* separator = "  ";
+    if (layer.too_short > 0) {
+      std::printf("  %lld x exact, too short to gain", static_cast<long long>(layer.too_short));
+      separator = ", ";
+    }
     for (size_t reason = 0; reason < kNumRefusals; ++reason) {
       if (layer.refused[reason] == 0 || reason == kShortChunk) continue;
       std::printf("%s%lld x %s", separator, static_cast<long long>(layer.refused[reason]),
@@ -103,6 +108,7 @@ nlohmann::ordered_json layers_json(const VariantResult& variant) {
   for (const LayerStats& layer : variant.layers) {
     nlohmann::ordered_json entry = {{"served", layer.served},
                                     {"sparse", layer.sparse},
+                                    {"too_short", layer.too_short},
                                     {"kept", kept_share(layer)},
                                     {"attention_s", layer.seconds}};
     auto& refused = entry["left_to_ggml"] = nlohmann::ordered_json::object();
@@ -119,8 +125,10 @@ nlohmann::ordered_json layers_json(const VariantResult& variant) {
 
 void print_report(const RunReport& report, bool with_layers) {
   std::printf(
-      "%lld prompt tokens, %d threads, %zu sparse layers, attention in %s, linear layers by %s\n\n",
+      "%lld prompt tokens, %d threads, %zu sparse layers%s, attention in %s, linear layers by "
+      "%s\n\n",
       static_cast<long long>(report.prompt_tokens), report.threads, report.sparse_layers.size(),
+      report.why_exact.empty() ? "" : (" (" + report.why_exact + ")").c_str(),
       report.precision.c_str(), report.linear.c_str());
   const VariantResult* stock = find(report, "stock");
   std::printf("%-7s  %12s  %10s  %6s  %8s  %7s  %10s", "", "first token", "attention", "of it",
@@ -143,6 +151,7 @@ std::string to_json(const RunReport& report, bool with_layers) {
       {"model", report.model},         {"prompt_tokens", report.prompt_tokens},
       {"threads", report.threads},     {"sparse_layers", report.sparse_layers},
       {"precision", report.precision}, {"linear", report.linear}};
+  if (!report.why_exact.empty()) json["why_exact"] = report.why_exact;
   for (const VariantResult& variant : report.variants) {
     nlohmann::ordered_json entry = {{"answer", variant.answer},
                                     {"ttft_s", variant.ttft_s},

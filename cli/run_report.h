@@ -30,6 +30,7 @@ struct RunReport {
   int64_t prompt_tokens = 0;
   int32_t threads = 0;
   std::vector<int32_t> sparse_layers;
+  std::string why_exact;  // why there are none, where sparse layers were wanted
   std::string linear;     // who multiplies by the weights in ours
   std::string precision;  // of attention in ours: f32, bf16
   std::vector<VariantResult> variants;

@@ -226,7 +226,7 @@ tsp_status_t AttentionServer::serve(ggml_tensor& node) {
   const auto start = std::chrono::steady_clock::now();
   if (checked_ != &node && check(node) != Refusal::kNone) return TSP_UNSUPPORTED;
   checked_ = nullptr;
-  int64_t rows = 0, keys = 0, kept_keys = 0, dequantised = -1;
+  int64_t rows = 0, keys = 0, kept_keys = 0, too_short = 0, dequantised = -1;
   for (const Piece& piece : pieces_) {
     if (dequantises(node) && dequantised != piece.stream) {
       dequantise(node, piece.stream);
@@ -242,11 +242,13 @@ tsp_status_t AttentionServer::serve(ggml_tensor& node) {
     rows += piece.rows.num_rows;
     keys += piece.rows.k_len;
     kept_keys += kept;
+    too_short += is_sparse_layer(node) && !is_long_enough(piece.rows);
   }
   LayerStats& stats = stats_of(node);
   ++stats.served;
   stats.served_rows += rows;
   stats.sparse += kept_keys < keys;
+  stats.too_short += too_short > 0;
   stats.keys += keys;
   stats.kept += kept_keys;
   stats.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -297,14 +299,24 @@ LayerStats& AttentionServer::stats_of(const ggml_tensor& node) {
   return layers_[static_cast<size_t>(layer)];
 }
 
-tsp_prefill_params_t AttentionServer::params_of(const ggml_tensor& node, const Piece& piece) const {
-  tsp_prefill_params_t params = options_.op;
+bool AttentionServer::is_sparse_layer(const ggml_tensor& node) const {
   const int32_t layer = layer_of(node);
   const auto index = static_cast<size_t>(layer);
-  const bool sparse_layer =
-      layer >= 0 && index < options_.sparse_layers.size() && options_.sparse_layers[index];
+  return (options_.op.coverage > 0 || options_.op.keep > 0) && layer >= 0 &&
+         index < options_.sparse_layers.size() && options_.sparse_layers[index];
+}
+
+bool AttentionServer::is_long_enough(const RowGroup& rows) const {
   // Few rows beside a prompt are another sequence's decoding: exact.
-  if (!sparse_layer || piece.rows.num_rows < options_.min_rows) {
+  if (rows.num_rows < options_.min_rows) return false;
+  return options_.min_keys == 0 ||
+         (rows.k_len >= options_.min_keys &&
+          rows.num_rows >= int64_t{kMinSparseWindows} * options_.op.window);
+}
+
+tsp_prefill_params_t AttentionServer::params_of(const ggml_tensor& node, const Piece& piece) const {
+  tsp_prefill_params_t params = options_.op;
+  if (!is_sparse_layer(node) || !is_long_enough(piece.rows)) {
     params.coverage = 0;
     params.keep = 0;
   }

@@ -37,6 +37,13 @@ enum class Refusal {
 /// "quantised K or V" and so on: completes "left to ggml: ...".
 const char* refusal_text(Refusal refusal);
 
+/// Where choosing tokens does not pay, a sparse layer attends exactly. Keeping 95 % of the tokens
+/// (D 64, 14/2 heads, bf16, 2 cores AMD EPYC Zen 5, 2026-11-25) is as fast as attending to all from
+/// 4,096 keys up and 6 % slower at 2,048; in chunks, which all pay for their own scores, it is 2 %
+/// slower with 1,024 query rows, 8 windows of 128, and 10 % slower with 512.
+constexpr int32_t kMinSparseKeys = 4096;
+constexpr int32_t kMinSparseWindows = 8;
+
 struct Options {
   /// Coverage, share, ... of the layers in `sparse_layers`; tensors and workspace are not read. The
   /// other layers are attended exactly.
@@ -45,6 +52,9 @@ struct Options {
   std::vector<bool> sparse_layers;
   /// Query rows below which a node is ggml's: packing K and V pays off over many rows only.
   int32_t min_rows = 64;
+  /// Keys below which a sparse layer attends exactly; so it does below kMinSparseWindows times
+  /// op.window query rows. 0: neither rule.
+  int32_t min_keys = kMinSparseKeys;
   /// Whether everything before a node is computed when check() sees it (a backend) or only the
   /// inputs of the graph are there (a callback).
   bool inputs_computed = false;
@@ -57,7 +67,8 @@ struct Options {
 struct LayerStats {
   int64_t served = 0;       // nodes
   int64_t served_rows = 0;  // query rows in them
-  int64_t sparse = 0;       // of `served`, those that left tokens out
+  int64_t sparse = 0;       // of `served`, those that left tokens out ...
+  int64_t too_short = 0;    // ... and those of a sparse layer that were too short to choose
   int64_t keys = 0;         // sum over served nodes of Tk ...
   int64_t kept = 0;         // ... and of the tokens that were kept
   double seconds = 0;       // in serve()
@@ -119,6 +130,8 @@ class AttentionServer {
   bool dequantises(const ggml_tensor& node) const;
   void dequantise(const ggml_tensor& node, int64_t stream);
   LayerStats& stats_of(const ggml_tensor& node);
+  bool is_sparse_layer(const ggml_tensor& node) const;
+  bool is_long_enough(const RowGroup& rows) const;
   tsp_prefill_params_t params_of(const ggml_tensor& node, const Piece& piece) const;
 
   tsp_context_t* ctx_;

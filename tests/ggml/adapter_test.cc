@@ -146,9 +146,34 @@ TEST(Adapter, DecodingIsLeftToGgml) {
   EXPECT_EQ(adapter.refused(Refusal::kShortChunk), 2 * 3);
 }
 
+TEST(Adapter, TooShortToGainIsExact) {
+  const Model model({});
+  Options options = exact_options();
+  options.op.window = 32;
+  options.op.min_tokens = 64;
+  options.op.keep = 0.5f;
+  options.sparse_layers = {false, true};
+  const auto tokens = test::random_tokens(640, 1);
+  const auto sparse_chunks = [&](int32_t min_keys, int32_t ubatch) {
+    options.min_keys = min_keys;
+    Adapter adapter(options);
+    Engine(model.path(), {.ubatch = ubatch}, adapter.hook()).decode(tokens);
+    const auto& layers = adapter.server.layers();
+    EXPECT_EQ(layers[0].too_short, 0) << "no sparse layer";
+    EXPECT_EQ(layers[1].sparse + layers[1].too_short, layers[1].served);
+    return layers[1].sparse;
+  };
+  EXPECT_EQ(sparse_chunks(640, 320), 1) << "320 keys, then 640";
+  EXPECT_EQ(sparse_chunks(641, 320), 0);
+  EXPECT_EQ(sparse_chunks(1, 320), 2);
+  EXPECT_EQ(sparse_chunks(1, 128), 0) << "fewer query rows than 8 windows";
+  EXPECT_EQ(sparse_chunks(0, 128), 5);
+}
+
 TEST(Adapter, OnlySparseLayersLeaveTokensOut) {
   const Model model({});
   Options options = exact_options();
+  options.min_keys = 0;
   options.op.min_tokens = 64;
   options.op.keep = 0.5f;
   options.sparse_layers = {false, true};

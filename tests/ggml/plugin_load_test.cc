@@ -99,6 +99,7 @@ TEST(PluginLoad, ALayerThatDoesNotExistIsSaidOnce) {
   const ModelFile model({});
   const auto use = [&] {
     const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                        {"TOKENSPARSE_MIN_KEYS", "0"},
                                         {"TOKENSPARSE_MIN_TOKENS", "16"},
                                         {"TOKENSPARSE_SPARSE_LAYERS", "1,99"}});
     for (uint32_t i = 0; i < 2; ++i) {
@@ -189,6 +190,7 @@ TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
     EXPECT_EQ(settings.min_rows, 64);
   };
   expect_one("TOKENSPARSE_COVERAGE", "2", "between 0 and 0.9999999, got 2");
+  expect_one("TOKENSPARSE_MIN_KEYS", "-1", "between 0 and 1073741824, got -1; using 4096");
   expect_one("TOKENSPARSE_COVERAGE", "nan", "between 0 and");
   expect_one("TOKENSPARSE_COVERAGE", "0,1", "between 0 and");
   expect_one("TOKENSPARSE_SHARE", "token", "one of head, kv_group, layer, got token");

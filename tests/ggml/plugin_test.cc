@@ -196,6 +196,7 @@ TEST(Plugin, FlashAttentionAutoStaysOn) {
 TEST(Plugin, SparseLayersLeaveTokensOut) {
   const ModelFile model({});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                      {"TOKENSPARSE_MIN_KEYS", "0"},
                                       {"TOKENSPARSE_MIN_TOKENS", "64"},
                                       {"TOKENSPARSE_SHARE", "kv_group"},
                                       {"TOKENSPARSE_SPARSE_LAYERS", "1"}});
@@ -210,6 +211,7 @@ TEST(Plugin, SparseLayersLeaveTokensOut) {
 TEST(Plugin, DecodingRowsBesideASparsePromptAreExact) {
   const ModelFile model({.layers = 1});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                      {"TOKENSPARSE_MIN_KEYS", "0"},
                                       {"TOKENSPARSE_MIN_TOKENS", "64"},
                                       {"TOKENSPARSE_SPARSE_LAYERS", "all"}});
   const auto use = [](Engine& engine) {

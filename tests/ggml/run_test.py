@@ -72,7 +72,8 @@ class Run(WithModel):
         self.assertGreater(variant["decode_tps"], 0)
 
     def test_compare_runs_the_three_variants(self):
-        options = ("--keep", 0.5, "--min-tokens", 64, "--sparse-layers", "2-3", "--ubatch", 700)
+        options = ("--keep", 0.5, "--min-tokens", 64, "--min-keys", 0)
+        options += ("--sparse-layers", "2-3", "--ubatch", 700)
         report = self.json_of("--compare", *options)
         self.assertGreater(report["prompt_tokens"], len(TEXT))  # a token a byte
         self.assertEqual(report["sparse_layers"], [2, 3])
@@ -82,6 +83,16 @@ class Run(WithModel):
         self.assertEqual(report["exact"]["kept"], 1)
         self.assertAlmostEqual(report["sparse"]["kept"], 0.5, delta=0.01)
         self.assertEqual(report["exact"]["answer"], report["stock"]["answer"])
+
+    def test_too_short_to_gain_is_exact_and_says_so(self):
+        report = self.json_of("--coverage", 0.1)
+        self.assertEqual(report["sparse_layers"], [])
+        self.assertEqual(report["why_exact"], "fewer than 4096 tokens (--min-keys)")
+        options = ("--keep", 0.5, "--min-tokens", 64, "--sparse-layers", "2", "--verbose")
+        for min_keys, exact in ((0, False), (1400, True)):
+            result = run(*self.arguments("-n", 2, *options, "--min-keys", min_keys, "--ubatch", 700))
+            self.assertEqual(b"exact, too short to gain" in result.stdout, exact, result.stdout)
+        self.fails("--min-keys: must be between", 2, *self.arguments("--min-keys", -1))
 
     def test_without_compare_runs_one(self):
         report = self.json_of("--coverage", 0)
@@ -154,7 +165,7 @@ class Run(WithModel):
 class Profile(WithModel):
     def test_run_makes_stores_and_reuses_it(self):
         stored = Path(str(self.model) + ".tokensparse.json")
-        text = self.json_of()
+        text = self.json_of("--min-keys", 0)
         profile = json.loads(stored.read_text())
         self.assertEqual(text["sparse_layers"], profile["sparse_layers"])
         self.assertEqual(len(profile["sparse_layers"]), 3)  # half of six
@@ -162,7 +173,7 @@ class Profile(WithModel):
         self.assertEqual(len(profile["drift"]), 6)
         profile["sparse_layers"] = [4]
         stored.write_text(json.dumps(profile))
-        self.assertEqual(self.json_of()["sparse_layers"], [4])
+        self.assertEqual(self.json_of("--min-keys", 0)["sparse_layers"], [4])
 
     def test_the_sparse_layers_drift_least(self):
         target = self.folder / "profile.json"
@@ -179,7 +190,7 @@ class Profile(WithModel):
 
     def test_where_it_cannot_be_stored_run_goes_on(self):
         Path(str(self.model) + ".tokensparse.json").mkdir()  # stops root as well
-        result = run(*self.arguments("-n", 2))
+        result = run(*self.arguments("-n", 2, "--min-keys", 0))
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr, rb"\Alayer profile not stored: [^\n]+\n\Z")
 
@@ -187,14 +198,15 @@ class Profile(WithModel):
         stored = Path(str(self.model) + ".tokensparse.json")
         for text in ("", "{", "[]", '{"format": "tokensparse layer profile 1"}'):
             stored.write_text(text)
-            self.fails("model.gguf.tokensparse.json is not a layer profile", 1, *self.arguments())
+            self.fails("model.gguf.tokensparse.json is not a layer profile", 1, *self.arguments("--min-keys", 0))
 
     def test_one_of_another_model_is_made_anew(self):
         stored = Path(str(self.model) + ".tokensparse.json")
-        self.json_of()
+        self.json_of("--min-keys", 0)
         profile = json.loads(stored.read_text())
         stored.write_text(json.dumps({**profile, "model_bytes": 1, "sparse_layers": [1]}))
-        self.assertEqual(self.json_of()["sparse_layers"], profile["sparse_layers"])
+        again = self.json_of("--min-keys", 0)
+        self.assertEqual(again["sparse_layers"], profile["sparse_layers"])
 
     def test_a_short_text_is_refused(self):
         self.text.write_text("short")

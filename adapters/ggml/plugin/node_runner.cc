@@ -16,6 +16,7 @@ ggml_adapter::Options attention_options(const Settings& settings, const Host& ho
   ggml_adapter::Options options;
   options.op = settings.op;
   options.min_rows = settings.min_rows;
+  options.min_keys = settings.min_keys;
   options.inputs_computed = true;
   options.type_traits = host.ggml_get_type_traits;
   options.max_bytes = settings.memory_bytes;

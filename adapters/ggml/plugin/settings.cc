@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -16,9 +17,9 @@ namespace {
 
 constexpr int32_t kMaxLayers = 4096;
 constexpr const char* kNames[] = {
-    "coverage", "keep",   "window",    "pool",    "min_tokens", "share",
-    "dropped",  "band",   "precision", "profile", "threads",    "sparse_layers",
-    "min_rows", "memory", "disable",   "verify",  "summary",    "linear"};
+    "coverage", "keep",      "window",  "pool",    "min_tokens",    "share",    "dropped",
+    "band",     "precision", "profile", "threads", "sparse_layers", "min_rows", "min_keys",
+    "memory",   "disable",   "verify",  "summary", "linear"};
 
 std::string trim(const std::string& text) {
   const size_t first = text.find_first_not_of(" \t\r");
@@ -28,7 +29,8 @@ std::string trim(const std::string& text) {
 
 std::string number(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.7g", value);
+  const bool whole = std::fabs(value) < 1e15 && value == std::floor(value);
+  std::snprintf(text, sizeof text, whole ? "%.0f" : "%.7g", value);
   return text;
 }
 
@@ -241,6 +243,7 @@ Settings read_settings(const Environment& environment) {
   if (precision != kAuto) op.precision = precision;
   source.read_number("threads", settings.threads, 0, 1024);
   source.read_number("min_rows", settings.min_rows, 2, 1 << 20);
+  source.read_number("min_keys", settings.min_keys, 0, 1 << 30);
   int64_t mebibytes = static_cast<int64_t>(settings.memory_bytes >> 20);
   source.read_number("memory", mebibytes, 1, 1 << 20);
   settings.memory_bytes = static_cast<size_t>(mebibytes) << 20;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/ggml/attention_node.h"
 #include "tokensparse/tokensparse.h"
 
 namespace tsp::ggml_plugin {
@@ -22,6 +23,7 @@ struct Settings {
   int32_t linear = 0;                  // 1: linear layers of prompts through oneDNN
   bool auto_precision = false;         // attention in bf16 where linear layers are
   int32_t min_rows = 64;               // nodes with fewer query rows are the host's
+  int32_t min_keys = ggml_adapter::kMinSparseKeys;  // 0: chunks of any length are sparse
   size_t memory_bytes = size_t{1} << 30;
   bool disabled = false;
   bool verify = false;
