@@ -208,6 +208,18 @@ TEST(Plugin, SparseLayersLeaveTokensOut) {
   EXPECT_GT(plugin.largest_difference(), 0.05) << "half the tokens are gone";
 }
 
+TEST(Plugin, SaysWhatWasTooShortForSparsity) {
+  const ModelFile model({});
+  const LoadedPlugin plugin(
+      Variables{{"TOKENSPARSE_KEEP", "0.5"}, {"TOKENSPARSE_SPARSE_LAYERS", "1"}});
+  Engine(model.path(), {.ubatch = 1024}, {}).decode(random_tokens(1000, 1));
+  EXPECT_EQ(plugin.served(), 3);
+  EXPECT_EQ(plugin.sparse(), 0) << plugin.summary();
+  EXPECT_NE(plugin.summary().find("1 of sparse layers exact: too short to gain (min_keys)"),
+            std::string::npos)
+      << plugin.summary();
+}
+
 TEST(Plugin, DecodingRowsBesideASparsePromptAreExact) {
   const ModelFile model({.layers = 1});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},

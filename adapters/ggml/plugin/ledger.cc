@@ -25,6 +25,7 @@ void Ledger::add(const Totals& more) {
   const std::lock_guard lock(mutex_);
   totals_.served += more.served;
   totals_.sparse += more.sparse;
+  totals_.too_short += more.too_short;
   totals_.rows += more.rows;
   totals_.keys += more.keys;
   totals_.kept += more.kept;
@@ -55,6 +56,10 @@ std::string summary_text(const Totals& totals) {
     const double share = static_cast<double>(totals.kept) / static_cast<double>(totals.keys);
     text += ", " + std::to_string(totals.sparse) + " of them sparse, " +
             format("%.1f", 100 * share) + " % of all tokens kept";
+  }
+  if (totals.too_short > 0) {
+    text += ", " + std::to_string(totals.too_short) +
+            " of sparse layers exact: too short to gain (min_keys)";
   }
   text += ", " + format("%.1f", static_cast<double>(totals.memory_bytes) / (1 << 20)) +
           " MiB of workspace";

@@ -15,9 +15,10 @@ namespace tsp::ggml_plugin {
 void log_line(const std::string& text);
 
 struct Totals {
-  int64_t served = 0;  // nodes
-  int64_t sparse = 0;  // of them, those that left tokens out
-  int64_t rows = 0;    // query rows in them
+  int64_t served = 0;     // nodes
+  int64_t sparse = 0;     // of them, those that left tokens out
+  int64_t too_short = 0;  // of sparse layers, those too short to choose
+  int64_t rows = 0;       // query rows in them
   int64_t keys = 0;
   int64_t kept = 0;
   double seconds = 0;  // in our attention

@@ -147,6 +147,7 @@ void NodeRunner::report(Totals totals) {
     totals.served += stats.served;
     totals.rows += stats.served_rows;
     totals.sparse += stats.sparse;
+    totals.too_short += stats.too_short;
     totals.keys += stats.keys;
     totals.kept += stats.kept;
     totals.seconds += stats.seconds;
