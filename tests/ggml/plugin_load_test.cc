@@ -140,7 +140,7 @@ TEST(PluginLoad, RunsOnThreadsOfTheHost) {
     logits.push_back(Engine(model.path(), {.threads = count}, {}).decode(tokens));
   }
   EXPECT_EQ(plugin.served(), 3 * 3);
-  EXPECT_EQ(threads_of_this_process(), threads);
+  EXPECT_LE(threads_of_this_process(), threads);  // those of the test before may end late
   EXPECT_EQ(logits[0], logits[1]) << "same bits, whatever the number of threads";
   EXPECT_EQ(logits[0], logits[2]);
 }
@@ -158,7 +158,7 @@ TEST(PluginLoad, LeaksNothing) {
     engine.decode({random_tokens(70 + request % 30, request), random_tokens(64, request)});
   }
   EXPECT_EQ(plugin.served(), 201 * 3) << plugin.summary();
-  EXPECT_EQ(threads_of_this_process(), threads);
+  EXPECT_LE(threads_of_this_process(), threads);  // those of the test before may end late
   EXPECT_EQ(open_files_of_this_process(), files);
 }
 
