@@ -11,7 +11,8 @@ void add_linear_options(CLI::App& app, LinearChoice& choice) {
   app.add_option(
          "--linear", choice.who,
          "Who multiplies by the weights while the prompt is read: ggml; onednn, with weights\n"
-         "and activations rounded to bf16; auto: onednn where it is there and faster")
+         "and activations rounded to bf16; auto: onednn where it is there and faster, and the\n"
+         "weights are not f16 or f32")
       ->check(CLI::IsMember({"auto", "ggml", "onednn"}))
       ->capture_default_str();
   app.add_option("--linear-keep", choice.keep_mb,
@@ -41,6 +42,18 @@ void open_linear(LinearChoice& choice, int32_t threads) {
   } else {
     choice.description = "ggml (" + why + ")";
   }
+}
+
+void keep_exact_weights(LinearChoice& choice, llama_ftype weights) {
+  if (choice.who != "auto" || choice.server == nullptr) return;
+  if (weights == LLAMA_FTYPE_ALL_F32) {
+    choice.description = "ggml (f32 weights)";
+  } else if (weights == LLAMA_FTYPE_MOSTLY_F16 && choice.server->bf16()) {
+    choice.description = "ggml (f16 weights lose accuracy in bf16)";
+  } else {
+    return;
+  }
+  choice.server.reset();
 }
 
 }  // namespace tsp::cli

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "adapters/ggml/linear_node.h"
+#include "llama.h"
 
 namespace tsp::cli {
 
@@ -24,5 +25,11 @@ void add_linear_options(CLI::App& app, LinearChoice& choice);
 /// Opens oneDNN where the choice is or comes to that. Throws Failure where it was asked for by name
 /// and is missing. TOKENSPARSE_ONEDNN_LIBRARY names another copy of it.
 void open_linear(LinearChoice& choice, int32_t threads);
+
+/// Leaves linear layers to ggml where `auto` opened oneDNN and it would cost a model accuracy or
+/// gain it nothing. ggml multiplies f16 weights exactly enough that rounding to bf16 moves the
+/// logits of a 0.5B model 5 times as far as flash attention on or off does; in quantised models it
+/// is the other way round (docs/linear.md).
+void keep_exact_weights(LinearChoice& choice, llama_ftype weights);
 
 }  // namespace tsp::cli

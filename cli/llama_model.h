@@ -24,6 +24,10 @@ class Model {
   const llama_vocab* vocab() const { return llama_model_get_vocab(model_.get()); }
   const std::string& path() const { return path_; }
   int32_t num_layers() const { return llama_model_n_layer(model_.get()); }
+  /// Of most weights; llama.cpp's guess where the file does not say.
+  llama_ftype weight_type() const {
+    return static_cast<llama_ftype>(llama_model_ftype(get()) & ~LLAMA_FTYPE_GUESSED);
+  }
   int32_t trained_context() const { return llama_model_n_ctx_train(model_.get()); }
 
   /// The chat template of the model around one message: text, empty line, question. Text that looks

@@ -128,11 +128,12 @@ int32_t context_tokens(const RunOptions& options, const Model& model, size_t pro
 }
 
 /// `--precision auto` rounds for attention where the linear layers do so already.
-void choose_precision(RunOptions& options, const tokensparse::Context& ctx) {
+void choose_precision(RunOptions& options, const Model& model, const tokensparse::Context& ctx) {
   const ggml_adapter::LinearServer* linear = options.linear.server.get();
   const bool possible = ggml_adapter::has_bf16(ctx.get());
   if (options.precision == "bf16" && !possible) throw Failure(tsp_last_error());
-  const bool rounded = linear != nullptr && linear->bf16();
+  const bool rounded =
+      linear != nullptr && linear->bf16() && model.weight_type() != LLAMA_FTYPE_ALL_F32;
   const bool bf16 = options.precision == "auto" ? rounded && possible : options.precision == "bf16";
   options.op.precision = bf16 ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
 }
@@ -253,9 +254,10 @@ void run(RunOptions& options) {
   const tokensparse::Context probe = open_context({TSP_BACKEND_CPU, options.isa, options.threads});
   const int32_t threads = probe.threads();
   open_linear(options.linear, threads);
-  choose_precision(options, probe);
   const bool repack = options.linear.server == nullptr;
   auto model = std::make_unique<const Model>(options.model, options.verbose, repack);
+  keep_exact_weights(options.linear, model->weight_type());
+  choose_precision(options, *model, probe);
 
   RunReport report;
   report.linear = options.linear.description;

@@ -44,6 +44,10 @@ class WithModel(unittest.TestCase):
         self.text = self.folder / "text.txt"
         self.text.write_text(TEXT)
 
+    def use_weights(self, weights):
+        self.model = self.folder / f"{weights}.gguf"
+        write_model(self.model, "llama", 4096, 6, weights)
+
     def arguments(self, *more, model=None, text=None):
         return ["run", "-m", model or self.model, "-f", text or self.text, "-p", "Why?", *more]
 
@@ -145,6 +149,7 @@ class Run(WithModel):
         self.fails("--linear", 2, *arguments, "--linear", "nobody")
 
     def test_attention_in_bf16_only_where_linear_layers_are_or_asked_for(self):
+        self.use_weights("q8_0")
         report = self.json_of("--coverage", 0)
         rounds = "bf16" in report["linear"]
         self.assertEqual(report["precision"], "bf16" if rounds else "f32")
@@ -153,6 +158,19 @@ class Run(WithModel):
         arguments = self.arguments("-n", 2, "--json", "--coverage", 0, "--precision", "bf16")
         self.fails("precision: bf16 needs isa", 1, *arguments, "--isa", "scalar")
         self.fails("--precision", 2, *arguments[:-1], "f64")
+
+    def test_exact_weights_are_not_rounded_unless_asked_for(self):
+        self.use_weights("q8_0")
+        if "bf16" not in self.json_of("--coverage", 0)["linear"]:
+            self.skipTest("oneDNN or a dot product of bf16 is missing")
+        for weights, rounds in (("f16", "bf16"), ("f32", "f32")):
+            self.use_weights(weights)
+            report = self.json_of("--coverage", 0)
+            self.assertRegex(report["linear"], rf"^ggml \({weights} weights")
+            self.assertEqual(report["precision"], "f32")
+            asked = self.json_of("--coverage", 0, "--linear", "onednn")
+            self.assertRegex(asked["linear"], "oneDNN .*bf16")
+            self.assertEqual(asked["precision"], rounds)
 
     def test_shows_progress_on_a_terminal_only(self):
         reader, terminal = pty.openpty()

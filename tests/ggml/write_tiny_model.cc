@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // A tiny random GGUF for the tests that start the program.
-// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS]]]
+// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS [WEIGHTS]]]]
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 
 #include "tests/ggml/tiny_model.h"
@@ -13,6 +14,9 @@ int main(int argc, char** argv) {
   if (argc > 2) model.arch = argv[2];
   if (argc > 3) model.context = std::atoi(argv[3]);
   if (argc > 4) model.layers = std::atoi(argv[4]);
+  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
+    if (argc > 5 && std::strcmp(argv[5], ggml_type_name(type)) == 0) model.weights = type;
+  }
   try {
     tsp::test::write_tiny_model(model, argv[1]);
   } catch (const std::exception& error) {
