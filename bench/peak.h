@@ -16,6 +16,7 @@ double peak_generic(int64_t rounds, float* sink);  // 128-bit vectors of the bas
 double peak_avx2(int64_t rounds, float* sink);
 double peak_avx512(int64_t rounds, float* sink);
 double peak_avx512_bf16(int64_t rounds, float* sink);
+double peak_amx_bf16(int64_t rounds, float* sink);
 #endif
 
 /// The kernel that bounds an `isa` of tsp_context_isa() for products of f32 values.

@@ -41,6 +41,7 @@ PeakKernel f32_peak_kernel(const char* isa) {
 PeakKernel bf16_peak_kernel(const char* isa) {
 #if defined(__x86_64__)
   if (std::strcmp(isa, "avx512_bf16") == 0) return peak_avx512_bf16;
+  if (std::strcmp(isa, "amx_bf16") == 0) return peak_amx_bf16;
 #else
   (void)isa;
 #endif

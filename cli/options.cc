@@ -91,9 +91,9 @@ void add_backend_options(CLI::App& app, BackendOptions& options, bool cuda) {
              std::string("cpu: fast. ref: the specification, scalar double arithmetic, slow") +
                  (cuda ? ". cuda: an NVIDIA GPU, f16 and bf16" : ""))
       ->group("Where it runs");
-  app.add_option(
-         "--isa", options.isa,
-         "CPU instruction set: scalar, avx2, avx512, avx512_bf16; the best one if not given")
+  app.add_option("--isa", options.isa,
+                 "CPU instruction set: scalar, avx2, avx512, avx512_bf16, amx_bf16; the best one "
+                 "if not given")
       ->group("Where it runs");
   app.add_option("--threads", options.threads, "CPU threads; 0 = all that this process may use")
       ->check(between(0, 1024))

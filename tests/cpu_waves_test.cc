@@ -21,7 +21,7 @@ std::vector<Backend> cpu_backends() {
 
 class CpuWaves : public OpTest {
  protected:
-  bool serves_bf16() const { return backend.isa == "avx512_bf16"; }
+  bool serves_bf16() const { return backend.has_bf16(); }
 };
 
 /// Heads first .. first + count - 1 of a view.

@@ -26,9 +26,9 @@ typedef struct tsp_context_options {
   int32_t backend;      ///< tsp_backend_t
   int32_t num_threads;  ///< CPU: 0 = every core this process may use
   int32_t device;       ///< CUDA: device ordinal
-  const char* isa;      ///< CPU: "scalar", "avx2", "avx512", "avx512_bf16", "neon"; null =
-                        ///< TOKENSPARSE_ISA from the environment, else the best there is. A path
-                        ///< that the machine lacks is TSP_UNAVAILABLE, never another path.
+  const char* isa;      ///< CPU: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon";
+                        ///< null = TOKENSPARSE_ISA from the environment, else the best there is. A
+                        ///< path that the machine lacks is TSP_UNAVAILABLE, never another path.
                         ///< CUDA: "sm_90" = own kernels only, "sm_90+cudnn"; null = the best
   void* stream;         ///< CUDA: cudaStream_t that every op is enqueued on; null = default stream
   tsp_parallel_fn parallel;  ///< CPU: the caller's thread pool; null = the context's own

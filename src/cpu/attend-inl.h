@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // An attend tile: 48 query rows that walk over blocks of 512 packed keys. Per block: scores and
-// weights of six rows at a time, then the weighted values into the sums of all rows. What a row
+// weights of a few rows at a time, then the weighted values into the sums of all rows. What a row
 // does not see is never multiplied: a NaN or infinity behind the diagonal cannot leak through a
 // weight of zero.
 #pragma once
@@ -9,9 +9,6 @@
 
 namespace tsp::cpu {
 namespace {
-
-constexpr int32_t kMicroBlocks = kTileRows / kMicroRows;
-static_assert(kTileRows % kMicroRows == 0, "a tile is whole micro-blocks");
 
 template <typename Arith>
 struct TileScratch {
@@ -53,9 +50,10 @@ size_t tile_scratch_bytes(int32_t dim) {
 
 template <typename Arith>
 void tile_begin(const Tile& tile) {
+  Arith::begin();
   const TileScratch<Arith> s(tile.scratch, tile.q.dim);
   load_queries<Arith>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
-  const int32_t rows = round_up(tile.num_rows, kMicroRows);
+  const int32_t rows = round_up(tile.num_rows, Arith::kRows);
   for (int32_t i = 0; i < rows * s.o_stride; i += kLanes) store(s.o + i, zero());
   for (int32_t r = 0; r < rows; ++r) {
     store(s.sums + r * kLanes, zero());
@@ -63,7 +61,7 @@ void tile_begin(const Tile& tile) {
   }
 }
 
-/// o[row] += weight * value, key by key, for the few keys that not all six rows see.
+/// o[row] += weight * value, key by key, for the few keys that not all rows of a product see.
 template <typename Arith>
 TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, Span keys,
                            const typename Arith::Unit* values) {
@@ -81,11 +79,12 @@ TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, Span keys,
 template <typename Arith>
 TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, int32_t n0,
                                 int32_t num_keys, const typename Arith::Unit* values) {
+  static_assert(kTileRows % Arith::kRows == 0, "a tile is whole micro-blocks");
   constexpr int32_t kUnit = Arith::kUnitElems;
   // Columns that every row of a micro-block sees, in whole units.
-  Span common[kMicroBlocks];
-  for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += kMicroRows) {
-    const int32_t last_row = min32(r + kMicroRows, tile.num_rows) - 1;
+  Span common[kTileRows / Arith::kRows];
+  for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += Arith::kRows) {
+    const int32_t last_row = min32(r + Arith::kRows, tile.num_rows) - 1;
     common[b] = span_of(tile.lo[last_row], tile.hi[r], n0, num_keys);
     common[b].begin = round_up(common[b].begin, kUnit);
     common[b].end = common[b].end > 0 ? common[b].end / kUnit * kUnit : 0;
@@ -93,10 +92,10 @@ TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, i
   const int32_t num_vecs = s.o_stride / kLanes;
   for (int32_t v = 0; v < num_vecs;) {
     const int32_t take = next_vecs(num_vecs - v);
-    for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += kMicroRows) {
+    for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += Arith::kRows) {
       if (common[b].empty()) continue;
       const int32_t first = common[b].begin / kUnit;
-      micro_kernel_for<Arith, true>(
+      Arith::template multiply<true>(
           take, s.weights + int64_t{r} * Arith::kWeightStride + first, Arith::kWeightStride,
           values + int64_t{first} * s.o_stride + v * kLanes, s.o_stride,
           common[b].end / kUnit - first, s.o + int64_t{r} * s.o_stride + v * kLanes, s.o_stride);
@@ -105,7 +104,7 @@ TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, i
   }
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     const Span all = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
-    const Span done = common[r / kMicroRows];
+    const Span done = common[r / Arith::kRows];
     if (all.empty()) continue;
     if (done.empty()) {
       add_values(s, r, all, values);
@@ -120,9 +119,9 @@ template <typename Arith>
 void tile_block(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_panels,
                 const void* v_rows) {
   const TileScratch<Arith> s(tile.scratch, tile.q.dim);
-  // Six rows at a time, so that their scores are still in L1 when they become weights.
-  for (int32_t first = 0; first < tile.num_rows; first += kMicroRows) {
-    const int32_t end = min32(first + kMicroRows, tile.num_rows);
+  // A product's rows at a time, so that their scores are still in L1 when they become weights.
+  for (int32_t first = 0; first < tile.num_rows; first += Arith::kRows) {
+    const int32_t end = min32(first + Arith::kRows, tile.num_rows);
     multiply_keys<Arith>(s.q + int64_t{first} * s.q_stride, s.q_stride, end - first,
                          units_of<Arith>(tile.q.dim), tile.lo + first, tile.hi + first, n0,
                          num_keys, k_panels, s.scores + int64_t{first} * kScoreStride);
@@ -149,6 +148,7 @@ TSP_INLINE void store_from_f32(void* p, Vec v) {
 
 template <typename Arith>
 void tile_end(const Tile& tile) {
+  Arith::end();
   const TileScratch<Arith> s(tile.scratch, tile.q.dim);
   with_dtype(tile.out_dtype, [&]<int kDtype>() {
     constexpr int64_t kBytes = kDtype == 0 ? 4 : 2;

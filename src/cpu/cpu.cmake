@@ -14,7 +14,7 @@ set_source_files_properties(cpu/pool.cc cpu/kernels_scalar.cc PROPERTIES COMPILE
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_property(SOURCE cpu/cpu_ops.cc APPEND PROPERTY COMPILE_DEFINITIONS TSP_CPU_X86)
   target_sources(tokensparse PRIVATE
-    cpu/kernels_avx2.cc cpu/kernels_avx512.cc cpu/kernels_avx512_bf16.cc)
+    cpu/kernels_avx2.cc cpu/kernels_avx512.cc cpu/kernels_avx512_bf16.cc cpu/kernels_amx_bf16.cc)
   set(avx2 -O3 -mavx2 -mfma -mf16c)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
@@ -25,6 +25,15 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(cpu/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS "${avx512}")
   set_source_files_properties(cpu/kernels_avx512_bf16.cc PROPERTIES
     COMPILE_OPTIONS "${avx512};-mavx512bf16")
+  # The tile operations are assembly: no flag of their own.
+  set_source_files_properties(cpu/kernels_amx_bf16.cc PROPERTIES
+    COMPILE_OPTIONS "${avx512};-mavx512bf16")
+  if(TOKENSPARSE_EMULATE_AMX)
+    target_sources(tokensparse PRIVATE cpu/kernels_amx_emulated.cc)
+    set_property(SOURCE cpu/cpu_ops.cc APPEND PROPERTY COMPILE_DEFINITIONS TSP_EMULATE_AMX)
+    set_source_files_properties(cpu/kernels_amx_emulated.cc PROPERTIES
+      COMPILE_OPTIONS "${avx512};-mavx512bf16")
+  endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set_property(SOURCE cpu/cpu_ops.cc APPEND PROPERTY COMPILE_DEFINITIONS TSP_CPU_ARM64)
   target_sources(tokensparse PRIVATE cpu/kernels_neon.cc)

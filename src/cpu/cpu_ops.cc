@@ -21,10 +21,14 @@ struct Isa {
 /// Best last.
 constexpr Isa kIsas[] = {
     {"scalar", [] { return true; }, &kernels_scalar, nullptr},
+#ifdef TSP_EMULATE_AMX
+    {"amx_emulated", has_avx512_bf16, &kernels_avx512, &kernels_amx_emulated},
+#endif
 #ifdef TSP_CPU_X86
     {"avx2", has_avx2, &kernels_avx2, nullptr},
     {"avx512", has_avx512, &kernels_avx512, nullptr},
     {"avx512_bf16", has_avx512_bf16, &kernels_avx512, &kernels_avx512_bf16},
+    {"amx_bf16", has_amx_bf16, &kernels_avx512, &kernels_amx_bf16},
 #endif
 #ifdef TSP_CPU_ARM64
     {"neon", [] { return true; }, &kernels_neon, nullptr},
@@ -65,7 +69,8 @@ const Kernels* kernels_for(const tsp_context_t& ctx, int32_t precision) {
 
 tsp_status_t check_arithmetic(const tsp_context_t& ctx, int32_t precision) {
   if (kernels_for(ctx, precision) != nullptr) return TSP_OK;
-  return fail(TSP_UNSUPPORTED, "precision: bf16 needs isa avx512_bf16, but this context runs %s",
+  return fail(TSP_UNSUPPORTED,
+              "precision: bf16 needs isa avx512_bf16 or amx_bf16, but this context runs %s",
               ctx.isa.c_str());
 }
 

@@ -93,5 +93,7 @@ extern const Kernels kernels_neon;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_amx_bf16;
+extern const Kernels kernels_amx_emulated;  // in builds for tests
 
 }  // namespace tsp::cpu

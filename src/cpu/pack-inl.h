@@ -45,9 +45,10 @@ TSP_INLINE Vec load_elems(const Rows& rows, int64_t offset, int32_t d) {
   return load_as_f32<kDtype>(buffer);
 }
 
+/// Units of a row of q or K, as many as the products take.
 template <typename Arith>
 TSP_INLINE int32_t units_of(int32_t dim) {
-  return (dim + Arith::kUnitElems - 1) / Arith::kUnitElems;
+  return round_up((dim + Arith::kUnitElems - 1) / Arith::kUnitElems, Arith::kDepthUnits);
 }
 
 /// Units u .. u + kLanes - 1 of the row, as bits.
@@ -121,7 +122,7 @@ void pack(const PackArgs& args) {
   with_dtype(args.v.dtype, [&]<int kDtype>() { pack_v<Arith, kDtype>(args); });
 }
 
-/// Query rows to units, row-major, and zero rows up to a multiple of kMicroRows.
+/// Query rows to units, row-major, and zero rows up to a multiple of Arith::kRows.
 template <typename Arith>
 void load_queries(const Rows& q, const int64_t* offset, int32_t num_rows, float* to,
                   int32_t stride) {
@@ -132,7 +133,7 @@ void load_queries(const Rows& q, const int64_t* offset, int32_t num_rows, float*
       }
     }
   });
-  for (int32_t r = num_rows; r < round_up(num_rows, kMicroRows); ++r) {
+  for (int32_t r = num_rows; r < round_up(num_rows, Arith::kRows); ++r) {
     for (int32_t u = 0; u < stride; u += kLanes) store(to + r * stride + u, zero());
   }
 }

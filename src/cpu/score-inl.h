@@ -9,17 +9,18 @@
 namespace tsp::cpu {
 namespace {
 
-static_assert(kScoreRows % kMicroRows == 0, "a score tile is whole micro-blocks");
+template <typename Arith>
+constexpr int32_t kScoreRowsOf = (kScoreRows + Arith::kRows - 1) / Arith::kRows* Arith::kRows;
 
 template <typename Arith>
 struct ScoreScratch {
   int32_t q_stride;  // units
-  float* q;          // [kScoreRows, q_stride] units
+  float* q;          // [kScoreRowsOf<Arith>, q_stride] units
   float* sums;       // [kScoreRows, kLanes]
   float* max;        // [kScoreRows] running maximum
   float* row;        // [kScoreRows] a row's factor in the block at hand
   float* maxima;     // [blocks, kScoreRows] the maximum that a block's weights were taken against
-  float* weights;    // [blocks, kScoreRows, kScoreStride]
+  float* weights;    // [blocks, kScoreRowsOf<Arith>, kScoreStride]
   size_t bytes;
 
   ScoreScratch(void* base, int32_t dim, int32_t keys)
@@ -31,12 +32,12 @@ struct ScoreScratch {
       at += (count + 15) / 16 * 16;
       return here;
     };
-    q = take(int64_t{kScoreRows} * q_stride);
+    q = take(int64_t{kScoreRowsOf<Arith>} * q_stride);
     sums = take(kScoreRows * kLanes);
     max = take(kScoreRows);
     row = take(kScoreRows);
     maxima = take(blocks * kScoreRows);
-    weights = take(blocks * kScoreRows * kScoreStride);
+    weights = take(blocks * kScoreRowsOf<Arith> * kScoreStride);
     bytes = static_cast<size_t>(at - static_cast<float*>(base)) * sizeof(float);
   }
 };
@@ -75,11 +76,12 @@ void score_tile(const ScoreTile& tile) {
     s.max[r] = kMinusInf;
   }
   const int32_t depth = units_of<Arith>(tile.q.dim);
+  Arith::begin();
   const auto* const panels = static_cast<const typename Arith::Unit*>(tile.k_panels);
   for (int32_t n0 = 0; n0 < num_keys; n0 += kBlockKeys) {
     const int64_t block = n0 / kBlockKeys;
     const int32_t count = min32(kBlockKeys, num_keys - n0);
-    float* const weights = s.weights + block * kScoreRows * kScoreStride;
+    float* const weights = s.weights + block * kScoreRowsOf<Arith> * kScoreStride;
     multiply_keys<Arith>(s.q, s.q_stride, tile.num_rows, depth, nullptr, tile.hi, n0, count,
                          panels + int64_t{n0} * depth, weights);
     for (int32_t r = 0; r < tile.num_rows; ++r) {
@@ -91,6 +93,7 @@ void score_tile(const ScoreTile& tile) {
     }
     for (int32_t r = 0; r < tile.num_rows; ++r) s.maxima[block * kScoreRows + r] = s.max[r];
   }
+  Arith::end();
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     s.sums[r * kLanes] = tile.row_weight / reduce_add(load(s.sums + r * kLanes));
   }
@@ -100,7 +103,7 @@ void score_tile(const ScoreTile& tile) {
       const float before = s.maxima[block * kScoreRows + r] - s.max[r];
       s.row[r] = first_lane(exp2(set1(before))) * s.sums[r * kLanes];
     }
-    const float* const weights = s.weights + block * kScoreRows * kScoreStride;
+    const float* const weights = s.weights + block * kScoreRowsOf<Arith> * kScoreStride;
     const int32_t count = min32(kBlockKeys, tile.num_columns - n0);
     int32_t j = 0;
     for (; j + 8 * kLanes <= count; j += 8 * kLanes) {

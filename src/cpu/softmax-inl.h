@@ -74,7 +74,7 @@ TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span
   return shrink;
 }
 
-/// Scores of every row against the keys of a block, where any row of six sees a panel.
+/// Scores of every row against the keys of a block, where any of Arith::kRows rows sees a panel.
 /// scores[r][column] has stride kScoreStride.
 template <typename Arith>
 TSP_INLINE void multiply_keys(const float* q, int32_t q_stride, int32_t num_rows, int32_t depth,
@@ -84,14 +84,14 @@ TSP_INLINE void multiply_keys(const float* q, int32_t q_stride, int32_t num_rows
   const auto* const rows = reinterpret_cast<const Unit*>(q);
   const Unit* panel = static_cast<const Unit*>(k_panels);
   for (int32_t p = 0; p < num_keys; p += kPanelKeys, panel += depth * int64_t{kPanelKeys}) {
-    for (int32_t r = 0; r < num_rows; r += kMicroRows) {
-      const int32_t last_row = min32(r + kMicroRows, num_rows) - 1;
+    for (int32_t r = 0; r < num_rows; r += Arith::kRows) {
+      const int32_t last_row = min32(r + Arith::kRows, num_rows) - 1;
       const int32_t end = min32(hi[last_row] - n0, num_keys) - p;
       if (end <= 0 || (lo != nullptr && lo[r] - n0 - p >= kPanelKeys)) continue;
       const int32_t num_vecs = min32(kPanelVecs, (end + kLanes - 1) / kLanes);
-      micro_kernel_for<Arith, false>(num_vecs, rows + int64_t{r} * q_stride, q_stride, panel,
-                                     kPanelKeys, depth, scores + int64_t{r} * kScoreStride + p,
-                                     kScoreStride);
+      Arith::template multiply<false>(num_vecs, rows + int64_t{r} * q_stride, q_stride, panel,
+                                      kPanelKeys, depth, scores + int64_t{r} * kScoreStride + p,
+                                      kScoreStride);
     }
   }
 }

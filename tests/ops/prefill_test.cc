@@ -53,7 +53,7 @@ TEST_P(Prefill, IsScoreThenSelectThenAttend) {
 }
 
 TEST_P(Prefill, OnePrecisionForScoresAndAttention) {
-  if (backend.isa != "avx512_bf16") GTEST_SKIP() << "no bf16 arithmetic";
+  if (!backend.has_bf16()) GTEST_SKIP() << "no bf16 arithmetic";
   Problem problem(shape({100}, {900}));
   const Options options = {
       .window = 16, .min_tokens = 20, .coverage = 0.2f, .precision = TSP_PRECISION_BF16};

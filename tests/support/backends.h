@@ -39,6 +39,8 @@ struct Backend {
     }
     return ctx;
   }
+  /// CPU instruction sets with TSP_PRECISION_BF16.
+  bool has_bf16() const { return isa == "avx512_bf16" || isa.starts_with("amx_"); }
   bool is_cuda() const { return backend == TSP_BACKEND_CUDA; }
 };
 

@@ -26,7 +26,7 @@ class Context:
       backend: "cpu", "ref" (the specification, slow) or "cuda".
       threads: CPU threads; 0 = every core this process may use.
       device: CUDA device ordinal.
-      isa: "scalar", "avx2", "avx512" or "avx512_bf16"; None = the best this machine has.
+      isa: "scalar", "avx2", "avx512", "avx512_bf16" or "amx_bf16"; None = the best this machine has.
 
     Raises:
       Unavailable: the build or the machine lacks the backend or the instruction set.
