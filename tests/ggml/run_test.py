@@ -172,6 +172,20 @@ class Run(WithModel):
             self.assertRegex(asked["linear"], "oneDNN .*bf16")
             self.assertEqual(asked["precision"], rounds)
 
+    def test_peaks_count_one_copy_of_the_model(self):
+        model = self.folder / "deep.gguf"
+        write_model(model, "llama", 4096, 300)
+        self.text.write_text(TEXT[:150])
+        peaks = []
+        for linear in ("ggml", "onednn"):
+            options = ("-n", 2, "--json", "--coverage", 0, "--compare", "--linear", linear)
+            result = run(*self.arguments(*options, model=model))
+            if b"oneDNN" in result.stderr:
+                self.skipTest("oneDNN is missing")
+            peaks.append(json.loads(result.stdout)["stock"]["peak_bytes"])
+        # The library itself takes 13 MB.
+        self.assertLess(peaks[1] - peaks[0], model.stat().st_size / 2)
+
     def test_shows_progress_on_a_terminal_only(self):
         reader, terminal = pty.openpty()
         with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:
