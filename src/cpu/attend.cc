@@ -2,7 +2,7 @@
 // attend: which rows, which keys, in which order. A group is the query heads that read the same
 // packed keys (one set of one KV head): K and V are packed once for it, straight from the index
 // list. Groups are taken in waves that fit the packing buffer; a wave's keys are packed while the
-// wave before it is computed. docs/kernels/attend_cpu.md has the reasons and the figures.
+// wave before it is computed. docs/kernels/attend_cpu.md has the reasons.
 #include "cpu/attend_groups.h"
 #include "cpu/ops.h"
 
