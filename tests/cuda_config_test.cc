@@ -124,6 +124,7 @@ TEST(CudaConfig, PlanKeysDifferWherePlansDo) {
   vary([](AttendShape& s) { s.q_len = 2048; });
   vary([](AttendShape& s) { s.kv_len = 2048; });
   vary([](AttendShape& s) { s.with_lse = true; });
+  vary([](AttendShape& s) { s.padded = false; });
   vary([](AttendShape& s) { s.scale = 0.5f; });
   vary([](AttendShape& s) { s.q.token = 1; });
   vary([](AttendShape& s) { s.k.token = 1; });

@@ -113,14 +113,24 @@ TEST_P(CudaDevice, LongEnoughForEveryEngineMatchesTheOracle) {
   }
 }
 
-TEST_P(CudaDevice, SetsThatKeepAllGiveTheDenseBits) {
+/// cuDNN's plan for lengths on the device is another kernel than its plan for lengths that the host
+/// knows: here the two may round differently, by one step of bf16 at the size of the values.
+TEST_P(CudaDevice, SetsThatKeepAllGiveTheDenseResult) {
   for (const Shape& shape : {bf16_shape(1500, 1500, 4, 2, 64), bf16_shape(1536, 1536, 4, 2, 128),
-                             bf16_shape(300, 1700, 4, 2, 128)}) {
+                             bf16_shape(1025, 1025, 4, 2, 128), bf16_shape(300, 1700, 4, 2, 128)}) {
     Problem problem(shape);
     const Sets all = problem.random_sets(TSP_SHARE_HEAD, 1.0f, 128, 5);
-    EXPECT_EQ(problem.attend(backend, ctx, &all, {}).out.bits(),
-              problem.attend(backend, ctx, nullptr, {}).out.bits())
-        << shape.name();
+    const AttendResult gathered = problem.attend(backend, ctx, &all, {});
+    const AttendResult dense = problem.attend(backend, ctx, nullptr, {});
+    for (int64_t row = 0; row < shape.q_lens[0]; ++row) {
+      for (int64_t head = 0; head < shape.num_q_heads; ++head) {
+        for (int64_t d = 0; d < shape.dim; ++d) {
+          const auto want = static_cast<double>(dense.out.at(row, head, d));
+          ASSERT_NEAR(gathered.out.at(row, head, d), want, std::max(std::abs(want), 0.25) * 0x1p-7)
+              << shape.name() << " " << row << " " << head << " " << d;
+        }
+      }
+    }
   }
 }
 

@@ -17,8 +17,9 @@ extern "C" {
 ///   i not in I:  `dropped`: zeros, or the same sum over i - band < j <= i
 ///   lse[r, h] = natural log of the softmax's denominator; -inf for a row of zeros
 /// Bottom-right causal: the queries are the last Tq of the Tk positions. Gather and scatter are
-/// part of the kernel. Index sets that keep every token give the dense result, bit for bit. A NaN
-/// or infinity in q, k or v reaches the output rows that read it, and no other.
+/// part of the kernel. Index sets that keep every token give the dense result, bit for bit; on CUDA
+/// with cuDNN, which has another kernel for lengths that only the device knows, to the rounding of
+/// the output. A NaN or infinity in q, k or v reaches the output rows that read it, and no other.
 typedef struct tsp_attend_params {
   uint32_t struct_size;
   float scale;                ///< 0 = 1 / sqrt(D)

@@ -25,6 +25,7 @@ struct AttendTask {
 struct AttendLayout {
   bool cudnn = false;
   bool gather = false;    // through compact copies; else cuDNN reads the caller's tensors
+  bool padded = true;     // cuDNN reads lengths on the device
   bool q_in_out = false;  // compact Q waits in `out`, whose rows are written last
   int32_t units = 0;
   int32_t per_kv = 1;

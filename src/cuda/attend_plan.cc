@@ -38,6 +38,7 @@ AttendShape direct_shape(const AttendLayout& layout, const tsp_attend_params_t& 
   shape.q_len = seq.q_len;
   shape.kv_len = seq.k_len;
   shape.with_lse = p.lse.data != nullptr;
+  shape.padded = layout.padded;
   shape.scale = p.scale;
   const auto strides = [](const tsp_tensor_t& t, int64_t tokens) {
     return AttendShape::Strides{std::max(tokens * t.token_stride, t.heads * t.head_stride),
@@ -81,7 +82,11 @@ AttendLayout plan_attend(State& state, const tsp_attend_params_t& p, const Seq& 
   layout.gather = sparse || p.k.block_table != nullptr;
   if (!layout.gather) {
     layout.capacity = seq.k_len;
-    layout.cudnn = state.cudnn->prepare(direct_shape(layout, p, seq), &layout.cudnn_bytes);
+    for (const bool padded : {false, true}) {
+      layout.padded = padded;
+      layout.cudnn = state.cudnn->prepare(direct_shape(layout, p, seq), &layout.cudnn_bytes);
+      if (layout.cudnn) break;
+    }
     return layout;
   }
   layout.capacity = length_bucket(seq.k_len);

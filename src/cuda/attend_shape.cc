@@ -12,8 +12,9 @@ size_t hash_of(const AttendShape& s) {
     hash = (hash ^ static_cast<uint64_t>(value)) * 0x100000001b3u;
     hash ^= hash >> 29;
   };
-  for (const int32_t value : {s.dtype, s.head_dim, s.batch, s.q_heads, s.kv_heads, s.q_len,
-                              s.kv_len, s.with_lse ? 1 : 0, std::bit_cast<int32_t>(s.scale)}) {
+  for (const int32_t value :
+       {s.dtype, s.head_dim, s.batch, s.q_heads, s.kv_heads, s.q_len, s.kv_len, s.with_lse ? 1 : 0,
+        s.padded ? 1 : 0, std::bit_cast<int32_t>(s.scale)}) {
     mix(value);
   }
   for (const AttendShape::Strides& strides : {s.q, s.k, s.v, s.out, s.lse}) {

