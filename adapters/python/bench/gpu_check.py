@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""The Python package on a GPU: operations, streams, CUDA graphs, torch operators, transformers.
+"""The Python package on a GPU: operations, streams, CUDA graphs, torch operators, transformers, and
+vLLM's CUSTOM backend on paged caches.
 
 usage: gpu_check.py [MODEL]; MODEL is a folder, `random` (default) has Qwen2.5-0.5B's shape
 From a checkout, without an install:
     PYTHONPATH=adapters/python/src TOKENSPARSE_LIBRARY=build/cuda/src/libtokensparse.so \\
         python3 adapters/python/bench/gpu_check.py
-Needs torch with CUDA, and transformers for the last checks. Ends with "N passed, N failed".
+Needs torch with CUDA, and transformers and vLLM for the last checks; without vLLM that check is
+skipped, and said so. TOKENSPARSE_PROGRAM names the program, whose `apply` is compared too. Ends
+with "N passed, N failed".
 """
 
+import importlib.util
+import os
+import subprocess
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 
 import torch
 from ttft_transformers import load
@@ -163,6 +171,66 @@ def transformers_exact_equals_stock():
         model.generate(ids, max_new_tokens=4, do_sample=False)
     kept = ts.report(model).kept_share
     assert 0.55 < kept < 0.65, kept
+
+
+def captured(model, ids, layer):
+    """q, k, v as a layer's attention saw them, [tokens, heads, dim], and what it returned."""
+    import tokensparse.transformers as ts
+
+    seen, prefill = [], ts.ops.prefill
+
+    def spy(q, k, v, **options):
+        results = prefill(q, k, v, **options)
+        seen.append([x.clone() for x in (q, k, v, options["out"])])
+        return results
+
+    ts.ops.prefill = spy
+    try:
+        with torch.no_grad():
+            model(ids, logits_to_keep=1)
+    finally:
+        ts.ops.prefill = prefill
+    return seen[layer]
+
+
+@check
+def transformers_sparse_equals_prefill_and_apply():
+    import safetensors.torch
+
+    import tokensparse.transformers as ts
+
+    model = load(sys.argv[1] if len(sys.argv) > 1 else "random", torch.bfloat16, "cuda")
+    model.set_attn_implementation(ts.NAME)
+    options = dict(coverage=0.2, share="kv_group")
+    ts.configure(model, sparse_layers=[9], **options)
+    ids = torch.randint(1, 50000, (1, 3000), generator=torch.Generator().manual_seed(2)).cuda()
+    q, k, v, out = captured(model, ids, 9)
+    assert ts.report(model).kept_share < 1
+    assert torch.equal(out, tokensparse.prefill(q, k, v, **options))
+    program = os.environ.get("TOKENSPARSE_PROGRAM")
+    if not program:
+        print("   TOKENSPARSE_PROGRAM is not set: not compared with the program's apply")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/in.safetensors", "--out", f"{folder}/out.safetensors"]
+        tensors = {name: x.contiguous().cpu() for name, x in (("q", q), ("k", k), ("v", v))}
+        safetensors.torch.save_file(tensors, files[0])
+        arguments = ["--coverage", "0.2", "--share", "kv_group", "--backend", "cuda"]
+        subprocess.run([program, "apply", *files, *arguments], check=True, timeout=120)
+        applied = safetensors.torch.load_file(files[2])["out"]
+    torch.testing.assert_close(applied.to(out.dtype), out.cpu(), atol=0, rtol=0)
+
+
+@check
+def vllm_backend_on_paged_caches():
+    if importlib.util.find_spec("vllm") is None:
+        print("   vLLM is not installed: skipped")
+        return
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import vllm_backend
+
+    with tempfile.TemporaryDirectory() as folder:
+        vllm_backend.check(folder, "cuda")
 
 
 def main():

@@ -77,10 +77,12 @@ class CUDAImpl(FlashAttentionImpl):
             return None
         if query.dtype not in _DTYPES or kv_cache.dtype != query.dtype:
             return None
-        for field in ("mm_prefix_query_range_tensor", "rswa_prefix_lens"):
+        for field in ("mm_prefix_range_tensor", "mm_prefix_query_range_tensor", "rswa_prefix_lens"):
             if getattr(metadata, field, None) is not None:
                 return None
-        if getattr(metadata, "use_cascade", False) or torch.cuda.is_current_stream_capturing():
+        if getattr(metadata, "use_cascade", False):
+            return None
+        if query.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
         found = metadata.__dict__.get("_tokensparse_step")
         if found is None:
