@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What the package costs short calls: a model's forward on 1 to 64 tokens against stock, and the
-time of one call into the library beside its work.
+"""What the package costs short calls: a model's forward on 1 to 64 tokens against stock, the
+attention function alone, and the time of one call into the library beside its work. vLLM's short
+calls: ttft_vllm.py with --tokens 1 4 16 64.
 
 usage: overhead.py [MODEL]     a folder, or `random` (default) for Qwen2.5-0.5B's shape
 """
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import torch
 import transformers
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ttft_transformers import load
 
 import tokensparse
@@ -23,6 +25,26 @@ def per_call(function, calls):
     for _ in range(calls):
         function()
     return (time.perf_counter() - start) / calls
+
+
+def attention_alone(config, length):
+    """Medians of the stock attention function and ours in a layer, `length` rows on 1,024."""
+    module = torch.nn.Module()
+    module.config, module.layer_idx, module.is_causal = config, 0, True
+    module.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+    dim = config.hidden_size // config.num_attention_heads
+    q = torch.randn(1, config.num_attention_heads, length, dim)
+    k, v = torch.randn(2, 1, config.num_key_value_heads, 1024 + length, dim)
+    mask = None
+    if length > 1:
+        mask = torch.ones(1, 1, length, 1024 + length, dtype=torch.bool).tril(1024)
+    functions = (sdpa_attention_forward, ts.attention)
+    times = [[], []]
+    for _ in range(30):
+        for function, found in zip(functions, times):
+            call = lambda: function(module, q, k, v, mask, scaling=dim**-0.5)  # noqa: B023
+            found.append(per_call(call, 20))
+    return [statistics.median(found[2:]) for found in times]
 
 
 def main():
@@ -39,6 +61,13 @@ def main():
         print(f"one call, {name}: {min(per_call(call, 500) for _ in range(5)) * 1e6:.1f} us")
 
     model = load(sys.argv[1] if len(sys.argv) > 1 else "random", torch.float32, "cpu")
+    with torch.no_grad():
+        for length in (1, 4, 16, 64):
+            stock, ours = attention_alone(model.config, length)
+            print(
+                f"{length:3d} tokens on 1,024, attention alone: stock {stock * 1e6:.0f} us, "
+                f"ours {ours * 1e6:.0f} us"
+            )
     cache = transformers.DynamicCache(config=model.config)
     with torch.no_grad():
         model.set_attn_implementation("sdpa")

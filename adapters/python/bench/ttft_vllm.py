@@ -57,7 +57,8 @@ def measure(options):
         enable_prefix_caching=False,
     )
     sampling = vllm.SamplingParams(max_tokens=1, temperature=0, detokenize=False)
-    engine.generate([{"prompt_token_ids": tokens[:1024]}], sampling, use_tqdm=False)  # warm-up
+    warm_up = tokens[: min(1024, max(options.tokens))]
+    engine.generate([{"prompt_token_ids": warm_up}], sampling, use_tqdm=False)
     tokensparse.vllm.report(reset=True)
     for length in options.tokens:
         times = []
