@@ -165,7 +165,7 @@ def transformers_exact_equals_stock():
     print(f"   logits, RMS: ours from sdpa {ours:.5f}, eager from sdpa {floor:.5f}")
     assert ours <= 1.5 * floor, f"{ours} against {floor}"
 
-    ts.configure(model, keep=0.6, share="kv_group", sparse_layers=range(7, 16))
+    ts.configure(model, keep=0.6, share="kv_group", sparse_layers=range(7, 16), min_keys=0)
     ts.report(model, reset=True)
     with torch.no_grad():
         model.generate(ids, max_new_tokens=4, do_sample=False)
@@ -202,7 +202,7 @@ def transformers_sparse_equals_prefill_and_apply():
     model = load(sys.argv[1] if len(sys.argv) > 1 else "random", torch.bfloat16, "cuda")
     model.set_attn_implementation(ts.NAME)
     options = dict(coverage=0.2, share="kv_group")
-    ts.configure(model, sparse_layers=[9], **options)
+    ts.configure(model, sparse_layers=[9], min_keys=0, **options)
     ids = torch.randint(1, 50000, (1, 3000), generator=torch.Generator().manual_seed(2)).cuda()
     q, k, v, out = captured(model, ids, 9)
     assert ts.report(model).kept_share < 1

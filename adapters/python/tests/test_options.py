@@ -25,6 +25,13 @@ def test_layers():
     assert listed.prefill_arguments(True, "torch.bfloat16")["precision"] == "bf16"
 
 
+def test_what_is_long_enough():
+    options = Options(window=64)
+    assert options.is_long_enough(512, 4096)
+    assert not options.is_long_enough(511, 4096) and not options.is_long_enough(512, 4095)
+    assert Options(window=64, min_keys=0).is_long_enough(65, 65)
+
+
 def test_round_trip_through_a_model_config():
     options = Options(coverage=0.02, share="kv_group", sparse_layers=(3, 4))
     stored = json.loads(json.dumps(options.asdict()))
@@ -50,6 +57,7 @@ def test_environment(tmp_path):
     [
         ({"TOKENSPARSE_COVERAGE": "lots"}, "TOKENSPARSE_COVERAGE: must be a number, is 'lots'"),
         ({"TOKENSPARSE_WINDOW": "1.5"}, "TOKENSPARSE_WINDOW: must be a whole number, is '1.5'"),
+        ({"TOKENSPARSE_MIN_KEYS": "-1"}, "min_keys: must be >= 0, is -1"),
         ({"TOKENSPARSE_WINDOW": "0"}, "window: must be >= 1, is 0"),
         ({"TOKENSPARSE_SPARSE_LAYERS": "a"}, "TOKENSPARSE_SPARSE_LAYERS: must look like 7-15,18"),
         ({"TOKENSPARSE_PROFILE": "/nowhere"}, "TOKENSPARSE_PROFILE: must be a JSON file .*nowhere"),

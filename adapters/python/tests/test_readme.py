@@ -57,7 +57,7 @@ def test_vllm(tmp_path_factory, monkeypatch, capfd):
     from vllm_common import QUIET, make_model
 
     name = str(make_model(tmp_path_factory.mktemp("model")))
-    for variable, value in {**QUIET, "TOKENSPARSE_MIN_TOKENS": "64"}.items():
+    for variable, value in {**QUIET, "TOKENSPARSE_MIN_TOKENS": "64", "TOKENSPARSE_MIN_KEYS": "0"}.items():
         monkeypatch.setenv(variable, value)
     for variable in ("COVERAGE", "SHARE", "SPARSE_LAYERS"):  # put back afterwards
         monkeypatch.setenv(f"TOKENSPARSE_{variable}", "")

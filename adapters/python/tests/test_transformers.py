@@ -267,7 +267,9 @@ def capture(model, layer):
     return seen[layer]
 
 
-SPARSE = dict(coverage=0.2, window=32, min_tokens=32, share="kv_group", sparse_layers=(1, 2))
+SPARSE = dict(
+    coverage=0.2, window=32, min_tokens=32, share="kv_group", sparse_layers=(1, 2), min_keys=0
+)
 
 
 def test_sparse_layers(model, tmp_path):
@@ -285,6 +287,15 @@ def test_sparse_layers(model, tmp_path):
     options = {name: SPARSE[name] for name in ("coverage", "window", "min_tokens", "share")}
     again = tokensparse.prefill(q, k, v, **options)
     assert torch.equal(out, again)
+    ts.configure(model, **{**SPARSE, "min_keys": len(k) + 1})
+    try:
+        q, k, v, exact = capture(model, 1)
+        short = ts.report(model, reset=True)
+    finally:
+        ts.configure(model, ts.Options())
+    assert [r.too_short for r in short] == [0, 1, 1, 0] and short.kept_share == 1
+    assert "too short to gain" in str(short)
+    assert torch.equal(exact, tokensparse.prefill(q, k, v, coverage=0.0))
     reference = tokensparse.prefill(q, k, v, context=tokensparse.Context("ref"), **options)
     torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
 

@@ -74,6 +74,7 @@ def test_server(model, tmp_path):  # noqa: F811
     environment = {**os.environ, **QUIET, "TOKENSPARSE_COVERAGE": "0.1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # the engine in its own process, as served
     environment["TOKENSPARSE_MIN_TOKENS"] = "64"
+    environment["TOKENSPARSE_MIN_KEYS"] = "0"
     with open(tmp_path / "server.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:

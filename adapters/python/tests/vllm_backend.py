@@ -203,6 +203,7 @@ def check(folder, device):
         TOKENSPARSE_KEEP="0.5",
         TOKENSPARSE_SHARE="kv_group",
         TOKENSPARSE_MIN_TOKENS="64",
+        TOKENSPARSE_MIN_KEYS="0",
         TOKENSPARSE_WINDOW="32",
         TOKENSPARSE_SPARSE_LAYERS="1-2",
     ):

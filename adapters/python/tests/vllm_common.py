@@ -101,6 +101,7 @@ def engines(model, tmp_path_factory, requests):
 
 SPARSE = {
     "TOKENSPARSE_MIN_TOKENS": "32",
+    "TOKENSPARSE_MIN_KEYS": "0",
     "TOKENSPARSE_WINDOW": "32",
     "TOKENSPARSE_SPARSE_LAYERS": "1-2",
     "TOKENSPARSE_SHARE": "kv_group",

@@ -18,6 +18,7 @@ class LayerReport:
       served: calls by tokensparse (one a sequence).
       stock: calls handed to the engine's own kernel, by reason.
       query_tokens: rows of the served calls.
+      too_short: served calls of a sparse layer that were attended exactly: nothing to gain.
     """
 
     layer: int
@@ -25,6 +26,7 @@ class LayerReport:
     served: int = 0
     stock: Counter[str] = field(default_factory=Counter)
     query_tokens: int = 0
+    too_short: int = 0
     _key_tokens: int = 0
     _kept: Any = 0
 
@@ -39,6 +41,7 @@ class LayerReport:
     def clear(self) -> None:
         """Forgets the calls."""
         self.served, self.query_tokens, self._key_tokens, self._kept = 0, 0, 0, 0
+        self.too_short = 0
         self.stock.clear()
 
     @property
@@ -51,6 +54,8 @@ class LayerReport:
         if self.served:
             text += f"  served {self.served} calls, {self.query_tokens} query tokens"
             text += f", kept {self.kept_share:.1%}"
+        if self.too_short:
+            text += f"; exact {self.too_short} calls (too short to gain, min_keys)"
         for reason, calls in self.stock.items():
             text += f"; stock {calls} calls ({reason})"
         return text
@@ -75,6 +80,7 @@ class Report(list):
                 "served": r.served,
                 "query_tokens": r.query_tokens,
                 "kept_share": r.kept_share,
+                "too_short": r.too_short,
                 "stock": dict(r.stock),
             }
             for r in self

@@ -58,6 +58,12 @@ def parse_layers(text: str, name: str = "sparse_layers") -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
+# Where choosing tokens does not pay: docs/cpu_speed.md has the measurements. The llama.cpp adapter
+# has the same rule.
+_MIN_KEYS = 4096
+_MIN_WINDOWS = 8
+
+
 @dataclass(frozen=True)
 class Options:
     """How an adapter runs a model.
@@ -73,6 +79,8 @@ class Options:
       dropped, band: what a dropped query row gets.
       precision: of the products on the CPU: "f32", "bf16", or "auto": that of the tensors.
       min_query: calls with fewer query rows go to the stock kernel.
+      min_keys: keys below which sparse layers attend exactly; so do calls of fewer query rows than
+        8 windows: neither would gain. 0: calls of any length are sparse.
     """
 
     coverage: float = 0.0
@@ -86,6 +94,7 @@ class Options:
     band: int = 256
     precision: str = "auto"
     min_query: int = 65
+    min_keys: int = _MIN_KEYS
 
     def __post_init__(self) -> None:
         layers = self.sparse_layers
@@ -100,6 +109,7 @@ class Options:
         self._check("min_tokens", self.min_tokens >= 0, ">= 0")
         self._check("band", self.band >= 1, ">= 1")
         self._check("min_query", self.min_query >= 2, ">= 2")
+        self._check("min_keys", self.min_keys >= 0, ">= 0")
         precisions = ("auto", *PRECISIONS)
         for name, allowed in (("share", SHARES), ("dropped", DROPPED), ("precision", precisions)):
             self._check(name, getattr(self, name) in allowed, "one of " + ", ".join(allowed))
@@ -125,6 +135,11 @@ class Options:
         if self.sparse_layers is not None:
             return layer in self.sparse_layers
         return layer > 0 and (num_layers is None or layer < num_layers - 1)
+
+    def is_long_enough(self, q_len: int, k_len: int) -> bool:
+        """Whether choosing tokens pays for a sequence of a call."""
+        long = k_len >= self.min_keys and q_len >= _MIN_WINDOWS * self.window
+        return self.min_keys == 0 or long
 
     def prefill_arguments(self, sparse: bool, dtype: str) -> dict[str, Any]:
         """Keyword arguments of `tokensparse.prefill` for a layer whose q has this dtype."""

@@ -336,7 +336,9 @@ def _serve(
     config = getattr(module, "config", None)
     options = _options(config)
     sparse = options.is_sparse(seen.layer, getattr(config, "num_hidden_layers", None))
-    arguments = options.prefill_arguments(sparse, str(query.dtype))
+    dtype = str(query.dtype)
+    exactly = options.prefill_arguments(False, dtype)
+    sparsely = options.prefill_arguments(sparse, dtype)
     batch, heads, q_len, dim = query.shape
     out = query.new_empty((batch, q_len, heads, dim))
     for row, (first, past, offset) in enumerate(spans):
@@ -346,6 +348,8 @@ def _serve(
         if high <= low:
             continue
         keys = slice(first, offset + high)
+        long = options.is_long_enough(high - low, keys.stop - keys.start)
+        seen.too_short += sparse and not long
         _, kept = ops.prefill(
             query[row, :, low:high].transpose(0, 1),
             key[row, :, keys].transpose(0, 1),
@@ -353,7 +357,7 @@ def _serve(
             out=out[row, low:high],
             scale=scaling,
             return_kept=True,
-            **arguments,
+            **(sparsely if long else exactly),
         )
         kept = int(kept[0]) if query.device.type == "cpu" else kept[0].long()
         seen.count(high - low, keys.stop - keys.start, kept, sparse)

@@ -20,6 +20,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from .._library import Unsupported
+from ..options import Options
 from .steps import Layer, Run, Step, plan
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -129,7 +130,7 @@ class CPUImpl(CPUAttentionBackendImpl):
         step: Step | None = None
         if attn_metadata.max_query_len >= options.min_query:
             reason = self._why_not(layer, query, kv_cache, attn_metadata)
-            step = None if reason else _step(attn_metadata, options.min_query)
+            step = None if reason else _step(attn_metadata, options)
         if step is None or not step.ours:
             report.stock[reason or "short calls and decode"] += 1
             return stock(query, key, value, kv_cache, attn_metadata, output)
@@ -189,11 +190,11 @@ class CPUImpl(CPUAttentionBackendImpl):
         return part
 
 
-def _step(metadata: CPUAttentionMetadata, min_query: int) -> Step:
+def _step(metadata: CPUAttentionMetadata, options: Options) -> Step:
     """The plan of a step, made by its first layer."""
     found = metadata.__dict__.get("_tokensparse_step")
     if found is None:
-        found = plan(metadata.query_start_loc.tolist(), metadata.seq_lens.tolist(), min_query)
+        found = plan(metadata.query_start_loc.tolist(), metadata.seq_lens.tolist(), options)
         metadata.__dict__["_tokensparse_step"] = found
     return found
 

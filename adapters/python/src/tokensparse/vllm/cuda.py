@@ -86,7 +86,7 @@ class CUDAImpl(FlashAttentionImpl):
             return None
         found = metadata.__dict__.get("_tokensparse_step")
         if found is None:
-            found = plan(*lengths, self.tokensparse.options.min_query)
+            found = plan(*lengths, self.tokensparse.options)
             metadata._tokensparse_step = found
         return found
 

@@ -34,6 +34,7 @@ class Run:
     q_offsets: tuple[int, ...]  # from 0
     k_offsets: tuple[int, ...]
     max_query: int
+    long: bool = False  # enough for sparse layers to gain
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Step:
     stock: tuple[Run, ...]
 
 
-def _run(requests: list[int], starts: list[int], seq_lens: list[int]) -> Run:
+def _run(requests: list[int], starts: list[int], seq_lens: list[int], long: bool) -> Run:
     first, past = requests[0], requests[-1] + 1
     lengths = [starts[i + 1] - starts[i] for i in requests]
     q_offsets, k_offsets = [0], [0]
@@ -52,20 +53,27 @@ def _run(requests: list[int], starts: list[int], seq_lens: list[int]) -> Run:
         q_offsets.append(q_offsets[-1] + length)
         k_offsets.append(k_offsets[-1] + seq_lens[request])
     rows = slice(starts[first], starts[past])
-    return Run(first, past, rows, tuple(q_offsets), tuple(k_offsets), max(lengths))
+    return Run(first, past, rows, tuple(q_offsets), tuple(k_offsets), max(lengths), long)
 
 
-def plan(starts: list[int], seq_lens: list[int], min_query: int) -> Step:
-    """Splits a batch: requests with at least `min_query` rows are ours, the rest stock.
+def plan(starts: list[int], seq_lens: list[int], options: Options) -> Step:
+    """Splits a batch: requests with at least `min_query` rows are ours, the rest stock; those that
+    are long enough for sparse layers apart from those that are not.
 
     Args:
       starts: cumulative query rows, [requests + 1].
       seq_lens: keys of each request, context and query.
     """
+
+    def kind(request: int) -> tuple[bool, bool]:
+        rows = starts[request + 1] - starts[request]
+        served = rows >= options.min_query
+        return served, served and options.is_long_enough(rows, seq_lens[request])
+
     runs: dict[bool, list[Run]] = {True: [], False: []}
     requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
-    for served, group in groupby(requests, lambda i: starts[i + 1] - starts[i] >= min_query):
-        runs[served].append(_run(list(group), starts, seq_lens))
+    for (served, long), group in groupby(requests, kind):
+        runs[served].append(_run(list(group), starts, seq_lens, long))
     return Step(tuple(runs[True]), tuple(runs[False]))
 
 
@@ -76,7 +84,7 @@ class Layer:
         self.options = Options.from_environment()
         self.num_layers = num_layers
         self.report: LayerReport | None = None
-        self.arguments: dict[str, Any] = {}
+        self.arguments: dict[bool, dict[str, Any]] = {}  # of prefill, for runs that are `long`
         self.sparse = False
 
     def named(self, name: str, dtype: torch.dtype) -> LayerReport:
@@ -87,7 +95,9 @@ class Layer:
             if self.options.caution and not _reports:
                 _log.warning("tokensparse: %s", self.options.caution)
             self.sparse = self.options.is_sparse(index, self.num_layers)
-            self.arguments = self.options.prefill_arguments(self.sparse, str(dtype))
+            for long in (False, True):
+                arguments = self.options.prefill_arguments(long and self.sparse, str(dtype))
+                self.arguments[long] = arguments
             self.report = _reports.setdefault(name, LayerReport(index))
         return self.report
 
@@ -118,12 +128,13 @@ class Layer:
             scale=scale,
             out=output[run.rows],
             return_kept=True,
-            **self.arguments,
+            **self.arguments[run.long],
         )
         on_host = query.device.type == "cpu"
         kept = int(kept.sum()) if on_host else kept.sum()
         self.report.count(run.q_offsets[-1], run.k_offsets[-1], kept, self.sparse)
         self.report.served += run.past - run.first - 1
+        self.report.too_short += (run.past - run.first) * (self.sparse and not run.long)
         if on_host and self.sparse:
             log_kept_share()
 
