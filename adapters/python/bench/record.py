@@ -23,7 +23,7 @@ def save(path, row, key):
     found["machine"] = {"processor": processor(), "cores": os.cpu_count()}
     row = {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%FT%TZ"), **row}
     rows = [old for old in found["rows"] if any(old.get(f) != row[f] for f in key)]
-    found["rows"] = sorted(rows + [row], key=lambda r: [str(r[f]).zfill(9) for f in key])
+    found["rows"] = sorted(rows + [row], key=lambda r: [str(r.get(f, "")).zfill(9) for f in key])
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
 

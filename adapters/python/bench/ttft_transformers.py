@@ -109,9 +109,9 @@ def main():
             "first_token": first,
             "kept_share": kept,
         }
+        print(json.dumps(result), flush=True)
         if options.json:
             record.save(options.json, result, ("engine", "device", "dtype", "tokens"))
-        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -61,21 +61,25 @@ class Layer:
         self._q_scale = self._k_scale = self._v_scale = torch.ones(1, device=device)
 
 
+def engine_settings(folder):
+    """vLLM's settings for a small model."""
+    config = transformers.Qwen2Config(
+        hidden_size=HEADS * DIM,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        num_hidden_layers=4,
+        architectures=["Qwen2ForCausalLM"],
+    )
+    config.save_pretrained(folder)
+    model = ModelConfig(model=str(folder), skip_tokenizer_init=True, dtype="bfloat16")
+    return VllmConfig(model_config=model)
+
+
 class Backend:
     """One layer and the builder of its metadata."""
 
-    def __init__(self, folder, device):
-        config = transformers.Qwen2Config(
-            hidden_size=HEADS * DIM,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
-            num_hidden_layers=4,
-            architectures=["Qwen2ForCausalLM"],
-        )
-        config.save_pretrained(folder)
-        model = ModelConfig(model=str(folder), skip_tokenizer_init=True, dtype="bfloat16")
+    def __init__(self, settings, device):
         self.device, self.layer = torch.device(device), Layer(device)
-        settings = VllmConfig(model_config=model)
         spec = FullAttentionSpec(
             block_size=BLOCK, num_kv_heads=KV_HEADS, head_size=DIM, dtype=torch.bfloat16
         )
@@ -192,7 +196,8 @@ def environment(**values):
 
 def check(folder, device):
     """Everything, on one device."""
-    backend = Backend(folder, device)
+    settings = engine_settings(folder)
+    backend = Backend(settings, device)
     for requests in STEPS.values():
         ours = sum(rows > 64 for rows, _ in requests)
         expect_exact(backend, requests)
@@ -207,7 +212,7 @@ def check(folder, device):
         TOKENSPARSE_WINDOW="32",
         TOKENSPARSE_SPARSE_LAYERS="1-2",
     ):
-        backend = Backend(folder, device)
+        backend = Backend(settings, device)
     options = dict(keep=0.5, share="kv_group", min_tokens=64, window=32)
     for requests in STEPS.values():
         expect_sparse(backend, requests, options)
