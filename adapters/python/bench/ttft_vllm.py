@@ -21,6 +21,7 @@ MODES = {
     "sparse": {
         "TOKENSPARSE_COVERAGE": "0.01",
         "TOKENSPARSE_SHARE": "kv_group",
+        "TOKENSPARSE_MIN_KEYS": "0",
         "TOKENSPARSE_SPARSE_LAYERS": "7-15,18,21-22",
     },
 }
