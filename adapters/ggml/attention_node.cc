@@ -226,7 +226,8 @@ tsp_status_t AttentionServer::serve(ggml_tensor& node) {
   const auto start = std::chrono::steady_clock::now();
   if (checked_ != &node && check(node) != Refusal::kNone) return TSP_UNSUPPORTED;
   checked_ = nullptr;
-  int64_t rows = 0, keys = 0, kept_keys = 0, too_short = 0, dequantised = -1;
+  int64_t rows = 0, keys = 0, kept_keys = 0, dequantised = -1;
+  bool too_short = false;
   for (const Piece& piece : pieces_) {
     if (dequantises(node) && dequantised != piece.stream) {
       dequantise(node, piece.stream);
@@ -242,13 +243,14 @@ tsp_status_t AttentionServer::serve(ggml_tensor& node) {
     rows += piece.rows.num_rows;
     keys += piece.rows.k_len;
     kept_keys += kept;
-    too_short += is_sparse_layer(node) && !is_long_enough(piece.rows);
+    too_short = too_short ||
+                (is_sparse_layer(node) && is_prompt(piece.rows) && !is_long_enough(piece.rows));
   }
   LayerStats& stats = stats_of(node);
   ++stats.served;
   stats.served_rows += rows;
   stats.sparse += kept_keys < keys;
-  stats.too_short += too_short > 0;
+  stats.too_short += too_short;
   stats.keys += keys;
   stats.kept += kept_keys;
   stats.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -306,9 +308,12 @@ bool AttentionServer::is_sparse_layer(const ggml_tensor& node) const {
          index < options_.sparse_layers.size() && options_.sparse_layers[index];
 }
 
+/// Few rows beside a prompt are another sequence's decoding, which is exact.
+bool AttentionServer::is_prompt(const RowGroup& rows) const {
+  return rows.num_rows >= options_.min_rows;
+}
+
 bool AttentionServer::is_long_enough(const RowGroup& rows) const {
-  // Few rows beside a prompt are another sequence's decoding: exact.
-  if (rows.num_rows < options_.min_rows) return false;
   return options_.min_keys == 0 ||
          (rows.k_len >= options_.min_keys &&
           rows.num_rows >= int64_t{kMinSparseWindows} * options_.op.window);
@@ -316,7 +321,7 @@ bool AttentionServer::is_long_enough(const RowGroup& rows) const {
 
 tsp_prefill_params_t AttentionServer::params_of(const ggml_tensor& node, const Piece& piece) const {
   tsp_prefill_params_t params = options_.op;
-  if (!is_sparse_layer(node) || !is_long_enough(piece.rows)) {
+  if (!is_sparse_layer(node) || !is_prompt(piece.rows) || !is_long_enough(piece.rows)) {
     params.coverage = 0;
     params.keep = 0;
   }

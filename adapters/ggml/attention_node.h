@@ -68,7 +68,7 @@ struct LayerStats {
   int64_t served = 0;       // nodes
   int64_t served_rows = 0;  // query rows in them
   int64_t sparse = 0;       // of `served`, those that left tokens out ...
-  int64_t too_short = 0;    // ... and those of a sparse layer that were too short to choose
+  int64_t too_short = 0;    // ... and those of a sparse layer with a prompt too short to choose
   int64_t keys = 0;         // sum over served nodes of Tk ...
   int64_t kept = 0;         // ... and of the tokens that were kept
   double seconds = 0;       // in serve()
@@ -131,6 +131,7 @@ class AttentionServer {
   void dequantise(const ggml_tensor& node, int64_t stream);
   LayerStats& stats_of(const ggml_tensor& node);
   bool is_sparse_layer(const ggml_tensor& node) const;
+  bool is_prompt(const RowGroup& rows) const;
   bool is_long_enough(const RowGroup& rows) const;
   tsp_prefill_params_t params_of(const ggml_tensor& node, const Piece& piece) const;
 

@@ -232,6 +232,8 @@ TEST(Plugin, DecodingRowsBesideASparsePromptAreExact) {
   };
   expect_same_logits(model.path(), {.sequences = 2}, use);
   EXPECT_EQ(plugin.sparse(), 1) << plugin.summary();
+  EXPECT_EQ(plugin.summary().find("too short"), std::string::npos)
+      << "a decoding row is no prompt: " << plugin.summary();
 }
 
 TEST(Plugin, MemoryHasALimit) {
