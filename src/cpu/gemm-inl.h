@@ -76,24 +76,28 @@ TSP_INLINE int32_t next_vecs(int32_t left) {
   return left == kPanelVecs + 1 && kPanelVecs > 2 ? kPanelVecs - 1 : kPanelVecs;
 }
 
-/// Products of f32 values.
-struct F32 {
-  using Unit = float;
-  using Operand = Vec;
-  using F32Weights = F32;  // the same exponential, weights kept in f32
-  static constexpr int32_t kUnitElems = 1;
-  static constexpr int32_t kDepthUnits = 1;               // a row of q or K is a multiple of this
-  static constexpr int32_t kRows = kMicroRows;            // query rows of a product
-  static constexpr int32_t kWeightStride = kScoreStride;  // weights take the place of the scores
-  static TSP_INLINE void begin() {}                       // around the products of a tile
+/// What the arithmetics whose products are micro_kernel() have in common.
+template <typename Arith, typename UnitType>
+struct VectorProducts {
+  using Unit = UnitType;
+  static constexpr int32_t kDepthUnits = 1;     // a row of q or K is a multiple of this
+  static constexpr int32_t kRows = kMicroRows;  // query rows of a product
+  static TSP_INLINE void begin() {}             // around the products of a tile
   static TSP_INLINE void end() {}
   /// c[kRows rows][num_vecs vectors] (+)= a[kRows rows][depth] * b[depth][num_vecs vectors].
   template <bool kAccumulate>
-  static TSP_INLINE void multiply(int32_t num_vecs, const float* a, int64_t a_stride,
-                                  const float* b, int64_t b_stride, int32_t depth, float* c,
-                                  int64_t c_stride) {
-    micro_kernel_for<F32, kAccumulate>(num_vecs, a, a_stride, b, b_stride, depth, c, c_stride);
+  static TSP_INLINE void multiply(int32_t num_vecs, const Unit* a, int64_t a_stride, const Unit* b,
+                                  int64_t b_stride, int32_t depth, float* c, int64_t c_stride) {
+    micro_kernel_for<Arith, kAccumulate>(num_vecs, a, a_stride, b, b_stride, depth, c, c_stride);
   }
+};
+
+/// Products of f32 values.
+struct F32 : VectorProducts<F32, float> {
+  using Operand = Vec;
+  using F32Weights = F32;  // the same exponential, weights kept in f32
+  static constexpr int32_t kUnitElems = 1;
+  static constexpr int32_t kWeightStride = kScoreStride;  // weights take the place of the scores
   static TSP_INLINE Operand load_operand(const float* p) { return load(p); }
   static TSP_INLINE Operand broadcast(const float* p) { return set1(*p); }
   static TSP_INLINE Vec mac(Operand a, Operand b, Vec sum) { return fma(a, b, sum); }

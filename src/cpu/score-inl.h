@@ -10,7 +10,7 @@ namespace tsp::cpu {
 namespace {
 
 template <typename Arith>
-constexpr int32_t kScoreRowsOf = (kScoreRows + Arith::kRows - 1) / Arith::kRows* Arith::kRows;
+constexpr int32_t kScoreRowsOf = ((kScoreRows - 1) / Arith::kRows + 1) * Arith::kRows;
 
 template <typename Arith>
 struct ScoreScratch {

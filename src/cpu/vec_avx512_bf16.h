@@ -10,22 +10,11 @@ namespace {
 
 struct Bf16F32Weights;
 
-struct Bf16 {
+struct Bf16 : VectorProducts<Bf16, uint32_t> {
   using F32Weights = Bf16F32Weights;
-  using Unit = uint32_t;
   using Operand = __m512bh;
   static constexpr int32_t kUnitElems = 2;
-  static constexpr int32_t kDepthUnits = 1;
-  static constexpr int32_t kRows = kMicroRows;
   static constexpr int32_t kWeightStride = kBlockKeys / 2 + kLanes;
-  static TSP_INLINE void begin() {}
-  static TSP_INLINE void end() {}
-  template <bool kAccumulate>
-  static TSP_INLINE void multiply(int32_t num_vecs, const uint32_t* a, int64_t a_stride,
-                                  const uint32_t* b, int64_t b_stride, int32_t depth, float* c,
-                                  int64_t c_stride) {
-    micro_kernel_for<Bf16, kAccumulate>(num_vecs, a, a_stride, b, b_stride, depth, c, c_stride);
-  }
   static TSP_INLINE Operand load_operand(const uint32_t* p) {
     return reinterpret_cast<Operand>(_mm512_loadu_si512(p));
   }
