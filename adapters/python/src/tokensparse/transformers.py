@@ -336,9 +336,6 @@ def _serve(
     config = getattr(module, "config", None)
     options = _options(config)
     sparse = options.is_sparse(seen.layer, getattr(config, "num_hidden_layers", None))
-    dtype = str(query.dtype)
-    exactly = options.prefill_arguments(False, dtype)
-    sparsely = options.prefill_arguments(sparse, dtype)
     batch, heads, q_len, dim = query.shape
     out = query.new_empty((batch, q_len, heads, dim))
     for row, (first, past, offset) in enumerate(spans):
@@ -357,7 +354,7 @@ def _serve(
             out=out[row, low:high],
             scale=scaling,
             return_kept=True,
-            **(sparsely if long else exactly),
+            **options.prefill_arguments(sparse and long, str(query.dtype)),
         )
         kept = int(kept[0]) if query.device.type == "cpu" else kept[0].long()
         seen.count(high - low, keys.stop - keys.start, kept, sparse)
