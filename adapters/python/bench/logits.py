@@ -46,7 +46,7 @@ def main():
         same = (values.argmax(-1) == exact.argmax(-1)).float().mean().item()
         print(
             f"{name:20s} from sdpa {rms(values, found['sdpa']):.4f}, "
-            f"from float32 {rms(values, exact):.4f}, first token as float32's {same:.1%}"
+            f"from float32 {rms(values, exact):.4f}, next token as float32's {same:.1%}"
         )
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the package costs short calls: a model's forward on 1 to 64 tokens against stock, the
-attention function alone, and the time of one call into the library beside its work. vLLM's short
-calls: ttft_vllm.py with --tokens 1 4 16 64.
+attention function alone, and the time of one call into the library beside its work.
 
 usage: overhead.py [MODEL]     a folder, or `random` (default) for Qwen2.5-0.5B's shape
 """
