@@ -62,18 +62,32 @@ struct Api {
 
 bool ok(dnnl_status_t status) { return status == dnnl_success; }
 
-/// OpenMP's thread count belongs to the calling thread, which is ggml's as well: lent, given back.
-class ThreadCount {
+/// The calling thread's OpenMP settings, which are ggml's as well, lent for a call and given back:
+/// regions have exactly size() threads. That is what OpenMP hands out of the number that was asked
+/// for, which OMP_THREAD_LIMIT, OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS make smaller.
+class Team {
  public:
-  explicit ThreadCount(int32_t threads) : before_(omp_get_max_threads()) {
-    omp_set_num_threads(threads);
+  explicit Team(int32_t wanted)
+      : dynamic_before_(omp_get_dynamic()), threads_before_(omp_get_max_threads()) {
+    omp_set_dynamic(0);  // or the next region may have another number
+#pragma omp parallel num_threads(wanted)
+#pragma omp single
+    size_ = omp_get_num_threads();
+    omp_set_num_threads(size_);
   }
-  ~ThreadCount() { omp_set_num_threads(before_); }
-  ThreadCount(const ThreadCount&) = delete;
-  ThreadCount& operator=(const ThreadCount&) = delete;
+  ~Team() {
+    omp_set_num_threads(threads_before_);
+    omp_set_dynamic(dynamic_before_);
+  }
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int32_t size() const { return size_; }
 
  private:
-  int before_;
+  int dynamic_before_;
+  int threads_before_;
+  int32_t size_ = 1;
 };
 
 class Library final : public OneDnn {
@@ -106,16 +120,16 @@ class Library final : public OneDnn {
   bool has_bf16() const override { return has(dnnl_cpu_isa_avx512_core_bf16); }
   bool has_avx512() const override { return has(dnnl_cpu_isa_avx512_core); }
 
-  void set_threads(int32_t threads) override {
-    if (threads != threads_) forget_products();
-    threads_ = threads;
+  void set_threads(int32_t threads) override { threads_ = threads; }
+
+  bool prepare(const Gemm& gemm) override {
+    const Team team(threads_);
+    return product_of(gemm, team) != nullptr;
   }
 
-  bool prepare(const Gemm& gemm) override { return product_of(gemm) != nullptr; }
-
   bool run(const Gemm& gemm, const void* a, const void* b, float* c) override {
-    const ThreadCount threads(threads_);
-    Product* product = product_of(gemm);
+    const Team team(threads_);
+    Product* product = product_of(gemm, team);
     if (product == nullptr) return false;
     void* const handles[] = {const_cast<void*>(a), const_cast<void*>(b), c, scratch_};
     dnnl_exec_arg_t args[kNumArgs];
@@ -153,7 +167,11 @@ class Library final : public OneDnn {
   }
 
   /// Its entry in the list, made at need and moved to the front.
-  Product* product_of(const Gemm& gemm) {
+  // NOTE: the code is made for a number of threads; on fewer it leaves parts of the result out, and
+  // reports success (oneDNN 3.2.0).
+  Product* product_of(const Gemm& gemm, const Team& team) {
+    if (team.size() != team_size_) forget_products();
+    team_size_ = team.size();
     const auto at = std::find_if(products_.begin(), products_.end(),
                                  [&](const Product& product) { return product.gemm == gemm; });
     if (at != products_.end()) {
@@ -164,7 +182,6 @@ class Library final : public OneDnn {
       destroy(products_.back());
       products_.pop_back();
     }
-    const ThreadCount threads(threads_);  // the code is made for a number of threads
     Product& product = products_.emplace_front(Product{.gemm = gemm});
     if (create(product)) return &product;
     destroy(product);
@@ -235,6 +252,7 @@ class Library final : public OneDnn {
   void* handle_;
   Api api_;
   int32_t threads_;
+  int32_t team_size_ = 0;  // that products_ are made for
   dnnl_engine_t engine_ = nullptr;
   dnnl_stream_t stream_ = nullptr;
   dnnl_primitive_attr_t attr_ = nullptr;

@@ -33,7 +33,8 @@ class OneDnn {
   virtual bool has_bf16() const = 0;
   virtual bool has_avx512() const = 0;
 
-  /// As in open(). What was made for another number is made anew.
+  /// As in open(). OpenMP may hand out fewer: each call asks it, and makes anew what was made for
+  /// another number.
   virtual void set_threads(int32_t threads) = 0;
   /// Makes the code for a shape and the memory it works in; run() does it where it was not done.
   [[nodiscard]] virtual bool prepare(const Gemm& gemm) = 0;

@@ -4,6 +4,7 @@
 #include "adapters/ggml/linear_node.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -203,6 +204,42 @@ TEST(LinearNode, ResultsDoNotDependOnWhatRanBefore) {
   error_of(other, *server);
   error_of(node, *server);
   EXPECT_TRUE(std::equal(before.begin(), before.end(), node.result()));
+}
+
+// OMP_THREAD_LIMIT, OMP_DYNAMIC and OMP_MAX_ACTIVE_LEVELS make OpenMP hand out fewer threads than
+// it is asked for, and a program may change them at any time.
+TEST(LinearNode, TeamsSmallerThanAskedForComputeTheSame) {
+  const int levels = omp_get_max_active_levels();
+  const Shape shape = {.m = 300, .n = 256, .k = 512};
+  for (const LinearPrecision precision : {LinearPrecision::kAuto, LinearPrecision::kF32}) {
+    for (const bool small_first : {true, false}) {
+      const auto server = make_server(options_of(precision));
+      for (int call = 0; call < 4; ++call) {
+        omp_set_max_active_levels((call % 2 == 0) == small_first ? 0 : levels);
+        Node node(shape);
+        EXPECT_LT(error_of(node, *server), kBf16Error) << "call " << call;
+      }
+      omp_set_max_active_levels(0);
+      Node node(shape);
+      ASSERT_EQ(server->check(*node.get()), LinearRefusal::kNone);
+      omp_set_max_active_levels(levels);
+      ASSERT_TRUE(server->serve(*node.get()));
+      EXPECT_LT(node.error(), kBf16Error) << "changed between check() and serve()";
+    }
+  }
+}
+
+TEST(LinearNode, LeavesOpenMpsSettingsAsTheyWere) {
+  const int threads = omp_get_max_threads(), dynamic = omp_get_dynamic();
+  omp_set_num_threads(7);
+  omp_set_dynamic(1);
+  Node node({});
+  const auto server = make_server(options_of(LinearPrecision::kAuto));
+  EXPECT_LT(error_of(node, *server), kBf16Error);
+  EXPECT_EQ(omp_get_max_threads(), 7);
+  EXPECT_EQ(omp_get_dynamic(), 1);
+  omp_set_num_threads(threads);
+  omp_set_dynamic(dynamic);
 }
 
 TEST(LinearNode, CountsWhatItServes) {

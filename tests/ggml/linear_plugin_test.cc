@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Linear layers through oneDNN in the plugin: TOKENSPARSE_LINEAR=onednn.
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <vector>
 
@@ -28,6 +29,22 @@ TEST(LinearPlugin, ServesPromptsAndLeavesDecodingToTheHost) {
   EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
   engine.decode(random_tokens(1, 2));
   EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+}
+
+TEST(LinearPlugin, ComputesTheSameOnFewerThreadsThanTheHostAskedFor) {
+  const ModelFile model(kQuantised);
+  const auto tokens = random_tokens(500, 1);
+  const int levels = omp_get_max_active_levels();
+  const auto logits = [&](int max_active_levels) {
+    const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", "onednn"}});
+    Engine engine(model.path(), {.ubatch = 256, .repack = false}, {});
+    omp_set_max_active_levels(max_active_levels);  // 0: teams of one
+    auto result = engine.decode(tokens);
+    omp_set_max_active_levels(levels);
+    EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+    return result;
+  };
+  EXPECT_LT(relative_rms(logits(0), logits(levels)), 1e-3);
 }
 
 TEST(LinearPlugin, RoundsForAttentionWhereItDoesForLinearLayers) {

@@ -148,6 +148,16 @@ class Run(WithModel):
         self.assertEqual(self.json_of("--coverage", 0, "--linear", "ggml")["linear"], "ggml")
         self.fails("--linear", 2, *arguments, "--linear", "nobody")
 
+    def test_answers_the_same_on_fewer_threads_than_asked_for(self):
+        self.use_weights("q8_0")
+        arguments = self.arguments("-n", 16, "--json", "--coverage", 0, "--threads", 2)
+        answers = set()
+        for limit in ({}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}):
+            result = run(*arguments, env={**os.environ, **limit})
+            self.assertEqual((result.returncode, result.stderr), (0, b""))
+            answers.add(json.loads(result.stdout)["exact"]["answer"])
+        self.assertEqual(len(answers), 1, answers)
+
     def test_attention_in_bf16_only_where_linear_layers_are_or_asked_for(self):
         self.use_weights("q8_0")
         report = self.json_of("--coverage", 0)

@@ -42,14 +42,15 @@ foreach(test plugin_test plugin_load_test)
   set_tests_properties(${test} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
 endforeach()
 if(TOKENSPARSE_ONEDNN)
+  find_package(OpenMP REQUIRED COMPONENTS CXX)
   tsp_test(weight_rows_test SOURCES ggml/weight_rows_test.cc
            LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
   tsp_test(linear_node_test SOURCES ggml/linear_node_test.cc
-           LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+           LIBRARIES tokensparse_ggml tsp_llama OpenMP::OpenMP_CXX LABELS llama)
   tsp_test(linear_model_test SOURCES ggml/linear_model_test.cc
            LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
   tsp_test(linear_plugin_test SOURCES ggml/linear_plugin_test.cc
-           LIBRARIES tsp_plugin_host ggml_tokensparse_parts LABELS plugin)
+           LIBRARIES tsp_plugin_host ggml_tokensparse_parts OpenMP::OpenMP_CXX LABELS plugin)
   set_target_properties(linear_plugin_test PROPERTIES ENABLE_EXPORTS ON)
   set_tests_properties(linear_node_test linear_model_test linear_plugin_test
                        PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
