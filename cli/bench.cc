@@ -11,7 +11,8 @@ namespace {
 constexpr const char* kFooter =
     "Every row is a median over --repeat calls with its spread; peers run in turn with it. "
     "GFLOP/s\n"
-    "counts useful products only (nothing masked, padded or recomputed). `floor` is the share of\n"
+    "counts useful products only (nothing masked, padded or recomputed). `pairs` is what attend\n"
+    "computes of dense attention's pairs of a query and a key. `floor` is the share of\n"
     "the time that this machine cannot beat: products at its measured peak, bytes at its measured\n"
     "copy rate. Peers: `llama.cpp`, its attention kernel in this process; `dense`, our own dense\n"
     "attend on the same queries; `torch`, scaled_dot_product_attention by the Python that\n"
@@ -22,6 +23,8 @@ constexpr const char* kFooter =
     "  tokensparse bench attend --tokens 4096,8192 --heads 14 --kv-heads 2 --dim 64 --json\n"
     "  tokensparse bench prefill --tokens 8192 --keep 0.25,0.5,0.75 --share kv_group\n"
     "  tokensparse bench score --tokens 8192 --q-tokens 2048\n"
+    "  tokensparse bench prefill --chunk 2048 --share kv_group --dropped local --keep 0.35 "
+    "--parts\n"
     "  tokensparse bench prefill --backend cuda --tokens 32768 --heads 32 --kv-heads 8 --dim 128 "
     "--dtype bf16";
 
@@ -101,6 +104,11 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
       ->default_str("0")
       ->group("Where it runs");
   add_measuring_options(*verb, *options);
+  if (op == "prefill") {
+    verb->add_flag("--parts", options->parts,
+                   "Time its steps apart: score, select, pack (one row on all kept keys), the kept "
+                   "rows, and attend with the rows that were left out");
+  }
   verb->footer(kFooter);
   verb->callback([options] {
     BenchReport report(options->json);

@@ -33,6 +33,10 @@ class Ops {
   void score() { check(tokensparse::Status(tsp_score(ctx_, &score_))); }
   void select() { check(tokensparse::Status(tsp_select(ctx_, &select_))); }
   void sparse() { check(tokensparse::Status(tsp_attend(ctx_, &sparse_))); }
+  /// The rows that are kept, zeros for the others.
+  void kept_rows() { check(tokensparse::Status(tsp_attend(ctx_, &kept_rows_))); }
+  /// One row on all kept keys: next to nothing but their packing. Host memory only.
+  void last_row() { check(tokensparse::Status(tsp_attend(ctx_, &last_row_))); }
   void prefill() { check(tokensparse::Status(tsp_prefill(ctx_, &choice_))); }
   const bench::Sets& sets() const { return sets_; }
 
@@ -45,6 +49,13 @@ class Ops {
     sparse_ = dense_;
     sparse_.selected = select_.selected;
     give_workspace(tsp_attend_workspace, sparse_);
+    kept_rows_ = last_row_ = sparse_;
+    kept_rows_.dropped = last_row_.dropped = TSP_DROPPED_ZERO;
+    for (tsp_tensor_t* view : {&last_row_.q, &last_row_.out}) {
+      view->data = static_cast<char*>(view->data) +
+                   (view->tokens - 1) * view->token_stride * (view->dtype == TSP_F32 ? 4 : 2);
+      view->tokens = 1;
+    }
     choice_.selected.num_sets = sets_.num_sets;
     choice_.selected.kept =
         static_cast<int32_t*>(memory(&prefill_kept_, sizeof prefill_kept_).data());
@@ -130,7 +141,7 @@ class Ops {
   bool on_gpu_;
   bench::Shape shape_;
   tsp_prefill_params_t choice_;
-  tsp_attend_params_t dense_, sparse_{};
+  tsp_attend_params_t dense_, sparse_{}, kept_rows_{}, last_row_{};
   tsp_score_params_t score_;
   tsp_select_params_t select_{};
   bench::Sets sets_;

@@ -31,6 +31,7 @@ struct BenchOptions {
   BackendOptions backend;
   std::vector<std::string> peers;  // empty: those in this process
   int64_t micro_batch = 512;       // of llama.cpp
+  bool parts = false;              // of prefill: time its steps apart
   bench::Budget budget;
   bool json = false;
 };
@@ -39,7 +40,8 @@ struct BenchRow {
   std::string op, backend, isa, dtype, q_dtype, precision, share;
   bench::Shape shape;
   int threads = 0;
-  double kept = 1;  // share of the tokens that a set keeps
+  double kept = 1;   // share of the tokens that a set keeps
+  double pairs = 1;  // share of dense attention's pairs that attend computes
   bench::Spread time;
   bench::Work work;
   double floor_s = 0;
@@ -48,6 +50,11 @@ struct BenchRow {
     nlohmann::json result;  // median_s, spread, and what else there is to say
   };
   std::vector<Peer> peers;
+  struct Part {
+    std::string name;
+    bench::Spread time;
+  };
+  std::vector<Part> parts;
 };
 
 /// Measures everything asked for. `report` gets the floors of each (isa, threads) before its rows,

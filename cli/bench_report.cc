@@ -101,30 +101,39 @@ void BenchReport::row(const BenchRow& row) {
                                {"gbs", gbs(row)},
                                {"floor_s", row.floor_s},
                                {"floor_share", row.floor_s / row.time.median},
+                               {"pairs", row.pairs},
                                {"peers", peers}});
+  for (const BenchRow::Part& part : row.parts) {
+    document_["rows"].back()["parts"][part.name] = {{"median_s", part.time.median},
+                                                    {"spread", spread_json(part.time)}};
+  }
   if (json_) return;
   if (!header_printed_) {
-    std::printf("\n%-8s %7s %7s %6s %4s %-4s %-4s %-11s %3s %5s  %10s %-23s %8s %6s %6s  %s\n",
+    std::printf("\n%-8s %7s %7s %6s %4s %-4s %-4s %-11s %3s %5s %5s  %10s %-23s %8s %6s %6s  %s\n",
                 "op", "tokens", "queries", "heads", "dim", "kv", "math", "isa", "thr", "kept",
-                "median", "(min .. max)", "GFLOP/s", "GB/s", "floor", "beside it");
+                "pairs", "median", "(min .. max)", "GFLOP/s", "GB/s", "floor", "beside it");
     header_printed_ = true;
   }
   const std::string range = "(" + time_text(row.time.min) + " .. " + time_text(row.time.max) + ")";
   const std::string heads =
       std::to_string(row.shape.heads) + "/" + std::to_string(row.shape.kv_heads);
   std::printf(
-      "%-8s %7lld %7lld %6s %4lld %-4s %-4s %-11s %3d %5.3f  %10s %-23s %8.1f %6.1f %5.1f%%",
+      "%-8s %7lld %7lld %6s %4lld %-4s %-4s %-11s %3d %5.3f %5.3f  %10s %-23s %8.1f %6.1f %5.1f%%",
       row.op.c_str(), static_cast<long long>(row.shape.tokens),
       static_cast<long long>(row.shape.q_tokens), heads.c_str(),
       static_cast<long long>(row.shape.dim), row.dtype.c_str(), row.precision.c_str(),
-      row.isa.c_str(), row.threads, row.kept, time_text(row.time.median).c_str(), range.c_str(),
-      gflops(row), gbs(row), 100 * row.floor_s / row.time.median);
+      row.isa.c_str(), row.threads, row.kept, row.pairs, time_text(row.time.median).c_str(),
+      range.c_str(), gflops(row), gbs(row), 100 * row.floor_s / row.time.median);
   for (const BenchRow::Peer& peer : row.peers) {
     const double median = peer.result.at("median_s");
     std::printf("  %s %s (%.2fx)", peer.name.c_str(), time_text(median).c_str(),
                 median / row.time.median);
   }
   std::printf("\n");
+  for (const BenchRow::Part& part : row.parts) {
+    std::printf("  %s %s", part.name.c_str(), time_text(part.time.median).c_str());
+  }
+  if (!row.parts.empty()) std::printf("\n");
   std::fflush(stdout);
 }
 

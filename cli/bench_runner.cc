@@ -20,6 +20,8 @@ namespace tsp::cli {
 namespace {
 
 constexpr double kQuietTolerance = 0.08;
+/// Steps of prefill, in the order of Runner::add_parts().
+constexpr const char* kParts[] = {"score", "select", "pack", "kept_rows", "attend"};
 constexpr const char* kShareNames[] = {"head", "kv_group", "layer"};
 
 tsp_dtype_t dtype_of(const std::string& name) {
@@ -116,13 +118,17 @@ class Runner {
     if (has_dense) contestants.push_back([&] { return time_of([&] { ops.dense(); }); });
     const auto ggml = llama_cpp_peer(work);
     if (ggml) contestants.push_back([&] { return ggml->run(); });
+    if (options_.parts) add_parts(contestants, ops);
     const std::vector<bench::Spread> spreads = bench::measure_in_turn(contestants, options_.budget);
 
     row.time = spreads[0];
     const bench::Work dense = bench::attend_work(s, nullptr, 0);
     if (has_dense) row.peers.push_back({"dense", peer_json(spreads[1], dense)});
+    for (size_t i = 0; options_.parts && i < std::size(kParts); ++i) {
+      row.parts.push_back({kParts[i], spreads[spreads.size() - std::size(kParts) + i]});
+    }
     if (ggml) {
-      row.peers.push_back({"llama.cpp", peer_json(spreads.back(), dense)});
+      row.peers.push_back({"llama.cpp", peer_json(spreads[has_dense ? 2 : 1], dense)});
       row.peers.back().result["rms_difference"] = difference(ops, *ggml, work, choice);
     }
     if (wants("torch") && !on_gpu_) add_torch(row, dense);
@@ -159,7 +165,16 @@ class Runner {
           TSP_PRECISION_F32);
     }
     if (row.op == "attend" || row.op == "prefill") {
-      add(bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr, band), precision);
+      const bench::Work work = bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr, band);
+      add(work, precision);
+      row.pairs = work.flops / bench::attend_work(row.shape, nullptr, 0).flops;
+    }
+  }
+
+  static void add_parts(std::vector<bench::Contestant>& contestants, Ops& ops) {
+    for (void (Ops::*part)() :
+         {&Ops::score, &Ops::select, &Ops::last_row, &Ops::kept_rows, &Ops::sparse}) {
+      contestants.push_back([&ops, part] { return bench::seconds_of([&] { (ops.*part)(); }); });
     }
   }
 
@@ -255,6 +270,9 @@ void check_options(const BenchOptions& o) {
         throw Failure("--peer: beside --backend cuda runs dense or none, got " + peer, kExitUsage);
       }
     }
+  }
+  if (o.parts && o.backend.backend == TSP_BACKEND_CUDA) {
+    throw Failure("--parts: times the steps of the CPU's prefill, got --backend cuda", kExitUsage);
   }
   if (o.heads % o.kv_heads != 0) {
     throw Failure("--heads: must be a multiple of --kv-heads (" + std::to_string(o.kv_heads) +

@@ -101,6 +101,17 @@ class Rows(unittest.TestCase):
             self.assertAlmostEqual(row["gflops"] * row["median_s"] * 1e9 / flops, 1, places=9)
             self.assertIn("dense", row["peers"])
 
+    def test_parts_of_prefill(self):
+        (row,) = bench(
+            *("prefill", "--tokens", 400, "--chunk", 300, "--keep", 0.5, "--min-tokens", 0),
+            *("--window", 32, "--share", "layer", "--dropped", "local", "--band", 8, "--parts"),
+        )["rows"]
+        self.assertEqual(set(row["parts"]), {"score", "select", "pack", "kept_rows", "attend"})
+        for part in row["parts"].values():
+            self.assertGreater(part["median_s"], 0)
+        self.assertGreater(row["pairs"], 0.2 * 0.5)
+        self.assertLess(row["pairs"], 0.5)
+
     def test_missing_torch_is_said(self):
         result = run(
             [PROGRAM, "bench", "attend", "--tokens", 64, "--peer", "torch", *QUICK, "--json"],
@@ -143,6 +154,7 @@ class Rows(unittest.TestCase):
             (["attend", "--dtype", "int8"], "--dtype"),
             (["attend", "--peer", "nobody"], "--peer"),
             (["attend", "--repeat", 0], "--repeat"),
+            (["prefill", "--parts", "--backend", "cuda"], "--parts"),
             ([], "subcommand"),
         ):
             with self.subTest(arguments=arguments):
