@@ -16,10 +16,10 @@ import tokensparse.transformers as ts
 LENGTH = 200
 
 
-def make(kind="Qwen2", **changes):
+def make(kind="Qwen2", model_class=None, config_class=None, **changes):
     """A random model whose attention is far from uniform: large initial weights."""
     torch.manual_seed(1)
-    config = getattr(transformers, f"{kind}Config")(
+    shape = dict(
         vocab_size=97,
         hidden_size=64,
         intermediate_size=96,
@@ -31,9 +31,9 @@ def make(kind="Qwen2", **changes):
         bos_token_id=0,
         eos_token_id=None,
         pad_token_id=0,
-        **changes,
     )
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    config = getattr(transformers, config_class or f"{kind}Config")(**{**shape, **changes})
+    model = getattr(transformers, model_class or f"{kind}ForCausalLM")(config).eval()
     model.generation_config.eos_token_id = None
     return model
 

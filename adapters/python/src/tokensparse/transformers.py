@@ -23,7 +23,7 @@ import weakref
 from typing import Any
 
 from . import ops
-from ._library import Unsupported
+from ._library import InvalidArgument, Unsupported
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._report import LayerReport, Report
@@ -148,29 +148,43 @@ def _spans(
     allow_is_causal_skip: bool,
     config: Any,
 ) -> Any:
-    """int32 [batch, 3] on the host: first and one past the last real token of each row, and the
-    position of the first query. None where the mask is anything but causal over such a span."""
+    """int32 [batch, 1, q_length, 3] on the host: first and one past the last real token of each row
+    of the batch, and the position of the first query. A sentence where the mask is anything but causal
+    over such spans.
+
+    The shape is one that transformers hands on where it would build the mask a second time (`generate`
+    builds it before the forward for caches of a fixed size), and it tells the call it belongs to.
+    """
     if is_tracing(attention_mask):
-        return None
-    if q_length < _options(config).min_query or mask_function is not causal_mask_function:
-        return None
-    if kv_offset != 0 or not allow_is_causal_skip:
-        return None
+        return "compiled"
+    if q_length < _options(config).min_query:
+        return "decode" if q_length == 1 else "short call"
+    if mask_function is not causal_mask_function or not allow_is_causal_skip:
+        return "mask is not plain causal"
+    if kv_offset != 0:
+        return "cache holds a window of the keys"
     offset = int(q_offset)
     end = offset + q_length
     if end > kv_length:
-        return None
+        return "cache holds fewer keys than positions"
     if attention_mask is None:
-        return torch.tensor([[0, end, offset]] * batch_size, dtype=torch.int32)
+        return _as_mask([[0, end, offset]] * batch_size, q_length)
     if attention_mask.shape[1] < end:
-        return None
+        raise InvalidArgument(
+            f"attention_mask: must cover the {end} tokens up to the last query, "
+            f"covers {attention_mask.shape[1]}"
+        )
     seen = attention_mask[:, :end].to(torch.int32)
     last = end - seen.flip(1).argmax(1)
     bounds = torch.stack([seen.argmax(1), last, seen.sum(1)], 1).cpu().tolist()
     if any(count not in (0, past - first) for first, past, count in bounds):
-        return None  # holes
+        return "holes in the attention mask"
     rows = [[first, past if count else first, offset] for first, past, count in bounds]
-    return torch.tensor(rows, dtype=torch.int32)
+    return _as_mask(rows, q_length)
+
+
+def _as_mask(rows: list[list[int]], q_length: int) -> Any:
+    return torch.tensor(rows, dtype=torch.int32)[:, None, None].expand(-1, 1, q_length, 3)
 
 
 def mask(
@@ -197,9 +211,9 @@ def mask(
         allow_is_causal_skip,
         config,
     )
-    if spans is not None:
+    if not isinstance(spans, str):
         return spans
-    return sdpa_mask(
+    made = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
@@ -211,19 +225,40 @@ def mask(
         config=config,
         **kwargs,
     )
+    if made is not None:
+        made.tokensparse_reason = spans
+    return made
 
 
 def _is_spans(attention_mask: Any) -> bool:
     return (
         attention_mask is not None
         and attention_mask.dtype == torch.int32
-        and attention_mask.dim() == 2
+        and attention_mask.dim() == 4
+        and attention_mask.shape[-1] == 3
     )
+
+
+def _check_spans(spans: Any, query: Any, key: Any) -> list[list[int]]:
+    """The spans of each row of the batch.
+
+    Raises:
+      InvalidArgument: they were made for another call.
+    """
+    rows = spans[:, 0, 0].tolist()
+    batch, _, q_len, _ = query.shape
+    longest = max(past for _, past, _ in rows)
+    if (len(rows), spans.shape[2]) != (batch, q_len) or longest > key.shape[2]:
+        raise InvalidArgument(
+            f"attention_mask: must be made for {batch} sequences of {q_len} query rows and at most "
+            f"{key.shape[2]} keys, is for {len(rows)} of {spans.shape[2]} and {longest} keys"
+        )
+    return rows
 
 
 def _dense_mask(spans: Any, query: Any, key: Any) -> Any:
     """The boolean [batch, 1, Sq, Skv] mask that the spans stand for."""
-    first, past, offset = spans.to(query.device)[:, :, None, None].unbind(1)
+    first, past, offset = spans[:, 0, 0].to(query.device)[:, :, None, None].unbind(1)
     rows = torch.arange(query.shape[2], device=query.device)[:, None] + offset
     columns = torch.arange(key.shape[2], device=query.device)[None]
     visible = (columns <= rows) & (columns >= first) & (columns < past)
@@ -243,7 +278,7 @@ def _stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *
         )
     if attention_mask is None and query.shape[2] > 1:
         offset = key.shape[2] - query.shape[2]
-        spans = torch.tensor([[0, key.shape[2], offset]] * query.shape[0], dtype=torch.int32)
+        spans = _as_mask([[0, key.shape[2], offset]] * query.shape[0], query.shape[2])
         attention_mask = _dense_mask(spans, query, key)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         lowest = torch.finfo(query.dtype).min
@@ -277,6 +312,19 @@ def _reason(query: Any, key: Any, value: Any, dropout: float, is_causal: Any, kw
     return ""
 
 
+def _foreign(query: Any, attention_mask: Any, kwargs: Any) -> str:
+    """Why a call did not come with spans."""
+    if query.shape[2] == 1:
+        return "decode"
+    if kwargs.get("sliding_window") is not None:
+        return "sliding window"
+    if query.shape[2] < _options(None).min_query:
+        return "short call"
+    if attention_mask is None:
+        return "no mask, or not made by this package"
+    return getattr(attention_mask, "tokensparse_reason", "a mask of the caller's own")
+
+
 def attention(
     module: Any,
     query: Any,
@@ -294,6 +342,8 @@ def attention(
       ([B, Sq, H, D], None)
     """
     if torch.compiler.is_compiling():
+        if _is_spans(attention_mask):  # made before the compiled part
+            attention_mask = _dense_mask(attention_mask, query, key)
         return _stock(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
@@ -303,16 +353,13 @@ def attention(
         seen = _reports[module] = LayerReport(getattr(module, "layer_idx", None) or 0)
     ours = _is_spans(attention_mask)
     if ours:
+        spans = _check_spans(attention_mask, query, key)
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
-    elif query.shape[2] == 1:
-        reason = "decode"
-    elif kwargs.get("sliding_window") is not None:
-        reason = "sliding window"
     else:
-        reason = "short call or a mask that is not plain causal"
+        reason = _foreign(query, attention_mask, kwargs)
     if not reason:
         try:
-            return _serve(module, seen, query, key, value, attention_mask.tolist(), scaling), None
+            return _serve(module, seen, query, key, value, spans, scaling), None
         except Unsupported as error:  # a shape that this backend cannot serve
             reason = str(error)
     seen.stock[reason] += 1
