@@ -6,25 +6,18 @@
 #include <set>
 
 #include "cuda/attend/attend_config.h"
-#include "cuda/attend_shape.h"
+#include "cuda/attend/attend_plan.h"
+#include "cuda/attend/cudnn_shape.h"
 #include "cuda/score/score_config.h"
 
 namespace tsp::cuda {
 namespace {
 
-// Shared memory of a block and of a multiprocessor: the least of compute capability 8.0 (163, 164
-// KB), 8.6 and 8.9 (99, 100 KB), 9.0 (227, 228 KB).
-constexpr size_t kBlockLimit = size_t{163} * 1024;
-constexpr size_t kSmallLimit = size_t{99} * 1024;
-
 TEST(CudaConfig, TilesFitSharedMemory) {
-  EXPECT_LE(attend_shared_bytes(128), kSmallLimit);
-  EXPECT_LE(attend_shared_bytes(64), kSmallLimit);
-  EXPECT_LE(kAttendBlocksPerSm * (attend_shared_bytes(128) + 1024), size_t{228} * 1024);
-  const size_t score = kScoreStages * score_stage_bytes<128>() +
-                       size_t{2} * kScoreWarps * kScoreTileKeys * sizeof(float);
-  EXPECT_LE(score, kSmallLimit);
-  static_assert(kBlockLimit > kSmallLimit);
+  EXPECT_LE(attend_shared_bytes(128), kSmallestBlockLimit);
+  EXPECT_LE(attend_shared_bytes(64), kSmallestBlockLimit);
+  EXPECT_LE(kAttendBlocksPerSm * (attend_shared_bytes(128) + 1024), size_t{228} * 1024)
+      << "compute capability 9.0";
 }
 
 TEST(CudaConfig, TilesAreWholeMatrices) {
@@ -102,37 +95,81 @@ TEST(CudaConfig, GroupsHoldTheBudgetAndAreBalanced) {
   }
 }
 
+constexpr AttendSizes kLlama = {
+    .q_len = 32768, .k_len = 32768, .q_heads = 32, .kv_heads = 8, .head_dim = 128};
+
+TEST(CudaConfig, AttendPicksItsEngine) {
+  AttendSizes sizes = kLlama;
+  EXPECT_EQ(plan_attend(sizes, false).engine, Engine::kOwn);
+  EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kCudnnDirect);
+  sizes.paged = true;
+  EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kCudnnGroups) << "cuDNN reads no blocks";
+  sizes.paged = false;
+  for (const int32_t sets : {1, 8, 32}) {
+    sizes.num_sets = sets;
+    EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kCudnnGroups);
+    EXPECT_EQ(plan_attend(sizes, false).engine, Engine::kOwn);
+  }
+  sizes.k_len = sizes.q_len = kCudnnMinKeys - 1;
+  EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kOwn) << "too short";
+}
+
+TEST(CudaConfig, AttendCutsHeadsIntoUnitsAndGroups) {
+  for (const int32_t sets : {0, 1, 8, 32}) {
+    for (const int32_t len : {1024, 5000, 32768, 65536, 65537, 131072}) {
+      AttendSizes sizes = kLlama;
+      sizes.num_sets = sets;
+      sizes.q_len = sizes.k_len = len;
+      sizes.paged = true;
+      const AttendPlan plan = plan_attend(sizes, true);
+      EXPECT_EQ(plan.units * plan.q_heads, 32);
+      EXPECT_EQ(plan.units, 8 * plan.per_kv);
+      EXPECT_EQ(plan.units, std::max(sets, 8));
+      EXPECT_GE(plan.flag_stride * kFlagRows, len);
+      EXPECT_GE(plan.capacity, len);
+      EXPECT_GE(plan.q_capacity, len);
+      EXPECT_EQ(plan.q_in_out, length_bucket(len) == len);
+      EXPECT_GE(plan.group_units, 1);
+      EXPECT_LE(plan.group_units, plan.units);
+      EXPECT_EQ(plan.lanes, plan.group_units < plan.units ? kMaxLanes : 1);
+    }
+  }
+  AttendSizes sizes = kLlama;
+  sizes.num_sets = 8;
+  EXPECT_EQ(plan_attend(sizes, true).group_units, 4) << "two lanes of 4 fill 1.5 times Q";
+}
+
 TEST(CudaConfig, PlanKeysDifferWherePlansDo) {
-  AttendShape base;
+  CudnnShape base;
   base.q_len = base.kv_len = 4096;
   base.q_heads = 32;
   base.kv_heads = 8;
   std::set<size_t> hashes = {hash_of(base)};
   size_t variants = 1;
   const auto vary = [&](auto&& change) {
-    AttendShape shape = base;
+    CudnnShape shape = base;
     change(shape);
     EXPECT_FALSE(shape == base);
     hashes.insert(hash_of(shape));
     ++variants;
   };
-  vary([](AttendShape& s) { s.dtype = TSP_F16; });
-  vary([](AttendShape& s) { s.head_dim = 64; });
-  vary([](AttendShape& s) { s.batch = 2; });
-  vary([](AttendShape& s) { s.q_heads = 16; });
-  vary([](AttendShape& s) { s.kv_heads = 4; });
-  vary([](AttendShape& s) { s.q_len = 2048; });
-  vary([](AttendShape& s) { s.kv_len = 2048; });
-  vary([](AttendShape& s) { s.with_lse = true; });
-  vary([](AttendShape& s) { s.padded = false; });
-  vary([](AttendShape& s) { s.scale = 0.5f; });
-  vary([](AttendShape& s) { s.q.token = 1; });
-  vary([](AttendShape& s) { s.k.token = 1; });
-  vary([](AttendShape& s) { s.v.head = 1; });
-  vary([](AttendShape& s) { s.out.batch = 1; });
-  vary([](AttendShape& s) { s.lse.head = 1; });
+  vary([](CudnnShape& s) { s.dtype = TSP_F16; });
+  vary([](CudnnShape& s) { s.head_dim = 64; });
+  vary([](CudnnShape& s) { s.batch = 2; });
+  vary([](CudnnShape& s) { s.q_heads = 16; });
+  vary([](CudnnShape& s) { s.kv_heads = 4; });
+  vary([](CudnnShape& s) { s.q_len = 2048; });
+  vary([](CudnnShape& s) { s.kv_len = 2048; });
+  vary([](CudnnShape& s) { s.with_lse = true; });
+  vary([](CudnnShape& s) { s.padded = false; });
+  vary([](CudnnShape& s) { s.scale = 0.5f; });
+  vary([](CudnnShape& s) { s.q.token = 1; });
+  vary([](CudnnShape& s) { s.k.token = 1; });
+  vary([](CudnnShape& s) { s.v.head = 1; });
+  vary([](CudnnShape& s) { s.out.batch = 1; });
+  vary([](CudnnShape& s) { s.lse.head = 1; });
   EXPECT_EQ(hashes.size(), variants);
-  EXPECT_EQ(hash_of(base), hash_of(AttendShape(base)));
+  EXPECT_EQ(hash_of(base), hash_of(CudnnShape(base)));
 }
 
 }  // namespace

@@ -6,12 +6,13 @@ set(cuda_instances bf16_d128)
 if(NOT TOKENSPARSE_CUDA_MIN)
   list(APPEND cuda_instances bf16_d64 f16_d64 f16_d128)
 endif()
-set(cuda_kernels cuda/select.cu cuda/compress.cu cuda/decompress.cu cuda/score/pool.cu
-                 cuda/attend/poison.cu)
-set(cuda_sm90_kernels cuda/select_sm90.cu)
+set(cuda_kernels cuda/select/select.cu cuda/compress/compress.cu cuda/compress/decompress.cu
+                 cuda/score/pool.cu cuda/attend/poison.cu)
+set(cuda_sm90_kernels cuda/select/sm90/select.cu)
 foreach(instance IN LISTS cuda_instances)
-  list(APPEND cuda_sm90_kernels cuda/score/score_sm90_${instance}.cu)
-  list(APPEND cuda_kernels cuda/score/score_${instance}.cu cuda/attend/attend_${instance}.cu)
+  list(APPEND cuda_sm90_kernels cuda/score/sm90/score_${instance}.cu)
+  list(APPEND cuda_kernels cuda/score/sm80/score_${instance}.cu
+                           cuda/attend/sm80/attend_${instance}.cu)
 endforeach()
 
 # wgmma and clusters need a target of their own, which runs on compute capability 9.0 alone.
@@ -25,9 +26,10 @@ target_compile_options(tokensparse_sm90 PRIVATE ${TSP_CUDA_SM90_FLAGS})
 
 target_sources(tokensparse PRIVATE
   ${cuda_kernels} $<TARGET_OBJECTS:tokensparse_sm90>
-  cuda/attend_entry.cc cuda/attend_op.cc cuda/attend_plan.cc cuda/attend_shape.cc cuda/compress_op.cc cuda/cuda_ops.cc
-  cuda/kernels.cc cuda/prefill_op.cc cuda/score_op.cc cuda/select_op.cc
-  cuda/state.cc)
+  cuda/attend/attend_op.cc cuda/attend/attend_plan.cc cuda/attend/attend_run.cc
+  cuda/attend/attend_task.cc cuda/attend/cudnn_shape.cc cuda/attend/engine_cudnn.cc
+  cuda/attend/engine_own.cc cuda/compress/compress_op.cc cuda/cuda_ops.cc cuda/instances.cc
+  cuda/prefill_op.cc cuda/score/score_op.cc cuda/select/select_op.cc cuda/state.cc)
 set_target_properties(tokensparse PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20
                                              CUDA_EXTENSIONS OFF)
 target_compile_definitions(tokensparse PRIVATE TSP_WITH_CUDA
@@ -41,11 +43,11 @@ target_link_options(tokensparse PRIVATE
   -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cuda/exports.map)
 
 if(TOKENSPARSE_CUDNN_FRONTEND_INCLUDE AND TOKENSPARSE_CUDNN_INCLUDE)
-  target_sources(tokensparse PRIVATE cuda/cudnn_attend.cc)
-  set_source_files_properties(cuda/cudnn_attend.cc PROPERTIES
+  target_sources(tokensparse PRIVATE cuda/attend/cudnn_attend.cc)
+  set_source_files_properties(cuda/attend/cudnn_attend.cc PROPERTIES
     COMPILE_DEFINITIONS NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
     INCLUDE_DIRECTORIES "${TOKENSPARSE_CUDNN_FRONTEND_INCLUDE};${TOKENSPARSE_CUDNN_INCLUDE}"
     COMPILE_OPTIONS "-Wno-error;-w")
 else()
-  target_sources(tokensparse PRIVATE cuda/cudnn_absent.cc)
+  target_sources(tokensparse PRIVATE cuda/attend/cudnn_absent.cc)
 endif()

@@ -4,7 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 #include "core/error.h"
 
@@ -17,12 +19,20 @@ namespace tsp::cuda {
   return fail(TSP_INTERNAL, "%s failed: %s", what, cudaGetErrorString(error));
 }
 
-/// From Hopper on a kernel may start while the one before it drains.
+/// From Hopper on a kernel may start while the one before it drains. A device is asked once.
 [[nodiscard]] inline bool starts_early() {
+  constexpr int kDevices = 64;
+  enum : int8_t { kUnknown, kNo, kYes };
+  static std::atomic<int8_t> known[kDevices];
   int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  int8_t answer = known[device].load(std::memory_order_relaxed);
+  if (answer == kUnknown &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess) {
+    answer = major >= 9 ? kYes : kNo;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == kYes;
 }
 
 /// Launches `kernel(args...)`. `shared_bytes` above 48 KB raises the kernel's limit first. Every

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/scratch.h"
-#include "cuda/select.h"
+#include "cuda/select/select.h"
 #include "cuda/state.h"
 
 namespace tsp::cuda {

@@ -4,7 +4,7 @@
 // [indices][kept][scores, then the pieces of score and select | the pieces of attend].
 #include <algorithm>
 
-#include "cuda/attend_op.h"
+#include "cuda/attend/attend_run.h"
 #include "cuda/ops.h"
 
 namespace tsp::cuda {
@@ -53,36 +53,21 @@ bool dense(const tsp_prefill_params_t& p, const Seq& seq) {
   return is_dense(seq, p.window, p.min_tokens, p.coverage, p.keep);
 }
 
-/// The lists and counts are of one sequence at a time: the next reuses them.
-Layout place(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* base) {
+/// The lists and counts are of one sequence at a time: the next reuses them. `shared` comes last,
+/// so that a run finds the pieces without its size.
+Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
   Scratch scratch(base);
   Layout layout;
-  State& state = state_of(ctx);
-  const tsp_attend_params_t a = attend_params(p);
-  const tsp_score_params_t s = score_params(p);
-  size_t shared = 0;
-  int64_t longest = 0;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    const bool sparse = !dense(p, seq);
-    const int32_t sets = sparse ? p.selected.num_sets : static_cast<int32_t>(p.k.heads);
-    shared =
-        std::max(shared, attend_scratch_bytes(plan_attend(state, a, seq, sparse, sets), a, sets));
-    if (!sparse) continue;
-    longest = std::max<int64_t>(longest, seq.k_len);
-    Scratch steps(nullptr);
-    steps.take<float>(p.q.heads * seq.prefix_len(p.window));
-    steps.take<unsigned char>(static_cast<int64_t>(
-        std::max(score_scratch_bytes(state, s, seq),
-                 select_scratch_bytes(seq.prefix_len(p.window), p.selected.num_sets))));
-    shared = std::max(shared, steps.used());
+    if (!dense(p, seq)) layout.set_stride = std::max<int64_t>(layout.set_stride, seq.k_len);
   }
-  layout.set_stride = longest;
-  if (longest > 0 && p.selected.indices == nullptr) {
-    layout.indices = scratch.take<int32_t>(p.selected.num_sets * longest);
+  const bool lists = layout.set_stride > 0;
+  if (lists && p.selected.indices == nullptr) {
+    layout.indices = scratch.take<int32_t>(p.selected.num_sets * layout.set_stride);
   }
-  if (longest > 0 && p.selected.kept == nullptr) layout.kept = scratch.take<int32_t>(1);
-  layout.shared = scratch.take<unsigned char>(static_cast<int64_t>(shared));
+  if (lists && p.selected.kept == nullptr) layout.kept = scratch.take<int32_t>(1);
+  layout.shared = scratch.take<unsigned char>(static_cast<int64_t>(shared_bytes));
   layout.bytes = scratch.used();
   return layout;
 }
@@ -97,26 +82,37 @@ Sets sets_of(const tsp_prefill_params_t& p, const Seq& seq, const Layout& layout
   return sets;
 }
 
+/// What the steps of one sequence need of the memory that they share.
+size_t shared_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq) {
+  State& state = state_of(ctx);
+  const tsp_attend_params_t a = attend_params(p);
+  if (dense(p, seq)) return attend_scratch_bytes(state, dense_task(a, seq));
+  Scratch steps(nullptr);
+  steps.take<float>(p.q.heads * seq.prefix_len(p.window));
+  steps.take<unsigned char>(static_cast<int64_t>(
+      std::max(score_scratch_bytes(state, score_params(p), seq),
+               select_scratch_bytes(seq.prefix_len(p.window), p.selected.num_sets))));
+  const AttendTask task = sparse_task(a, seq, Sets{}, p.selected.num_sets);
+  return std::max(steps.used(), attend_scratch_bytes(state, task));
+}
+
 tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq,
                           const Layout& layout) {
   State& state = state_of(ctx);
   const cudaStream_t stream = stream_of(ctx);
   const tsp_attend_params_t a = attend_params(p);
-  AttendTask task{&a, seq, !dense(p, seq), 0, {}};
-  if (!task.sparse) {
-    task.num_sets = static_cast<int32_t>(p.k.heads);
+  if (dense(p, seq)) {
     const Sets wanted = make_sets(p.selected, seq, p.q.heads);
     if (wanted.indices != nullptr || wanted.kept != nullptr) {
       TSP_RETURN_IF_ERROR(launch_keep_all(wanted, p.selected.num_sets, seq.k_len, stream));
     }
-    return run_attend(state, task, layout.shared, stream);
+    return run_attend(state, dense_task(a, seq), layout.shared, stream);
   }
   const int32_t prefix_len = seq.prefix_len(p.window);
   Scratch steps(layout.shared);
   const Values scores{steps.take<float>(p.q.heads * prefix_len), 1, prefix_len};
   void* const scratch = layout.shared + steps.used();
-  task.sets = sets_of(p, seq, layout);
-  task.num_sets = p.selected.num_sets;
+  const AttendTask task = sparse_task(a, seq, sets_of(p, seq, layout), p.selected.num_sets);
   TSP_RETURN_IF_ERROR(run_score(state, score_params(p), seq, scores, scratch, stream));
   const SelectTask select{scores,        task.sets, static_cast<int32_t>(p.q.heads),
                           task.num_sets, p.window,  p.min_tokens,
@@ -129,13 +125,17 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
 
 size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);
-  return place(ctx, p, nullptr).bytes;
+  size_t shared = 0;
+  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
+    shared = std::max(shared, shared_bytes(ctx, p, seq_at(p.batch, b)));
+  }
+  return place(p, shared, nullptr).bytes;
 }
 
 tsp_status_t prefill(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(check_attend_memory(ctx, attend_params(p)));
-  const Layout layout = place(ctx, p, p.workspace);
+  const Layout layout = place(p, 0, p.workspace);
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     TSP_RETURN_IF_ERROR(run_sequence(ctx, p, seq_at(p.batch, b), layout));
   }

@@ -2,7 +2,7 @@
 // Reading index sets on the device: lengths, entries, search. No list means every token.
 #pragma once
 
-#include "cuda/rows.h"
+#include "cuda/views.h"
 
 namespace tsp::cuda {
 

@@ -6,6 +6,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <initializer_list>
+
 #include "cuda/launch.h"
 
 namespace tsp::cuda {

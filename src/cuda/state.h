@@ -8,7 +8,7 @@
 
 #include "core/context.h"
 #include "core/error.h"
-#include "cuda/cudnn_attend.h"
+#include "cuda/attend/cudnn_attend.h"
 #include "cuda/side_stream.h"
 #include "tokensparse/tokensparse.h"
 

@@ -13,6 +13,7 @@ constexpr int kAttendTileKv = 64;  // S of 32 x 64 and O of 32 x D fit 255 regis
 constexpr int kAttendStages = 2;
 constexpr int kAttendBlocksPerSm = 2;  // one block's softmax runs under the other's products
 constexpr int kNoBand = 0x7fffffff;
+constexpr int kFlagRows = 128;  // rows that share a "V has a NaN or an infinity" flag
 
 /// Shared memory of a block: Q, the stages of K and V, and 32 bytes about the block's task.
 constexpr size_t attend_shared_bytes(int head_dim) {

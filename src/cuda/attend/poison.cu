@@ -2,9 +2,9 @@
 // Kernels read V with every NaN and infinity replaced by 0, because a masked weight of 0 would turn
 // them into NaN in rows that do not see them. Here they reach the rows that do: a warp a row, the
 // sum of what the row's keys hold that is not finite. Runs only where V has such values.
-#include "cuda/attend/attend.h"
+#include "cuda/attend/attend_args.h"
 #include "cuda/launch.h"
-#include "cuda/mma.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/sets.cuh"
 
 namespace tsp::cuda {

@@ -4,8 +4,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/rows.h"
 #include "cuda/score/score_config.h"
+#include "cuda/views.h"
 
 namespace tsp::cuda {
 

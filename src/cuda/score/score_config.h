@@ -25,10 +25,8 @@ constexpr float kNoMax = -1e30f;        // maximum over no key: finite, so no in
 constexpr float kRescaleAbove = 16.f;   // terms may reach 2^16 before the maximum moves
 constexpr float kRaiseAbove = 65536.f;  // the same, of a sum of terms
 
-template <int kHeadDim>
-constexpr int score_stage_bytes() {
-  return kScoreTileKeys * kHeadDim * 2;
-}
+/// The least that a block may have where the sm_80 kernels run: compute capability 8.6 and 8.9.
+constexpr size_t kSmallestBlockLimit = size_t{99} * 1024;
 
 /// How one sequence is cut. A block owns one KV head, `heads_per_block` of its query heads and one
 /// chunk of the keys; its 16 warps own 32 query rows each. A window of more than 512 rows does not

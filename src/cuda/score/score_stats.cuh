@@ -2,7 +2,7 @@
 // What the first pass of score leaves for the second.
 #pragma once
 
-#include "cuda/mma.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/score/score.h"
 
 namespace tsp::cuda {

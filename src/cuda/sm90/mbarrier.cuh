@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/mma.cuh"
+#include "cuda/ptx.cuh"
 
 namespace tsp::cuda {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cuda/mma.cuh"
+#include "cuda/ptx.cuh"
 
 namespace tsp::cuda {
 

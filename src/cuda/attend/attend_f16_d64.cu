@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: MIT
-// attend, f16, head dim 64.
-#include "cuda/attend/attend_kernel.cuh"
-
-namespace tsp::cuda {
-template tsp_status_t launch_attend<F16, 64>(const AttendArgs&, cudaStream_t);
-}  // namespace tsp::cuda

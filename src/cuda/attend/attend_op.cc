@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// The table's attend: checks, then one sequence after the other over the same workspace.
+#include <algorithm>
+
+#include "cuda/attend/attend_run.h"
+#include "cuda/ops.h"
+
+namespace tsp::cuda {
+namespace {
+
+AttendTask task_of(const tsp_attend_params_t& p, const Seq& seq) {
+  if (p.selected.indices == nullptr) return dense_task(p, seq);
+  return sparse_task(p, seq, make_sets(p.selected, seq, p.q.heads), p.selected.num_sets);
+}
+
+}  // namespace
+
+tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
+  const struct {
+    const char* name;
+    const tsp_tensor_t& view;
+  } views[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}};
+  for (const auto& view : views) {
+    TSP_RETURN_IF_ERROR(check_rows(ctx, view.name, view.view, false));
+    TSP_RETURN_IF_ERROR(check_same_dtype(view.name, view.view, p.q));
+  }
+  return TSP_OK;
+}
+
+tsp_status_t check_attend_memory(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
+  TSP_RETURN_IF_ERROR(check_stream(ctx));
+  TSP_RETURN_IF_ERROR(check_rows(ctx, "q", p.q, true));
+  TSP_RETURN_IF_ERROR(check_rows(ctx, "k", p.k, true));
+  TSP_RETURN_IF_ERROR(check_rows(ctx, "v", p.v, true));
+  TSP_RETURN_IF_ERROR(check_rows(ctx, "out", p.out, true));
+  if (p.lse.data != nullptr) TSP_RETURN_IF_ERROR(check_pointer(ctx, "lse", p.lse.data));
+  TSP_RETURN_IF_ERROR(check_set_memory(ctx, p.selected));
+  return check_pointer(ctx, "workspace", p.workspace);
+}
+
+size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
+  const DeviceGuard guard(ctx);
+  size_t bytes = 0;
+  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
+    bytes = std::max(bytes, attend_scratch_bytes(state_of(ctx), task_of(p, seq_at(p.batch, b))));
+  }
+  return bytes;
+}
+
+tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p) {
+  const DeviceGuard guard(ctx);
+  TSP_RETURN_IF_ERROR(check_attend_memory(ctx, p));
+  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
+    TSP_RETURN_IF_ERROR(
+        run_attend(state_of(ctx), task_of(p, seq_at(p.batch, b)), p.workspace, stream_of(ctx)));
+  }
+  return TSP_OK;
+}
+
+}  // namespace tsp::cuda

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#include "cuda/attend/attend_task.h"
+
+namespace tsp::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+AttendTask dense_task(const tsp_attend_params_t& params, const Seq& seq) {
+  AttendTask task{&params, seq, false, static_cast<int32_t>(params.k.heads), {}};
+  task.sets.heads_per_set = static_cast<int32_t>(params.q.heads / params.k.heads);
+  return task;
+}
+
+AttendTask sparse_task(const tsp_attend_params_t& params, const Seq& seq, const Sets& sets,
+                       int32_t num_sets) {
+  return {&params, seq, true, num_sets, sets};
+}
+
+AttendSizes AttendTask::sizes() const {
+  AttendSizes sizes;
+  sizes.q_len = seq.q_len;
+  sizes.k_len = seq.k_len;
+  sizes.q_heads = q_heads();
+  sizes.kv_heads = kv_heads();
+  sizes.head_dim = head_dim();
+  sizes.num_sets = sparse ? num_sets : 0;
+  sizes.paged = params->k.block_table != nullptr;
+  return sizes;
+}
+
+AttendMemory place_attend(const AttendTask& task, const AttendPlan& plan, Scratch& scratch) {
+  const int64_t dim = task.head_dim();
+  AttendMemory m{};
+  // The band pass flags by KV head over all tokens: never more than the units' flags.
+  m.num_flags = 1 + plan.units * plan.flag_stride;
+  m.flags = scratch.take<uint32_t>(m.num_flags);
+  m.q_first = scratch.take<int32_t>(task.num_sets);
+  m.q_lens = scratch.take<int32_t>(1);
+  m.kv_lens = scratch.take<int32_t>(1);
+  if (plan.engine == Engine::kOwn) return m;
+  for (int32_t i = 0; i < plan.lanes; ++i) {
+    Copies& c = m.lanes[i];
+    if (plan.engine == Engine::kCudnnDirect) {
+      c.v = scratch.take<uint16_t>(int64_t{plan.units} * plan.capacity * dim);
+    } else {
+      const int64_t kv = int64_t{plan.group_units} * plan.capacity * dim;
+      const int64_t rows = int64_t{plan.group_units} * plan.q_heads * plan.q_capacity;
+      c.k = scratch.take<uint16_t>(kv);
+      c.v = scratch.take<uint16_t>(kv);
+      if (!plan.q_in_out) c.q = scratch.take<uint16_t>(rows * dim);
+      c.out = scratch.take<uint16_t>(rows * dim);
+      if (task.params->lse.data != nullptr) c.lse = scratch.take<float>(rows);
+    }
+    c.cudnn = scratch.take<unsigned char>(static_cast<int64_t>(plan.cudnn_bytes));
+  }
+  return m;
+}
+
+AttendArgs attend_args(const AttendTask& task, const AttendMemory& memory) {
+  const tsp_attend_params_t& p = *task.params;
+  AttendArgs a{};
+  a.q = q_rows(p.q, task.seq);
+  a.k = k_rows(p.k, task.seq);
+  a.v = k_rows(p.v, task.seq);
+  a.out = q_rows(p.out, task.seq);
+  a.lse = make_values(p.lse, task.seq.q_begin);
+  a.sets = task.sets;
+  a.q_first = task.sparse ? memory.q_first : nullptr;
+  a.q_len = task.seq.q_len;
+  a.k_len = task.seq.k_len;
+  a.group = task.q_heads() / task.kv_heads();
+  a.num_heads = task.q_heads();
+  a.scale_log2 = p.scale * kLog2E;
+  a.flags = memory.flags;
+  a.band = kNoBand;
+  return a;
+}
+
+CompressArgs compress_args(const AttendTask& task, const AttendPlan& plan,
+                           const AttendMemory& memory, const Units& units) {
+  CompressArgs a{};
+  a.v = k_rows(task.params->v, task.seq);
+  a.sets = task.sets;
+  a.units = units;
+  a.flags = memory.flags;
+  a.flag_stride = plan.flag_stride;
+  a.exponent_mask = task.params->q.dtype == TSP_BF16 ? 0x7f807f80u : 0x7c007c00u;
+  a.q_pos = task.seq.q_pos();
+  a.k_len = task.seq.k_len;
+  a.capacity = task.seq.k_len;
+  return a;
+}
+
+DecompressArgs decompress_args(const AttendTask& task) {
+  const tsp_attend_params_t& p = *task.params;
+  DecompressArgs a{};
+  a.out = q_rows(p.out, task.seq);
+  a.lse_out = make_values(p.lse, task.seq.q_begin);
+  a.sets = task.sets;
+  a.num_heads = task.q_heads();
+  a.q_len = task.seq.q_len;
+  a.k_len = task.seq.k_len;
+  a.clear_dropped = p.dropped == TSP_DROPPED_ZERO;
+  return a;
+}
+
+}  // namespace tsp::cuda

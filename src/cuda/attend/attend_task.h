@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// One sequence of attend, ready for engines: what it reads and writes, and its workspace.
+#pragma once
+
+#include "cuda/attend/attend_args.h"
+#include "cuda/attend/attend_plan.h"
+#include "cuda/compress/compress.h"
+#include "cuda/scratch.h"
+#include "tokensparse/attend.h"
+
+namespace tsp::cuda {
+
+struct AttendTask {
+  const tsp_attend_params_t* params;
+  Seq seq;
+  bool sparse;       // has index sets
+  int32_t num_sets;  // S; Hkv when dense
+  Sets sets;         // when dense: every token
+
+  int32_t head_dim() const { return static_cast<int32_t>(params->q.dim); }
+  int32_t q_heads() const { return static_cast<int32_t>(params->q.heads); }
+  int32_t kv_heads() const { return static_cast<int32_t>(params->k.heads); }
+  AttendSizes sizes() const;
+};
+AttendTask dense_task(const tsp_attend_params_t& params, const Seq& seq);
+AttendTask sparse_task(const tsp_attend_params_t& params, const Seq& seq, const Sets& sets,
+                       int32_t num_sets);
+
+/// Compact copies of a group of units.
+struct Copies {
+  uint16_t* k;  // [group units, capacity, D]
+  uint16_t* v;
+  uint16_t* q;  // [group units * q_heads, q_capacity, D]; null: in `out`
+  uint16_t* out;
+  float* lse;  // [group units * q_heads, q_capacity]
+  void* cudnn;
+};
+
+/// Where the pieces of the workspace lie.
+struct AttendMemory {
+  uint32_t* flags;  // a word for any, then [units, flag_stride]
+  int64_t num_flags;
+  int32_t* q_first;  // [S]
+  int32_t* q_lens;   // [1]
+  int32_t* kv_lens;  // [1]
+  Copies lanes[kMaxLanes];
+};
+AttendMemory place_attend(const AttendTask& task, const AttendPlan& plan, Scratch& scratch);
+
+/// Arguments of the kernels that engines share.
+AttendArgs attend_args(const AttendTask& task, const AttendMemory& memory);
+CompressArgs compress_args(const AttendTask& task, const AttendPlan& plan,
+                           const AttendMemory& memory, const Units& units);
+DecompressArgs decompress_args(const AttendTask& task);
+inline Units all_units(const AttendPlan& plan) {
+  return {0, plan.units, plan.per_kv, plan.q_heads};
+}
+
+}  // namespace tsp::cuda

@@ -1,7 +1,0 @@
-// SPDX-License-Identifier: MIT
-// score, bf16, head dim 128.
-#include "cuda/score/score_kernel.cuh"
-
-namespace tsp::cuda {
-template tsp_status_t launch_score<Bf16, 128>(const ScoreArgs&, cudaStream_t);
-}  // namespace tsp::cuda
