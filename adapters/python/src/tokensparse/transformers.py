@@ -16,14 +16,13 @@ happened in each layer.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import warnings
 import weakref
 from typing import Any
 
 from . import ops
-from ._library import InvalidArgument, Unsupported
+from ._library import Unsupported
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._report import LayerReport, Report
@@ -34,31 +33,14 @@ need("transformers", "5.0", "tokensparse.transformers")
 
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask
-from transformers.utils.import_utils import is_tracing
+
+from ._masks import as_mask, check_spans, dense_mask, is_spans, mask, options_of
 
 __all__ = ["Options", "Profile", "Report", "configure", "profile", "report"]
 
 NAME = "tokensparse"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _reports: weakref.WeakKeyDictionary[Any, LayerReport] = weakref.WeakKeyDictionary()
-
-
-@functools.cache
-def _environment_options() -> Options:
-    return Options.from_environment()
-
-
-@functools.cache
-def _parsed(text: str) -> Options:
-    import ast
-
-    return Options.make(ast.literal_eval(text))
-
-
-def _options(config: Any) -> Options:
-    stored = getattr(config, NAME, None)
-    return _environment_options() if stored is None else _parsed(repr(stored))
 
 
 def _attention_modules(model: Any) -> list[Any]:
@@ -79,7 +61,7 @@ def configure(model: Any, options: Options | None = None, **changes: Any) -> Opt
     Raises:
       InvalidArgument: an option that is not one, or breaks its rule.
     """
-    base = options if options is not None else _options(model.config)
+    base = options if options is not None else options_of(model.config)
     merged = Options.make({**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}})
     if changes:
         fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
@@ -137,135 +119,6 @@ def profile(
             setattr(config, NAME, stored)
 
 
-def _spans(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: Any,
-    kv_offset: int,
-    mask_function: Any,
-    attention_mask: Any,
-    allow_is_causal_skip: bool,
-    config: Any,
-) -> Any:
-    """int32 [batch, 1, q_length, 3] on the host: first and one past the last real token of each row
-    of the batch, and the position of the first query. A sentence where the mask is anything but causal
-    over such spans.
-
-    The shape is one that transformers hands on where it would build the mask a second time (`generate`
-    builds it before the forward for caches of a fixed size), and it tells the call it belongs to.
-    """
-    if is_tracing(attention_mask):
-        return "compiled"
-    if q_length < _options(config).min_query:
-        return "decode" if q_length == 1 else "short call"
-    if mask_function is not causal_mask_function or not allow_is_causal_skip:
-        return "mask is not plain causal"
-    if kv_offset != 0:
-        return "cache holds a window of the keys"
-    offset = int(q_offset)
-    end = offset + q_length
-    if end > kv_length:
-        return "cache holds fewer keys than positions"
-    if attention_mask is None:
-        return _as_mask([[0, end, offset]] * batch_size, q_length)
-    if attention_mask.shape[1] < end:
-        raise InvalidArgument(
-            f"attention_mask: must cover the {end} tokens up to the last query, "
-            f"covers {attention_mask.shape[1]}"
-        )
-    seen = attention_mask[:, :end].to(torch.int32)
-    last = end - seen.flip(1).argmax(1)
-    bounds = torch.stack([seen.argmax(1), last, seen.sum(1)], 1).cpu().tolist()
-    if any(count not in (0, past - first) for first, past, count in bounds):
-        return "holes in the attention mask"
-    rows = [[first, past if count else first, offset] for first, past, count in bounds]
-    return _as_mask(rows, q_length)
-
-
-def _as_mask(rows: list[list[int]], q_length: int) -> Any:
-    return torch.tensor(rows, dtype=torch.int32)[:, None, None].expand(-1, 1, q_length, 3)
-
-
-def mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: Any = 0,
-    kv_offset: int = 0,
-    mask_function: Any = causal_mask_function,
-    attention_mask: Any = None,
-    allow_is_causal_skip: bool = True,
-    config: Any = None,
-    **kwargs: Any,
-) -> Any:
-    """The mask of a forward pass: spans for calls that tokensparse serves, else sdpa's mask."""
-    spans = _spans(
-        batch_size,
-        q_length,
-        kv_length,
-        q_offset,
-        kv_offset,
-        mask_function,
-        attention_mask,
-        allow_is_causal_skip,
-        config,
-    )
-    if not isinstance(spans, str):
-        return spans
-    made = sdpa_mask(
-        batch_size=batch_size,
-        q_length=q_length,
-        kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
-        mask_function=mask_function,
-        attention_mask=attention_mask,
-        allow_is_causal_skip=allow_is_causal_skip,
-        config=config,
-        **kwargs,
-    )
-    if made is not None:
-        made.tokensparse_reason = spans
-    return made
-
-
-def _is_spans(attention_mask: Any) -> bool:
-    return (
-        attention_mask is not None
-        and attention_mask.dtype == torch.int32
-        and attention_mask.dim() == 4
-        and attention_mask.shape[-1] == 3
-    )
-
-
-def _check_spans(spans: Any, query: Any, key: Any) -> list[list[int]]:
-    """The spans of each row of the batch.
-
-    Raises:
-      InvalidArgument: they were made for another call.
-    """
-    rows = spans[:, 0, 0].tolist()
-    batch, _, q_len, _ = query.shape
-    longest = max(past for _, past, _ in rows)
-    if (len(rows), spans.shape[2]) != (batch, q_len) or longest > key.shape[2]:
-        raise InvalidArgument(
-            f"attention_mask: must be made for {batch} sequences of {q_len} query rows and at most "
-            f"{key.shape[2]} keys, is for {len(rows)} of {spans.shape[2]} and {longest} keys"
-        )
-    return rows
-
-
-def _dense_mask(spans: Any, query: Any, key: Any) -> Any:
-    """The boolean [batch, 1, Sq, Skv] mask that the spans stand for."""
-    first, past, offset = spans[:, 0, 0].to(query.device)[:, :, None, None].unbind(1)
-    rows = torch.arange(query.shape[2], device=query.device)[:, None] + offset
-    columns = torch.arange(key.shape[2], device=query.device)[None]
-    visible = (columns <= rows) & (columns >= first) & (columns < past)
-    # A row of padding sees nothing; let it see itself so that its softmax stays finite.
-    return (visible | ((columns == rows) & ~visible.any(-1, keepdim=True)))[:, None]
-
-
 def _stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any):
     """The kernel the model would use without us: sdpa, or eager for what sdpa leaves out."""
     if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
@@ -278,8 +131,8 @@ def _stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *
         )
     if attention_mask is None and query.shape[2] > 1:
         offset = key.shape[2] - query.shape[2]
-        spans = _as_mask([[0, key.shape[2], offset]] * query.shape[0], query.shape[2])
-        attention_mask = _dense_mask(spans, query, key)
+        spans = as_mask([[0, key.shape[2], offset]] * query.shape[0], query.shape[2])
+        attention_mask = dense_mask(spans, query, key)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         lowest = torch.finfo(query.dtype).min
         attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
@@ -318,7 +171,7 @@ def _foreign(query: Any, attention_mask: Any, kwargs: Any) -> str:
         return "decode"
     if kwargs.get("sliding_window") is not None:
         return "sliding window"
-    if query.shape[2] < _options(None).min_query:
+    if query.shape[2] < options_of(None).min_query:
         return "short call"
     if attention_mask is None:
         return "no mask, or not made by this package"
@@ -342,8 +195,8 @@ def attention(
       ([B, Sq, H, D], None)
     """
     if torch.compiler.is_compiling():
-        if _is_spans(attention_mask):  # made before the compiled part
-            attention_mask = _dense_mask(attention_mask, query, key)
+        if is_spans(attention_mask):  # made before the compiled part
+            attention_mask = dense_mask(attention_mask, query, key)
         return _stock(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
@@ -351,9 +204,9 @@ def attention(
     seen = _reports.get(module)
     if seen is None:
         seen = _reports[module] = LayerReport(getattr(module, "layer_idx", None) or 0)
-    ours = _is_spans(attention_mask)
+    ours = is_spans(attention_mask)
     if ours:
-        spans = _check_spans(attention_mask, query, key)
+        spans = check_spans(attention_mask, query, key)
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
     else:
         reason = _foreign(query, attention_mask, kwargs)
@@ -364,7 +217,7 @@ def attention(
             reason = str(error)
     seen.stock[reason] += 1
     if ours:
-        attention_mask = _dense_mask(attention_mask, query, key)
+        attention_mask = dense_mask(attention_mask, query, key)
     return _stock(
         module, query, key, value, attention_mask,
         dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
@@ -381,7 +234,7 @@ def _serve(
     scaling: float | None,
 ) -> Any:
     config = getattr(module, "config", None)
-    options = _options(config)
+    options = options_of(config)
     sparse = options.is_sparse(seen.layer, getattr(config, "num_hidden_layers", None))
     batch, heads, q_len, dim = query.shape
     out = query.new_empty((batch, q_len, heads, dim))
