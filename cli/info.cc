@@ -77,8 +77,8 @@ void print_info(bool json) {
     return;
   }
   std::printf("tokensparse  %s, C ABI %u\n", tsp_version(), tsp_abi_version());
-  std::printf("cpu          %s, %d threads (this machine can run: %s)\n", cpu.isa().c_str(),
-              cpu.threads(), tsp_cpu_isas());
+  std::printf("cpu          %s, %d thread%s (this machine can run: %s)\n", cpu.isa().c_str(),
+              cpu.threads(), cpu.threads() == 1 ? "" : "s", tsp_cpu_isas());
   std::printf("cuda         %s%s\n", has_gpu ? "" : "no: ", cuda.c_str());
   for (const Gpu& card : list_gpus()) {
     std::printf("gpu          %s, %.1f GiB, compute capability %d.%d, driver %s\n",

@@ -4,7 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <system_error>
+
+#include "tests/support/memory_limit.h"
 
 namespace tsp {
 namespace {
@@ -37,6 +41,41 @@ TEST(ThreadPool, Resizes) {
     pool.run([&](int32_t i) { sum += i + 1; });
     EXPECT_EQ(sum, num_threads * (num_threads + 1) / 2);
   }
+}
+
+TEST(ThreadPool, WorkersThatComeLateTakePartInTheNextRunOnly) {
+  ThreadPool pool(2);
+  std::vector<int> runs(8);
+  for (int repeat = 0; repeat < 50; ++repeat) {
+    for (const int32_t num_threads : {2, 8, 5}) {
+      pool.resize(num_threads);
+      std::fill(runs.begin(), runs.end(), 0);
+      pool.run([&](int32_t i) { ++runs[static_cast<size_t>(i)]; });
+      for (int32_t i = 0; i < 8; ++i) {
+        ASSERT_EQ(runs[static_cast<size_t>(i)], i < num_threads) << num_threads;
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, StaysAsItWasWhereTheSystemRefusesThreads) {
+  ThreadPool pool(3);
+  {
+    const test::MemoryLimit limit;
+    if (!limit.works()) GTEST_SKIP() << "memory cannot be limited here";
+    EXPECT_THROW(pool.resize(1024), std::system_error);
+    EXPECT_THROW(ThreadPool(1024), std::system_error);
+  }
+  EXPECT_EQ(pool.size(), 3);
+  for (int repeat = 0; repeat < 100; ++repeat) {
+    std::atomic<int32_t> sum = 0;
+    pool.run([&](int32_t i) { sum += i + 1; });
+    EXPECT_EQ(sum, 6);
+  }
+  pool.resize(5);
+  std::atomic<int32_t> sum = 0;
+  pool.run([&](int32_t i) { sum += i + 1; });
+  EXPECT_EQ(sum, 15);
 }
 
 TEST(ThreadPool, UsesACallersPool) {

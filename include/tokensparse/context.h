@@ -24,7 +24,7 @@ typedef void (*tsp_parallel_fn)(void* user, int32_t num_threads, void (*fn)(void
 typedef struct tsp_context_options {
   uint32_t struct_size;
   int32_t backend;      ///< tsp_backend_t
-  int32_t num_threads;  ///< CPU: 0 = every core this process may use
+  int32_t num_threads;  ///< CPU: 0 = as many as this process may keep busy (affinity, CPU quota)
   int32_t device;       ///< CUDA: device ordinal
   const char* isa;      ///< CPU: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon";
                         ///< null = TOKENSPARSE_ISA from the environment, else the best there is. A
@@ -43,7 +43,8 @@ TSP_API void tsp_context_options_init(tsp_context_options_t* options, uint32_t s
 TSP_API tsp_status_t tsp_context_create(const tsp_context_options_t* options, tsp_context_t** ctx);
 /// Null is allowed. Waits for the context's threads, not for its stream.
 TSP_API void tsp_context_destroy(tsp_context_t* ctx);
-/// Changes the number of threads (CPU) for the calls that follow.
+/// Changes the number of threads (CPU) for the calls that follow. Where the system refuses so many,
+/// TSP_OUT_OF_MEMORY, and the number stays what it was.
 TSP_API tsp_status_t tsp_context_set_threads(tsp_context_t* ctx, int32_t num_threads);
 /// Changes the stream (CUDA) for the calls that follow.
 TSP_API tsp_status_t tsp_context_set_stream(tsp_context_t* ctx, void* stream);

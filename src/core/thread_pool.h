@@ -15,6 +15,7 @@ namespace tsp {
 
 class ThreadPool {
  public:
+  /// Throws std::system_error or std::bad_alloc where the threads cannot be had.
   explicit ThreadPool(int32_t num_threads, tsp_parallel_fn parallel = nullptr,
                       void* parallel_user = nullptr);
   ~ThreadPool();
@@ -22,6 +23,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int32_t size() const { return num_threads_; }
+  /// Throws as the constructor does; the pool then has as many threads as before.
   void resize(int32_t num_threads);
 
   /// Calls fn(i) for every i < size() and returns when all have returned. An index may never run at
@@ -35,11 +37,11 @@ class ThreadPool {
 
  private:
   void run_erased(void (*fn)(void*, int32_t), void* arg);
-  void start();
-  void stop();
-  void worker(int32_t index);
+  void start_workers(int32_t num_threads);
+  void stop_workers(int32_t num_threads);
+  void worker(int32_t index, uint64_t seen);
 
-  int32_t num_threads_;
+  int32_t num_threads_ = 1;
   tsp_parallel_fn parallel_;
   void* parallel_user_;
   std::vector<std::thread> workers_;  // num_threads - 1 of our own, none with a caller's pool
@@ -50,7 +52,7 @@ class ThreadPool {
   void* arg_ = nullptr;
   uint64_t generation_ = 0;
   int32_t running_ = 0;
-  bool stopping_ = false;
+  int32_t staying_ = 1;  // workers of this index and above return
 };
 
 }  // namespace tsp

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <sched.h>
-
 #include <cstdlib>
 #include <new>
+#include <system_error>
 
+#include "core/usable_cores.h"
 #include "dispatch/checks.h"
 
 namespace tsp {
@@ -14,11 +14,9 @@ namespace {
 
 constexpr int32_t kMaxThreads = 1024;
 
-/// Cores that this process may run on, not cores of the machine.
-int32_t usable_cores() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-  return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
+tsp_status_t fail_threads(int32_t num_threads, const std::exception& reason) {
+  return fail(TSP_OUT_OF_MEMORY, "num_threads: could not start %d threads: %s", num_threads,
+              reason.what());
 }
 
 tsp_status_t open_cpu(tsp_context_t& ctx, const char* isa) {
@@ -54,7 +52,12 @@ tsp_status_t open(tsp_context_t& ctx, const tsp_context_options_t& options) {
   }
   const int32_t num_threads =
       options.num_threads == 0 ? std::min(usable_cores(), kMaxThreads) : options.num_threads;
-  ctx.threads = std::make_unique<ThreadPool>(num_threads, options.parallel, options.parallel_user);
+  try {
+    ctx.threads =
+        std::make_unique<ThreadPool>(num_threads, options.parallel, options.parallel_user);
+  } catch (const std::system_error& e) {
+    return fail_threads(num_threads, e);
+  }
   if (ctx.backend == TSP_BACKEND_CPU) return open_cpu(ctx, options.isa);
   ctx.ops = ref_ops();
   ctx.isa = "double";
@@ -100,8 +103,7 @@ tsp_status_t tsp_context_set_threads(tsp_context_t* ctx, int32_t num_threads) {
     if (ctx->threads != nullptr) ctx->threads->resize(num_threads);
     return TSP_OK;
   } catch (const std::exception& e) {
-    return tsp::fail(TSP_OUT_OF_MEMORY, "num_threads: could not start %d threads: %s", num_threads,
-                     e.what());
+    return tsp::fail_threads(num_threads, e);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/memory_limit.h"
 #include "tokensparse/tokensparse.hpp"
 
 namespace {
@@ -82,6 +83,29 @@ TEST(Threads, APoolThatChangesSizeGivesTheSameBits) {
     EXPECT_EQ(context.threads(), threads);
     for (int i = 0; i < 5; ++i) EXPECT_EQ(problem.solve(context), expected);
   }
+}
+
+TEST(Threads, TheNumberStaysWhatItWasWhereTheSystemRefusesMore) {
+  const Problem problem;
+  tokensparse::Context context = context_of(3);
+  const std::vector<float> expected = problem.solve(context);
+  {
+    const tsp::test::MemoryLimit limit;
+    if (!limit.works()) GTEST_SKIP() << "memory cannot be limited here";
+    EXPECT_EQ(tsp_context_set_threads(context.get(), 1024), TSP_OUT_OF_MEMORY);
+    EXPECT_EQ(std::string(tsp_last_error()).find("num_threads: could not start 1024 threads: "),
+              0u);
+    tokensparse::ContextOptions options;
+    options.num_threads = 1024;
+    tokensparse::Context another;
+    EXPECT_EQ(tokensparse::Context::create(options, &another).code(), TSP_OUT_OF_MEMORY);
+    EXPECT_EQ(std::string(tsp_last_error()).find("num_threads: could not start 1024 threads: "),
+              0u);
+    EXPECT_EQ(context.threads(), 3);
+    EXPECT_EQ(problem.solve(context), expected);
+  }
+  ASSERT_EQ(tsp_context_set_threads(context.get(), 5), TSP_OK);
+  EXPECT_EQ(problem.solve(context), expected);
 }
 
 TEST(Threads, ACallersPoolMayRunIndicesAnywhereAndInAnyOrder) {
