@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""python -m lab: see lab/README.md."""
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+from lab import prompts, results, table, tasks
+from lab.engines import EngineError
+from lab.texts import TextError, Texts
+
+ERRORS = (EngineError, prompts.PromptError, results.ResultsError, TextError, OSError)
+NEEDLES = ["niah_multikey_1", "niah_multikey_2", "vt"]
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    make = verbs.add_parser("prompts", help="write the prompts that `run` asks, for machines without text")
+    make.add_argument("model", help="whose tokenizer cuts them")
+    make.add_argument("--out", required=True, help="JSON lines; compressed where it ends in .gz")
+    run = verbs.add_parser("run", help="ask a model in each setting, and append to a results file")
+    run.add_argument("model", help="a GGUF file, or a Hugging Face folder")
+    run.add_argument("--plan", required=True, help="JSON file: {name: setting}; dense is always asked")
+    run.add_argument("--out", required=True, help="results file; a run goes on where it stopped")
+    run.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
+    run.add_argument("--engine", choices=["restated", "transformers", "program"], default="restated")
+    run.add_argument("--program", default="tokensparse", help="the program that answers `eval`")
+    run.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
+    run.add_argument("--generate", action="store_true", help="greedy answers too, for RULER's metric")
+    run.add_argument("--only", nargs="+", metavar="NAME", help="these settings of the plan")
+    run.add_argument("--minutes", type=float, help="stop after so long")
+    for verb in (make, run):
+        verb.add_argument("--tasks", nargs="+", default=NEEDLES, choices=sorted(tasks.TASKS), metavar="TASK")
+        verb.add_argument("--length", nargs="+", type=int, default=[4096], help="tokens, answer included")
+        verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
+        verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
+    show = verbs.add_parser("table", help="results as a Markdown table")
+    show.add_argument("results", nargs="+", help="results files of one model")
+    show.add_argument("--tasks", nargs="+", choices=sorted(tasks.TASKS), metavar="TASK")
+    show.add_argument("--by-task", action="store_true")
+    plot = verbs.add_parser("plot", help="accuracy against pairs and time, as SVG")
+    plot.add_argument("results", nargs="+")
+    plot.add_argument("--out", required=True)
+    verbs.add_parser("tasks", help="lists the tasks")
+    return parser
+
+
+def _open_engine(args):
+    if args.engine == "restated":
+        from lab.engines.restated_engine import Engine
+
+        return Engine(args.model, chunk=args.chunk)
+    if args.engine == "transformers":
+        from lab.engines.transformers_engine import Engine
+
+        return Engine(args.model, chunk=args.chunk)
+    from lab.engines.hugging_face import tokenizer_of
+    from lab.engines.program import Engine
+
+    tokenizer, limit = tokenizer_of(args.model)
+    return Engine(args.model, tokenizer, limit, args.program, args.chunk)
+
+
+def _plan(path, only):
+    plan = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    for name in only or []:
+        if name not in plan:
+            raise EngineError(f"--only: the plan has no setting {name!r}; it has {', '.join(plan)}")
+    chosen = {name: plan[name] for name in only or plan}
+    return {table.DENSE: {}, **chosen}
+
+
+def _prompts(args, tokenizer, limit):
+    """The prompts one after the other: all tasks of an index before the next index."""
+    if getattr(args, "prompts", None):
+        for prompt in prompts.load(args.prompts):
+            wanted = prompt.task in args.tasks and prompt.length in args.length
+            if wanted and prompt.index < args.n:
+                yield prompt
+        return
+    texts = Texts(args.text)
+    for index in range(args.n):
+        for length in args.length:
+            for task in args.tasks:
+                yield prompts.make(task, length, index, texts, tokenizer, limit)
+
+
+def _make(args):
+    from lab.engines.hugging_face import tokenizer_of
+
+    tokenizer, limit = tokenizer_of(args.model)
+    prompts.save(args.out, _prompts(args, tokenizer, limit))
+
+
+def _run(args):
+    plan = _plan(args.plan, args.only)
+    engine = _open_engine(args)
+    store = results.Store(args.out, engine.subject)
+    began, asked = time.monotonic(), 0
+    total = args.n * len(args.tasks) * len(args.length) * len(plan)
+    for prompt in _prompts(args, engine.tokenizer, engine.limit):
+        for name, setting in plan.items():
+            asked += 1
+            if store.has(prompt.key, name):
+                continue
+            if args.minutes and time.monotonic() - began > 60 * args.minutes:
+                print(f"stopped after {args.minutes} minutes; run it again to go on", file=sys.stderr)
+                return
+            store.add(_row(engine, prompt, name, setting, args.generate))
+            _progress(asked, total, began, prompt.key, name)
+
+
+def _row(engine, prompt, name, setting, generate):
+    got = engine.measure(prompt, setting, generate)
+    scored = tasks.score(prompt.refs, got.text) if got.text is not None else None
+    return {
+        "prompt": prompt.key,
+        "digest": prompt.digest,
+        "task": prompt.task,
+        "length": prompt.length,
+        "setting": name,
+        "options": setting,
+        "loss": round(got.loss, 5),
+        "exact": got.exact,
+        "score": scored,
+        "seconds": round(got.seconds, 4),
+        "pairs": round(got.pairs, 5),
+        "kept": round(got.kept, 5),
+    }
+
+
+def _progress(asked, total, began, key, name):
+    text = f"{asked} of {total}, {(time.monotonic() - began) / 60:.1f} min"
+    if sys.stderr.isatty():
+        print(f"\r{text}, {key}, {name}\033[K", end="", file=sys.stderr, flush=True)
+    elif asked % 50 == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _rows(files):
+    header, rows = None, []
+    for file in files:
+        first, more, _ = results.read(file)
+        if header is not None and first["model"] != header["model"]:
+            raise results.ResultsError(f"{file}: of model {first['model']}, others of {header['model']}")
+        header = header or first
+        rows += more
+    return header, rows
+
+
+def main():
+    args = _parser().parse_args()
+    try:
+        if args.verb == "prompts":
+            _make(args)
+        elif args.verb == "run":
+            _run(args)
+        elif args.verb == "table":
+            header, rows = _rows(args.results)
+            made = table.lines(rows, args.tasks)
+            print(f"{header['model']}, {header['engine']}, {header['device']}, {header['date']}\n")
+            print(table.markdown(made, args.by_task))
+        elif args.verb == "plot":
+            from lab import plots
+
+            header, rows = _rows(args.results)
+            plots.draw(header, table.lines(rows), args.out)
+        else:
+            for task in tasks.TASKS.values():
+                print(f"{task.name:18} {task.new_tokens:4} tokens for the answer")
+    except ERRORS as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

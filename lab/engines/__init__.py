@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""What answers prompts: one interface, three ways.
+
+An engine has `subject`, a dict that says what is measured (model, engine, device), `tokenizer`,
+`limit`, the model's longest prompt, and `measure(prompt, setting, generate)`, which gives a
+Measurement. A setting is a dict in the format "tokensparse setting 1"; dense is {}.
+
+  program       `tokensparse eval`: llama.cpp and this library's CPU path, as users run it
+  transformers  the Python package's adapter inside Hugging Face transformers, CPU or GPU
+  restated      the method's definition in plain torch operations, and block patterns of other
+                methods as masks: what the other two are checked against, and what a GPU runs fast
+"""
+import dataclasses
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot start or answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    loss: float  # mean over the answer's tokens, natural log
+    exact: float | None  # 1 where every token of the answer is the most probable one
+    seconds: float  # to the first token
+    pairs: float  # query-key pairs computed, share of dense's, mean over the layers
+    kept: float  # tokens kept, mean over the layers
+    text: str | None = None  # what was generated, where asked for
+
+
+def sparse_layers(setting, num_layers):
+    """The layers that a setting names, of a model whose layers all attend to the whole prompt."""
+    layers = setting.get("layers", "middle")
+    if layers == "all":
+        return set(range(num_layers))
+    if layers == "none" or not setting:
+        return set()
+    if layers == "middle":
+        return set(range(1, num_layers - 1))
+    for layer in layers:
+        if not 0 <= layer < num_layers:
+            raise EngineError(f"layers: the model has layers 0 to {num_layers - 1}, got {layer}")
+    return set(layers)

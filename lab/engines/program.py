@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""`tokensparse eval`: llama.cpp with this library's CPU path, as users run it."""
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+
+from lab.engines import EngineError, Measurement
+
+
+def _program(name):
+    found = shutil.which(name)
+    if found is None:
+        raise EngineError(f"program: no such program: {name}; build it, or give --program PATH")
+    return found
+
+
+class Engine:
+    """One process a setting, kept open: the model is loaded once for each."""
+
+    def __init__(self, path, tokenizer, limit, program="tokensparse", chunk=0, options=()):
+        if chunk:
+            options = [*options, "--chunk", str(chunk)]
+        self._command = [_program(program), "eval", "-m", str(path), *options]
+        self.tokenizer, self.limit = tokenizer, limit
+        self._running = {}
+        self.subject = {
+            "model": os.path.basename(path),
+            "engine": " ".join(["program", *options]),
+            "device": "cpu",
+        }
+
+    def _start(self, setting):
+        file = tempfile.NamedTemporaryFile("w", suffix=".json", delete=False)
+        with file:
+            json.dump({"format": "tokensparse setting 1", **setting}, file)
+        command = [*self._command, "--setting", file.name if setting else "exact", "-"]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def measure(self, prompt, setting, generate=False):
+        key = json.dumps(setting, sort_keys=True)
+        for other in [other for other in self._running if other != key]:
+            self._stop(self._running.pop(other))
+        if key not in self._running:
+            self._running[key] = self._start(setting)
+        process = self._running[key]
+        question = {
+            "id": prompt.key,
+            "tokens": prompt.tokens,
+            "answer": self.tokenizer.decode(prompt.answer_tokens),
+            "max_tokens": prompt.new_tokens if generate else 0,
+        }
+        process.stdin.write(json.dumps(question) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise EngineError(f"program: {' '.join(self._command)} ended with {process.wait()}")
+        got = json.loads(line)
+        return Measurement(
+            got["loss"], got.get("exact"), got["seconds"], got["pairs"], got["kept"], got["answer"]
+        )
+
+    @staticmethod
+    def _stop(process):
+        process.stdin.close()
+        process.wait()

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""The method in plain torch operations: score, select and attend as their headers define them.
+
+Beside them the block patterns of other methods (lab.engines.blocks), on all tokens or on the kept
+ones. Written for the length of prompts on a GPU, from the definitions and not from the library's
+code: an engine that checks the others.
+"""
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+
+from lab.engines import blocks
+
+STEP = 1024  # rows whose mask is in memory at a time
+DEFAULTS = {
+    "coverage": 0.1,
+    "keep": 0,
+    "share": "kv_group",
+    "dropped": "local",
+    "sink": 64,
+    "band": 256,
+    "window": 128,
+    "pool": 7,
+    "min_tokens": 1024,
+}
+
+
+def score(q, k, scale, window, pool):
+    """[heads, prefix]: what the last queries look at, pooled (include/tokensparse/score.h)."""
+    heads, group = q.shape[0], q.shape[0] // k.shape[0]
+    window = min(window, q.shape[1])
+    prefix = k.shape[1] - window
+    last = q[:, -window:].float().reshape(k.shape[0], group * window, -1)
+    s = (last @ k.float().transpose(-1, -2) * scale).reshape(heads, window, -1)
+    late = torch.ones(window, window, dtype=torch.bool, device=q.device).triu(1)
+    s[:, :, prefix:] = s[:, :, prefix:].masked_fill(late, float("-inf"))
+    a = s.softmax(-1)[:, :, :prefix].mean(1)
+    return F.avg_pool1d(a[None], pool, 1, pool // 2)[0]
+
+
+def select(q, k, scale, setting):
+    """[sets, kept] ascending positions, or None where everything is kept (select.h)."""
+    options = {**DEFAULTS, **setting}
+    window = min(options["window"], q.shape[1])
+    length = k.shape[1]
+    prefix = length - window
+    if prefix <= options["min_tokens"]:
+        return None
+    s = score(q, k, scale, window, options["pool"])
+    if options["keep"]:
+        keep = -int(-options["keep"] * length // 1) - window
+    else:
+        mass = s.double().mean(0)
+        below = int((mass.sort().values.cumsum(0) < options["coverage"] * mass.sum()).sum())
+        if below == 0:
+            return None
+        keep = prefix - below - 1
+    keep = min(prefix, max(options["min_tokens"], keep))
+    if keep == prefix:
+        return None
+    sets = {"head": q.shape[0], "kv_group": k.shape[0], "layer": 1}[options["share"]]
+    ranked = s.reshape(sets, -1, prefix).sum(1).topk(keep, -1).indices.sort(-1).values
+    tail = torch.arange(prefix, length, device=q.device).expand(sets, -1)
+    return torch.cat([ranked, tail], 1)
+
+
+def causal(q, k, v, scale):
+    """Dense attention of the last rows of a sequence."""
+    if q.shape[1] == k.shape[1]:
+        return F.scaled_dot_product_attention(
+            q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True
+        )[0]
+    group = q.shape[0] // k.shape[0]
+    k, v = (x.repeat_interleave(group, 0)[None] for x in (k, v))
+    bias = causal_lower_right(q.shape[1], k.shape[2])
+    return F.scaled_dot_product_attention(q[None], k, v, attn_mask=bias, scale=scale)[0]
+
+
+def local(q, k, v, scale, sink, band):
+    """Every row over the first `sink` keys and its last `band`; what left-out rows get."""
+    rows, offset = q.shape[1], k.shape[1] - q.shape[1]
+    group = q.shape[0] // k.shape[0]
+    out = torch.empty_like(q)
+    for begin in range(0, rows, STEP):
+        end = min(rows, begin + STEP)
+        first = max(0, begin + offset - band + 1)
+        head = min(sink, first)
+        columns = torch.cat([torch.arange(head), torch.arange(first, end + offset)]).to(q.device)
+        row = torch.arange(begin, end, device=q.device)[:, None] + offset
+        mask = (columns <= row) & ((columns < sink) | (columns > row - band))
+        near_k, near_v = (x[:, columns].repeat_interleave(group, 0)[None] for x in (k, v))
+        out[:, begin:end] = F.scaled_dot_product_attention(
+            q[None, :, begin:end], near_k, near_v, attn_mask=mask, scale=scale
+        )[0]
+    return out
+
+
+def local_pairs(position, sink, band):
+    """Keys that left-out rows at these positions see."""
+    return torch.minimum(position + 1, torch.full_like(position, band)) + torch.clamp(
+        position + 1 - band, min=0, max=sink
+    )
+
+
+def masked(q, k, v, scale, allowed):
+    """A whole prompt where allowed(begin, end) says what rows see. Output, and pairs a head."""
+    group = q.shape[0] // k.shape[0]
+    k, v = (x.repeat_interleave(group, 0)[None] for x in (k, v))
+    column = torch.arange(k.shape[2], device=q.device)
+    out, pairs = torch.empty_like(q), 0.0
+    for begin in range(0, q.shape[1], STEP):
+        end = min(q.shape[1], begin + STEP)
+        mask = allowed(begin, end) & (column[:end] <= column[begin:end, None])
+        pairs += float(mask.sum() / mask.shape[0])
+        out[:, begin:end] = F.scaled_dot_product_attention(
+            q[None, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=mask[None], scale=scale
+        )[0]
+    return out, pairs
+
+
+def _inner(q, k, v, scale, pattern):
+    """Attention on the kept rows: dense, or in a block pattern. Output, and pairs a head."""
+    if pattern is None:
+        rows, keys = q.shape[1], k.shape[1]
+        return causal(q, k, v, scale), rows * (keys - rows) + rows * (rows + 1) / 2
+    return masked(q, k, v, scale, blocks.allowed(q, k, scale, pattern))
+
+
+def attend(q, k, v, scale, setting):
+    """One layer of one sequence: q [Hq, Tq, D], the last Tq of k, v [Hkv, Tk, D].
+
+    Gives the output, query-key pairs a head, and the share of the tokens kept.
+    """
+    pattern = setting.get("blocks")
+    options = {**DEFAULTS, **setting}
+    sets = None
+    if options["coverage"] > 0 or options["keep"]:
+        sets = select(q, k, scale, setting)
+    if sets is None:
+        return *_inner(q, k, v, scale, pattern), 1.0
+    offset = k.shape[1] - q.shape[1]
+    if options["dropped"] == "local":
+        out = local(q, k, v, scale, options["sink"], options["band"])
+    else:
+        out = torch.zeros_like(q)
+    pairs, per = 0.0, q.shape[0] // sets.shape[0]
+    position = torch.arange(offset, k.shape[1], device=q.device)
+    for index, kept in enumerate(sets):
+        heads = slice(index * per, (index + 1) * per)
+        group = q.shape[0] // k.shape[0]
+        kv_heads = slice(index * per // group, max(index * per // group + 1, (index + 1) * per // group))
+        rows = kept[kept >= offset] - offset
+        got, computed = _inner(
+            q[heads][:, rows], k[kv_heads][:, kept], v[kv_heads][:, kept], scale, pattern
+        )
+        out[heads, rows] = got.to(out.dtype)
+        if options["dropped"] == "local":
+            left_out = torch.ones_like(position, dtype=torch.bool)
+            left_out[rows] = False
+            near = local_pairs(position[left_out], options["sink"], options["band"])
+            computed += float(near.sum())
+        pairs += computed * per
+    return out, pairs / q.shape[0], sets.shape[1] / k.shape[1]

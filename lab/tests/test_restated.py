@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""The restated method against the definition as a mask, entry by entry."""
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lab.engines import restated, sparse_layers  # noqa: E402  torch may be missing
+
+
+def oracle(q, k, v, scale, sets, sink, band, dropped):
+    heads, rows, keys = q.shape[0], q.shape[1], k.shape[1]
+    group, offset = heads // k.shape[0], keys - q.shape[1]
+    out = torch.zeros_like(q)
+    pairs = 0
+    for h in range(heads):
+        kept = set(sets[h * sets.shape[0] // heads].tolist())
+        for r in range(rows):
+            i = r + offset
+            if i in kept:
+                see = [j for j in range(i + 1) if j in kept]
+            elif dropped == "local":
+                see = [j for j in range(i + 1) if j < sink or j > i - band]
+            else:
+                continue
+            pairs += len(see)
+            w = (q[h, r] @ k[h // group, see].T * scale).softmax(-1)
+            out[h, r] = w @ v[h // group, see]
+    return out, pairs / heads
+
+
+@pytest.mark.parametrize("share", ["head", "kv_group", "layer"])
+@pytest.mark.parametrize("dropped", ["zero", "local"])
+@pytest.mark.parametrize("rows", [96, 40])
+def test_attend_is_the_masked_definition(share, dropped, rows):
+    torch.manual_seed(7)
+    keys, scale = 96, 0.3
+    q, k, v = (torch.randn(h, n, 8, dtype=torch.float64) for h, n in ((4, rows), (2, keys), (2, keys)))
+    setting = {"share": share, "dropped": dropped, "coverage": 0.4, "window": 8, "pool": 3,
+               "min_tokens": 10, "sink": 5, "band": 7}  # fmt: skip
+    sets = restated.select(q, k, scale, setting)
+    assert sets is not None and 18 <= sets.shape[1] < keys
+    assert (sets.diff(dim=1) > 0).all()
+    out, pairs, kept = restated.attend(q, k, v, scale, setting)
+    wanted, counted = oracle(q, k, v, scale, sets, 5, 7, dropped)
+    torch.testing.assert_close(out, wanted)
+    assert pairs == pytest.approx(counted) and kept == sets.shape[1] / keys
+
+
+@pytest.mark.parametrize("method", ["xattention", "pooled", "true_mass", "vertical_slash"])
+def test_a_pattern_that_drops_nothing_is_dense(method):
+    torch.manual_seed(7)
+    q, k, v = (torch.randn(h, 300, 16) for h in (4, 2, 2))
+    pattern = {"method": method, "gamma" if method == "vertical_slash" else "threshold": 1.0}
+    setting = {"coverage": 0, "blocks": pattern}
+    out, pairs, kept = restated.attend(q, k, v, 0.25, setting)
+    torch.testing.assert_close(out, restated.causal(q, k, v, 0.25), atol=1e-5, rtol=1e-5)
+    assert pairs == 300 * 301 / 2 and kept == 1
+
+
+def test_layers_of_a_setting():
+    assert sparse_layers({}, 4) == set()
+    assert sparse_layers({"coverage": 0.1}, 4) == {1, 2}
+    assert sparse_layers({"layers": "all"}, 4) == {0, 1, 2, 3}
+    assert sparse_layers({"layers": [3]}, 4) == {3}

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+import json
+
+import numpy as np
+import pytest
+
+from lab import results, stats, table
+
+SUBJECT = {"model": "m", "engine": "e", "device": "d"}
+
+
+def row(prompt, setting, loss, exact=1.0, task="t"):
+    return {"prompt": prompt, "task": task, "length": 4096, "setting": setting, "loss": loss,
+            "exact": exact, "score": None, "seconds": 1.0 if setting == "dense" else 0.5,
+            "pairs": 1.0 if setting == "dense" else 0.25, "kept": 1.0}  # fmt: skip
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "r.jsonl"
+    store = results.Store(path, SUBJECT)
+    store.add(row("t/1", "dense", 0.1))
+    store.close()
+    with path.open("a") as file:
+        file.write('{"prompt": "t/2", "sett')  # as if the power had gone
+    store = results.Store(path, SUBJECT)
+    assert store.has("t/1", "dense") and not store.has("t/2", "dense")
+    store.add(row("t/2", "dense", 0.2))
+    store.close()
+    header, rows, cut = results.read(path)
+    assert header["model"] == "m" and [r["prompt"] for r in rows] == ["t/1", "t/2"] and not cut
+
+
+@pytest.mark.parametrize("key", SUBJECT)
+def test_results_of_something_else_are_refused(tmp_path, key):
+    path = tmp_path / "r.jsonl"
+    results.Store(path, SUBJECT).close()
+    with pytest.raises(results.ResultsError, match=f"holds results of {key} '{SUBJECT[key]}'"):
+        results.Store(path, {**SUBJECT, key: "other"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "must begin"), ("{}\n", "must begin"), ('{"format"\n', "r.jsonl:1: not JSON")],
+)
+def test_a_file_that_is_not_of_the_lab_is_refused(tmp_path, text, message):
+    path = tmp_path / "r.jsonl"
+    path.write_text(text)
+    with pytest.raises(results.ResultsError, match=message):
+        results.read(path)
+
+
+def test_the_interval_covers_what_is_true():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(100):
+        groups = [rng.normal(0.3, 1, 40), rng.normal(0.1, 1, 80)]
+        found = stats.paired(groups)
+        covered += found.low <= 0.2 <= found.high
+    assert 88 <= covered <= 100
+
+
+def test_no_difference_has_no_interval_and_a_large_one_is_significant():
+    same = stats.paired([[0.0] * 20])
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+    far = stats.paired([list(np.linspace(0.9, 1.1, 20))])
+    assert far.low > 0.9 and far.p <= 2 / stats.RESAMPLES
+    assert stats.paired([[], []]) is None
+
+
+def test_holm_is_holms():
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+
+
+def test_a_table_compares_the_same_prompts_alone():
+    rows = [row(f"t/{i}", "dense", 0.1 * i) for i in range(10)]
+    rows += [row(f"t/{i}", "sparse", 0.1 * i + 0.05, exact=0.0) for i in range(5)]
+    rows += [row("t/99", "sparse", 100.0)]  # dense was not asked: no pair
+    dense, sparse = table.lines(rows)
+    assert dense.setting == "dense" and dense.loss is None and dense.n == 10
+    assert sparse.loss.n == 5 and sparse.loss.mean == pytest.approx(0.05)
+    assert sparse.points.mean == pytest.approx(-100) and sparse.seconds == 0.5
+    text = table.markdown([dense, sparse], by_task=True)
+    assert "+0.050 [+0.050, +0.050]" in text and json.dumps(None) not in text
