@@ -149,8 +149,8 @@ tsp_status_t run_cudnn_groups(State& state, const AttendTask& task, const Attend
   for (int32_t begin = 0; begin < plan.units && status == TSP_OK;
        begin += plan.group_units, lane = (lane + 1) % plan.lanes) {
     const int32_t count = std::min(plan.group_units, plan.units - begin);
-    status = run_group(*state.cudnn, task, plan, memory, memory.lanes[lane], begin, count,
-                       lanes[lane]);
+    status =
+        run_group(*state.cudnn, task, plan, memory, memory.lanes[lane], begin, count, lanes[lane]);
   }
   // After a failure too: a capture must find its way back.
   if (plan.lanes > 1) TSP_RETURN_IF_ERROR(state.side.join(stream));
