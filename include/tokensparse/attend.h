@@ -14,7 +14,8 @@ extern "C" {
 /// (every token when `selected.indices` is null):
 ///   i in I:      out[r, h] = sum of softmax_j(scale * q[r, h] . k[j, g]) * v[j, g] over j in I,
 ///                j <= i, with g = h / (Hq / Hkv)
-///   i not in I:  `dropped`: zeros, or the same sum over i - band < j <= i
+///   i not in I:  `dropped`: zeros, or the same sum over j < sink and j > i - band, j <= i, each
+///                key once
 ///   lse[r, h] = natural log of the softmax's denominator; -inf for a row of zeros
 /// Bottom-right causal: the queries are the last Tq of the Tk positions. Gather and scatter are
 /// part of the kernel. Index sets that keep every token give the dense result, bit for bit; on CUDA
@@ -24,9 +25,9 @@ typedef struct tsp_attend_params {
   uint32_t struct_size;
   float scale;                ///< 0 = 1 / sqrt(D)
   int32_t dropped;            ///< tsp_dropped_t; default TSP_DROPPED_ZERO
-  int32_t band;               ///< keys of TSP_DROPPED_LOCAL, >= 1; default 256
+  int32_t band;               ///< last keys of TSP_DROPPED_LOCAL, >= 1; default 256
   int32_t precision;          ///< tsp_precision_t; default TSP_PRECISION_F32
-  int32_t reserved;           ///< 0
+  int32_t sink;               ///< first keys of TSP_DROPPED_LOCAL, >= 0; default 0
   tsp_tensor_t q;             ///< [Tq, Hq, D] f32, f16 or bf16
   tsp_tensor_t k;             ///< [Tk, Hkv, D] f32, f16 or bf16
   tsp_tensor_t v;             ///< [Tk, Hkv, D] dtype of k

@@ -13,7 +13,8 @@ extern "C" {
 /// out = attend(q, k, v, select(score(q, k))). Dense, with kept = Tk, wherever select keeps all.
 /// coverage = 0 and keep = 0 is exact attention: no score is computed and the result equals a dense
 /// tsp_attend() bit for bit. A whole prompt, a chunk of one (Tq < Tk) and a turn on a cached prefix
-/// are the same call.
+/// are the same call. With `given`, out = attend(q, k, v, given): nothing is scored or selected,
+/// and coverage, keep, window, pool, min_tokens and share are not used.
 typedef struct tsp_prefill_params {
   uint32_t struct_size;
   float scale;         ///< 0 = 1 / sqrt(D)
@@ -24,19 +25,23 @@ typedef struct tsp_prefill_params {
   int32_t min_tokens;  ///< prefix tokens that are always kept, >= 0; default 1024
   int32_t share;       ///< tsp_share_t; default TSP_SHARE_HEAD
   int32_t dropped;     ///< tsp_dropped_t; default TSP_DROPPED_ZERO
-  int32_t band;        ///< keys of TSP_DROPPED_LOCAL, >= 1; default 256
+  int32_t band;        ///< last keys of TSP_DROPPED_LOCAL, >= 1; default 256
   int32_t precision;   ///< tsp_precision_t of score and attend; default TSP_PRECISION_F32
-  int32_t reserved;    ///< 0
+  int32_t sink;        ///< first keys of TSP_DROPPED_LOCAL, >= 0; default 0
   tsp_tensor_t q;      ///< [Tq, Hq, D] f32, f16 or bf16
   tsp_tensor_t k;      ///< [Tk, Hkv, D] f32, f16 or bf16
   tsp_tensor_t v;      ///< [Tk, Hkv, D] dtype of k
   tsp_tensor_t out;    ///< out [Tq, Hq, D] f32, f16 or bf16; every row is written
   tsp_tensor_t lse;    ///< out [Tq, Hq, 1] f32; data null = not wanted
   tsp_index_sets_t selected;  ///< out; indices and kept may each be null = not wanted. num_sets
-                              ///< must be what `share` says when indices are wanted
+                              ///< must be what `share` says (`given`: that of given) when indices
+                              ///< are wanted
   tsp_batch_t batch;
   void* workspace;  ///< tsp_prefill_workspace() bytes, 64-byte aligned
   size_t workspace_bytes;
+  tsp_index_sets_t given;  ///< in; indices null = choose; else these sets, as in tsp_attend()
+  int32_t when;            ///< tsp_when_t; default TSP_WHEN_ALWAYS
+  int32_t reserved2;       ///< 0
 } tsp_prefill_params_t;
 
 TSP_API void tsp_prefill_params_init(tsp_prefill_params_t* params, uint32_t struct_size);

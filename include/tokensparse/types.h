@@ -17,7 +17,8 @@
 #endif
 
 /// Raised when a struct below or the meaning of a call changes. Params structs grow at their end
-/// without a new ABI version: `struct_size` tells the library what the caller knows.
+/// without a new ABI version: `struct_size` tells the library what the caller knows. Fields that an
+/// older caller lacks are zero; what a newer one sets and this library does not know is refused.
 #define TSP_ABI_VERSION 1
 
 #ifdef __cplusplus
@@ -60,8 +61,15 @@ typedef enum tsp_share {
 /// What the output row of a query gets when its set left it out.
 typedef enum tsp_dropped {
   TSP_DROPPED_ZERO = 0,   ///< zeros, log-sum-exp -inf (the paper)
-  TSP_DROPPED_LOCAL = 1,  ///< causal attention over the last `band` keys, itself included
+  TSP_DROPPED_LOCAL = 1,  ///< causal attention over the first `sink` keys and the last `band` keys,
+                          ///< itself included
 } tsp_dropped_t;
+
+/// When tokens are left out at all.
+typedef enum tsp_when {
+  TSP_WHEN_ALWAYS = 0,  ///< do what is asked, whatever it costs
+  TSP_WHEN_PAYS = 1,    ///< attend exactly in sequences where that is expected to be as fast
+} tsp_when_t;
 
 /// Arithmetic of the matrix products. Accumulation, softmax and log-sum-exp are f32 in both.
 typedef enum tsp_precision {

@@ -122,20 +122,34 @@ void attend_tile(const Call& call, const Group& group, int32_t head, int32_t beg
   for (; position < seq.k_len; ++position) zero_row(call, seq, position - seq.q_pos(), head);
 }
 
-/// Attention of a tile over the last `band` keys of each row, packed as they are needed.
-void attend_local_tile(const Call& call, const Seq& seq, int32_t kv_head, const Tile& tile,
-                       int32_t thread) {
+/// The keys that the rows of a tile see between lo and hi, packed as they are needed.
+void attend_span(const Call& call, const Seq& seq, int32_t kv_head, const Tile& tile,
+                 int32_t thread) {
   unsigned char* const panels = call.thread_scratch(thread) + call.tile_bytes;
   unsigned char* const values =
       panels + static_cast<size_t>(call.k.block_keys / call.k.panel_keys) * call.panel_bytes;
   const int32_t end = tile.hi[tile.num_rows - 1];
-  call.k.tile_begin(tile);
   for (int32_t n0 = tile.lo[0] / call.k.panel_keys * call.k.panel_keys; n0 < end;
        n0 += call.k.block_keys) {
     const int32_t count = std::min(call.k.block_keys, end - n0);
     pack_keys(call, seq, nullptr, kv_head, n0, count, panels, values);
     call.k.tile_block(tile, n0, count, panels, values);
   }
+}
+
+/// Attention of a tile over the first `sink` keys and the last `band` keys of each row.
+void attend_local_tile(const Call& call, const Seq& seq, int32_t kv_head, const Tile& tile,
+                       int32_t thread) {
+  call.k.tile_begin(tile);
+  if (call.p.sink > 0 && tile.lo[tile.num_rows - 1] > 0) {
+    Tile sinks = tile;  // on the same scratch
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      sinks.lo[r] = 0;
+      sinks.hi[r] = std::min(call.p.sink, tile.lo[r]);
+    }
+    attend_span(call, seq, kv_head, sinks, thread);
+  }
+  attend_span(call, seq, kv_head, tile, thread);
   call.k.tile_end(tile);
 }
 

@@ -42,6 +42,13 @@ const Isa* find(std::string_view name) {
   return nullptr;
 }
 
+/// Shorter sequences attend in less time than choosing takes.
+constexpr int32_t kMinPayingKeys = 4096;
+
+bool prefill_pays(const tsp_context_t&, const tsp_prefill_params_t&, const Seq& seq, int32_t) {
+  return seq.k_len >= kMinPayingKeys;
+}
+
 constexpr OpTable kTable = {
     .backend = "cpu",
     .score = score,
@@ -58,6 +65,8 @@ constexpr OpTable kTable = {
                       const tsp_score_params_t& p) { return check_arithmetic(ctx, p.precision); },
     .check_attend = [](const tsp_context_t& ctx,
                        const tsp_attend_params_t& p) { return check_arithmetic(ctx, p.precision); },
+    .check_prefill = nullptr,
+    .prefill_pays = prefill_pays,
 };
 
 }  // namespace

@@ -26,6 +26,8 @@ constexpr OpTable kOps{
     .prefill_workspace = prefill_workspace,
     .check_score = nullptr,
     .check_attend = check_attend,
+    .check_prefill = check_prefill,
+    .prefill_pays = nullptr,
 };
 
 }  // namespace

@@ -16,6 +16,7 @@ tsp_attend_params_t attend_params(const tsp_prefill_params_t& p) {
   a.scale = p.scale;
   a.dropped = p.dropped;
   a.band = p.band;
+  a.sink = p.sink;
   a.precision = p.precision;
   a.q = p.q;
   a.k = p.k;
@@ -122,6 +123,11 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
 }
 
 }  // namespace
+
+tsp_status_t check_prefill(const tsp_context_t&, const tsp_prefill_params_t& p) {
+  if (p.given.indices == nullptr) return TSP_OK;
+  return fail(TSP_UNSUPPORTED, "given.indices: must be null on cuda; tsp_attend() takes the sets");
+}
 
 size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);

@@ -12,13 +12,14 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_attend_params_t* in, 
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));
-  TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band));
+  TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band, p.sink));
   TSP_RETURN_IF_ERROR(check_precision(p.precision));
   if (p.selected.indices != nullptr) {
     if (data && p.selected.kept == nullptr) {
       return fail(TSP_INVALID_ARGUMENT, "selected.kept: must not be null with indices");
     }
-    TSP_RETURN_IF_ERROR(check_sets(*ctx, p.selected, p.batch, p.q.heads, p.k.heads, data));
+    TSP_RETURN_IF_ERROR(
+        check_sets(*ctx, "selected", p.selected, p.batch, p.q.heads, p.k.heads, data));
   }
   return ctx->ops->check_attend == nullptr ? TSP_OK : ctx->ops->check_attend(*ctx, p);
 }
@@ -33,8 +34,9 @@ size_t workspace_bytes(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
 extern "C" {
 
 void tsp_attend_params_init(tsp_attend_params_t* params, uint32_t struct_size) {
-  tsp::init_params(params, struct_size);
-  params->band = 256;
+  tsp_attend_params_t defaults{};
+  defaults.band = 256;
+  tsp::init_params(params, struct_size, defaults);
 }
 
 tsp_status_t tsp_attend_workspace(tsp_context_t* ctx, const tsp_attend_params_t* params,

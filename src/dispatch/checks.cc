@@ -31,6 +31,11 @@ tsp_status_t check_range(const char* name, int64_t value, int64_t low, int64_t h
   return TSP_OK;
 }
 
+tsp_status_t check_reserved(const char* name, int64_t value) {
+  if (value == 0) return TSP_OK;
+  return fail(TSP_INVALID_ARGUMENT, "%s: must be 0, got %" PRId64, name, value);
+}
+
 tsp_status_t check_pool(int32_t pool) {
   if (pool < 1 || pool % 2 == 0 || pool > 1023) {
     return fail(TSP_INVALID_ARGUMENT, "pool: must be odd and between 1 and 1023, got %d", pool);
@@ -139,6 +144,7 @@ tsp_status_t check_batch(tsp_batch_t& batch, SingleBatch& single, int64_t q_rows
     return fail(TSP_INVALID_ARGUMENT, "batch.num_seqs: must be between 0 and 2^20, got %d",
                 batch.num_seqs);
   }
+  TSP_RETURN_IF_ERROR(check_reserved("batch.reserved", batch.reserved));
   if (batch.num_seqs == 0) {
     if (k_rows < 0) {
       return fail(TSP_INVALID_ARGUMENT,
@@ -199,32 +205,34 @@ tsp_status_t check_block_table(const char* name, const tsp_tensor_t& view,
   return TSP_OK;
 }
 
-tsp_status_t check_sets(const tsp_context_t& ctx, const tsp_index_sets_t& sets,
+tsp_status_t check_sets(const tsp_context_t& ctx, const char* name, const tsp_index_sets_t& sets,
                         const tsp_batch_t& batch, int64_t num_q_heads, int64_t num_kv_heads,
                         bool content) {
+  if (sets.reserved != 0) {
+    return fail(TSP_INVALID_ARGUMENT, "%s.reserved: must be 0, got %d", name, sets.reserved);
+  }
   if (sets.num_sets != num_q_heads && sets.num_sets != num_kv_heads && sets.num_sets != 1) {
     return fail(TSP_INVALID_ARGUMENT,
-                "selected.num_sets: must be Hq (%" PRId64 "), Hkv (%" PRId64 ") or 1, got %d",
+                "%s.num_sets: must be Hq (%" PRId64 "), Hkv (%" PRId64 ") or 1, got %d", name,
                 num_q_heads, num_kv_heads, sets.num_sets);
   }
   if (sets.set_stride < longest_k(batch) || sets.set_stride > kMaxTokens) {
     return fail(TSP_INVALID_ARGUMENT,
-                "selected.set_stride: must be at least the longest Tk (%d), got %" PRId64,
+                "%s.set_stride: must be at least the longest Tk (%d), got %" PRId64, name,
                 longest_k(batch), sets.set_stride);
   }
   if (batch.num_seqs > 1 &&
       (sets.seq_stride < sets.num_sets * sets.set_stride || sets.seq_stride > kMaxStride)) {
     return fail(TSP_INVALID_ARGUMENT,
-                "selected.seq_stride: must be at least num_sets * set_stride (%" PRId64
-                "), got %" PRId64,
-                sets.num_sets * sets.set_stride, sets.seq_stride);
+                "%s.seq_stride: must be at least num_sets * set_stride (%" PRId64 "), got %" PRId64,
+                name, sets.num_sets * sets.set_stride, sets.seq_stride);
   }
   if (!content || !on_host(ctx)) return TSP_OK;
   for (int32_t b = 0; b < batch.num_seqs; ++b) {
     const Seq seq = seq_at(batch, b);
     const int32_t kept = sets.kept[b];
     if (kept < 1 || kept > seq.k_len) {
-      return fail(TSP_INVALID_ARGUMENT, "selected.kept[%d]: must be between 1 and Tk (%d), got %d",
+      return fail(TSP_INVALID_ARGUMENT, "%s.kept[%d]: must be between 1 and Tk (%d), got %d", name,
                   b, seq.k_len, kept);
     }
     for (int32_t set = 0; set < sets.num_sets; ++set) {
@@ -233,9 +241,9 @@ tsp_status_t check_sets(const tsp_context_t& ctx, const tsp_index_sets_t& sets,
       for (int32_t i = 0; i < kept; ++i) {
         if (indices[i] <= previous || indices[i] >= seq.k_len) {
           return fail(TSP_INVALID_ARGUMENT,
-                      "selected.indices: must ascend within 0 .. Tk - 1 (%d); sequence %d, set %d, "
+                      "%s.indices: must ascend within 0 .. Tk - 1 (%d); sequence %d, set %d, "
                       "entry %d is %d after %d",
-                      seq.k_len - 1, b, set, i, indices[i], previous);
+                      name, seq.k_len - 1, b, set, i, indices[i], previous);
         }
         previous = indices[i];
       }
@@ -290,9 +298,10 @@ tsp_status_t check_precision(int32_t precision) {
   return check_range("precision", precision, TSP_PRECISION_F32, TSP_PRECISION_BF16);
 }
 
-tsp_status_t check_dropped(int32_t dropped, int32_t band) {
+tsp_status_t check_dropped(int32_t dropped, int32_t band, int32_t sink) {
   TSP_RETURN_IF_ERROR(check_range("dropped", dropped, TSP_DROPPED_ZERO, TSP_DROPPED_LOCAL));
-  return check_range("band", band, 1, 1 << 30);
+  TSP_RETURN_IF_ERROR(check_range("band", band, 1, 1 << 30));
+  return check_range("sink", sink, 0, 1 << 30);
 }
 
 tsp_status_t check_workspace(const void* workspace, size_t given, size_t needed) {

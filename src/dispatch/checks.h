@@ -2,45 +2,51 @@
 // The rules that several ops share. Each check names the argument, the rule and the value.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/context.h"
 #include "core/error.h"
 #include "core/layout.h"
+#include "dispatch/params_abi.h"
 #include "tokensparse/tokensparse.h"
 
 namespace tsp {
 
-/// Copies a params struct of whatever size the caller was compiled with into ours. A newer caller's
-/// extra fields must be zero: this library would not do what they ask.
+/// Copies a params struct of whatever size the caller was compiled with into ours. Fields that an
+/// older caller lacks are zero. A newer caller's extra fields must be zero: this library would not
+/// do what they ask.
 template <typename Params>
 [[nodiscard]] tsp_status_t read_params(const Params* in, Params* out) {
+  constexpr ParamsAbi abi = params_abi<Params>();
   if (in == nullptr) return fail(TSP_INVALID_ARGUMENT, "params: must not be null");
   uint32_t size;
   std::memcpy(&size, in, sizeof size);
-  if (size < sizeof(Params) || size > 65536) {
+  if (size < abi.smallest || size > 65536 || size % alignof(Params) != 0) {
     return fail(TSP_INVALID_ARGUMENT,
-                "params.struct_size: must be sizeof the params struct (%zu), got %u",
-                sizeof(Params), size);
+                "params.struct_size: must be sizeof(%s_t) (%zu, at least %zu), got %u", abi.name,
+                sizeof(Params), abi.smallest, size);
   }
   const auto* const bytes = reinterpret_cast<const unsigned char*>(in);
   for (size_t i = sizeof(Params); i < size; ++i) {
     if (bytes[i] != 0) {
       return fail(TSP_UNSUPPORTED,
-                  "params: byte %zu is set, but this library (%s) knows only %zu bytes", i,
-                  tsp_version(), sizeof(Params));
+                  "params: byte %zu of %s_t is set, but this library (%s) knows only %zu bytes", i,
+                  abi.name, tsp_version(), sizeof(Params));
     }
   }
-  std::memcpy(static_cast<void*>(out), in, sizeof(Params));
+  *out = Params{};
+  std::memcpy(static_cast<void*>(out), in, std::min<size_t>(size, sizeof(Params)));
   out->struct_size = sizeof(Params);
   return TSP_OK;
 }
 
-/// All zero but the size: what zero means stands at each field.
+/// Fills the caller's struct, of whatever size, with `defaults` and zeros.
 template <typename Params>
-void init_params(Params* params, uint32_t struct_size) {
+void init_params(Params* params, uint32_t struct_size, Params defaults) {
+  defaults.struct_size = struct_size;
   std::memset(static_cast<void*>(params), 0, struct_size);
-  params->struct_size = struct_size;
+  std::memcpy(static_cast<void*>(params), &defaults, std::min<size_t>(struct_size, sizeof(Params)));
 }
 
 /// A null context gives a failed status, with the sentence recorded.
@@ -73,9 +79,9 @@ struct SingleBatch {
                                              const tsp_batch_t& batch);
 
 /// Shape of the index sets; with `content` also that the lists ascend within each sequence (host).
-[[nodiscard]] tsp_status_t check_sets(const tsp_context_t& ctx, const tsp_index_sets_t& sets,
-                                      const tsp_batch_t& batch, int64_t num_q_heads,
-                                      int64_t num_kv_heads, bool content);
+[[nodiscard]] tsp_status_t check_sets(const tsp_context_t& ctx, const char* name,
+                                      const tsp_index_sets_t& sets, const tsp_batch_t& batch,
+                                      int64_t num_q_heads, int64_t num_kv_heads, bool content);
 
 /// The tensors of attend and prefill, and their batch.
 struct QkvOut {
@@ -89,11 +95,13 @@ struct QkvOut {
                                          SingleBatch& single);
 [[nodiscard]] tsp_status_t check_same_kv(const tsp_tensor_t& k, const tsp_tensor_t& v);
 [[nodiscard]] tsp_status_t check_precision(int32_t precision);
-[[nodiscard]] tsp_status_t check_dropped(int32_t dropped, int32_t band);
+[[nodiscard]] tsp_status_t check_dropped(int32_t dropped, int32_t band, int32_t sink);
 
 [[nodiscard]] tsp_status_t check_workspace(const void* workspace, size_t given, size_t needed);
 
 [[nodiscard]] tsp_status_t check_range(const char* name, int64_t value, int64_t low, int64_t high);
+/// What a later version may give a meaning.
+[[nodiscard]] tsp_status_t check_reserved(const char* name, int64_t value);
 [[nodiscard]] tsp_status_t check_pool(int32_t pool);
 [[nodiscard]] tsp_status_t check_scale(float* scale, int64_t dim);
 [[nodiscard]] tsp_status_t check_shares(float coverage, float keep);

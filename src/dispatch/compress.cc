@@ -34,6 +34,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_compress_params_t* in
                        tsp_compress_params_t& p, SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_context(ctx));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
+  TSP_RETURN_IF_ERROR(check_reserved("reserved", p.reserved));
   const bool with_q = p.q.data != nullptr;
   TSP_RETURN_IF_ERROR(check_tensor({.name = "q", .data = with_q}, p.q));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "k", .paged = true}, p.k));
@@ -48,7 +49,8 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_compress_params_t* in
     return fail(TSP_INVALID_ARGUMENT, "selected.%s: must not be null",
                 p.selected.indices == nullptr ? "indices" : "kept");
   }
-  TSP_RETURN_IF_ERROR(check_sets(*ctx, p.selected, p.batch, p.q.heads, p.k.heads, true));
+  TSP_RETURN_IF_ERROR(
+      check_sets(*ctx, "selected", p.selected, p.batch, p.q.heads, p.k.heads, true));
   const int64_t kv_heads = std::max<int64_t>(p.selected.num_sets, p.k.heads);
   if (with_q) TSP_RETURN_IF_ERROR(check_out("q_out", p.q_out, p.q, p.q.heads, p.batch));
   TSP_RETURN_IF_ERROR(check_out("k_out", p.k_out, p.k, kv_heads, p.batch));
@@ -73,7 +75,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_compress_params_t* in
 extern "C" {
 
 void tsp_compress_params_init(tsp_compress_params_t* params, uint32_t struct_size) {
-  tsp::init_params(params, struct_size);
+  tsp::init_params(params, struct_size, tsp_compress_params_t{});
 }
 
 tsp_status_t tsp_compress(tsp_context_t* ctx, const tsp_compress_params_t* params) {

@@ -70,7 +70,7 @@ tsp_status_t open(tsp_context_t& ctx, const tsp_context_options_t& options) {
 extern "C" {
 
 void tsp_context_options_init(tsp_context_options_t* options, uint32_t struct_size) {
-  tsp::init_params(options, struct_size);
+  tsp::init_params(options, struct_size, tsp_context_options_t{});
 }
 
 tsp_status_t tsp_context_create(const tsp_context_options_t* options, tsp_context_t** ctx) {

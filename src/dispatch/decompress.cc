@@ -36,7 +36,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_decompress_params_t* 
                 p.selected.num_sets);
   }
   TSP_RETURN_IF_ERROR(
-      check_sets(*ctx, p.selected, p.batch, p.out.heads, p.selected.num_sets, true));
+      check_sets(*ctx, "selected", p.selected, p.batch, p.out.heads, p.selected.num_sets, true));
   if (p.in.tokens % p.batch.num_seqs != 0) {
     return fail(TSP_INVALID_ARGUMENT,
                 "in.tokens: must be a multiple of the sequences (%d), got %" PRId64,
@@ -59,7 +59,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_decompress_params_t* 
 extern "C" {
 
 void tsp_decompress_params_init(tsp_decompress_params_t* params, uint32_t struct_size) {
-  tsp::init_params(params, struct_size);
+  tsp::init_params(params, struct_size, tsp_decompress_params_t{});
 }
 
 tsp_status_t tsp_decompress(tsp_context_t* ctx, const tsp_decompress_params_t* params) {

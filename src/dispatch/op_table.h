@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // What a backend offers. Dispatch validates the parameters, fills in every default (scale, a batch
 // of at least one sequence) and checks the workspace before it calls an entry: below this line only
-// asserts remain.
+// asserts remain. Where kept[b] is all of a sequence, its lists are not read.
 #pragma once
 
+#include "core/layout.h"
 #include "tokensparse/tokensparse.h"
 
 namespace tsp {
@@ -26,6 +27,11 @@ struct OpTable {
   /// What the backend cannot serve (a head dim, a dtype), as a failed status; null: serves all.
   tsp_status_t (*check_score)(const tsp_context_t&, const tsp_score_params_t&);
   tsp_status_t (*check_attend)(const tsp_context_t&, const tsp_attend_params_t&);
+  tsp_status_t (*check_prefill)(const tsp_context_t&, const tsp_prefill_params_t&);
+  /// For TSP_WHEN_PAYS: whether leaving tokens out of a sequence is expected to be faster than
+  /// exact attention. `kept` is what was chosen, or -1 before anything is; null: always. Host
+  /// backends.
+  bool (*prefill_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept);
 };
 
 /// The table for an instruction set, or null when the machine (or the build) lacks it.

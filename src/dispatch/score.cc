@@ -10,6 +10,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_score_params_t* in, b
                        tsp_score_params_t& p, SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_context(ctx));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
+  TSP_RETURN_IF_ERROR(check_reserved("reserved", p.reserved));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "q", .data = data}, p.q));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "k", .paged = true, .data = data}, p.k));
   TSP_RETURN_IF_ERROR(check_heads(p.q, "k", p.k));
@@ -35,9 +36,10 @@ size_t workspace_bytes(const tsp_context_t& ctx, const tsp_score_params_t& p) {
 extern "C" {
 
 void tsp_score_params_init(tsp_score_params_t* params, uint32_t struct_size) {
-  tsp::init_params(params, struct_size);
-  params->window = 128;
-  params->pool = 7;
+  tsp_score_params_t defaults{};
+  defaults.window = 128;
+  defaults.pool = 7;
+  tsp::init_params(params, struct_size, defaults);
 }
 
 tsp_status_t tsp_score_workspace(tsp_context_t* ctx, const tsp_score_params_t* params,

@@ -10,6 +10,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_select_params_t* in, 
                        tsp_select_params_t& p, SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_context(ctx));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
+  TSP_RETURN_IF_ERROR(check_reserved("reserved", p.reserved));
   TSP_RETURN_IF_ERROR(check_range("window", p.window, 1, 1 << 20));
   TSP_RETURN_IF_ERROR(check_range("min_tokens", p.min_tokens, 0, 1 << 30));
   TSP_RETURN_IF_ERROR(check_range("share", p.share, TSP_SHARE_HEAD, TSP_SHARE_LAYER));
@@ -38,7 +39,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_select_params_t* in, 
     return fail(TSP_INVALID_ARGUMENT, "selected.%s: must not be null",
                 p.selected.indices == nullptr ? "indices" : "kept");
   }
-  return check_sets(*ctx, p.selected, p.batch, p.scores.heads, p.num_kv_heads, false);
+  return check_sets(*ctx, "selected", p.selected, p.batch, p.scores.heads, p.num_kv_heads, false);
 }
 
 size_t workspace_bytes(const tsp_context_t& ctx, const tsp_select_params_t& p) {
@@ -51,10 +52,11 @@ size_t workspace_bytes(const tsp_context_t& ctx, const tsp_select_params_t& p) {
 extern "C" {
 
 void tsp_select_params_init(tsp_select_params_t* params, uint32_t struct_size) {
-  tsp::init_params(params, struct_size);
-  params->window = 128;
-  params->min_tokens = 1024;
-  params->coverage = 0.005f;
+  tsp_select_params_t defaults{};
+  defaults.window = 128;
+  defaults.min_tokens = 1024;
+  defaults.coverage = 0.005f;
+  tsp::init_params(params, struct_size, defaults);
 }
 
 tsp_status_t tsp_select_workspace(tsp_context_t* ctx, const tsp_select_params_t* params,

@@ -11,13 +11,25 @@
 namespace tsp::ref {
 namespace {
 
-/// Tokens that a query row sees: entries of a list, or the range first .. first + count - 1.
+/// Tokens that a query row sees: entries of a list, or 0 .. sink - 1 and, from `first` on, as many
+/// as make `count`.
 struct Visible {
-  const int32_t* list;  // null: a range
+  const int32_t* list;  // null: ranges
+  int32_t sink;
   int32_t first;
   int32_t count;
-  int32_t operator[](int32_t i) const { return list != nullptr ? list[i] : first + i; }
+  int32_t operator[](int32_t i) const {
+    if (list != nullptr) return list[i];
+    return i < sink ? i : first + i - sink;
+  }
 };
+
+/// What a row that its set left out sees: the sink and the band, each key once.
+Visible local_keys(const tsp_attend_params_t& p, int32_t position) {
+  const int32_t first = std::max(0, position - p.band + 1);
+  const int32_t sink = std::min(p.sink, first);
+  return {nullptr, sink, first, sink + position - first + 1};
+}
 
 void write_row(const tsp_attend_params_t& p, const Seq& seq, int32_t q_row, int32_t head,
                const double* values, double lse) {
@@ -64,11 +76,11 @@ size_t attend_workspace(const tsp_context_t&, const tsp_attend_params_t& p) {
 tsp_status_t attend(tsp_context_t&, const tsp_attend_params_t& p) {
   auto* const weights = static_cast<double*>(p.workspace);
   double* const sums = weights + longest_k(p.batch);
-  const bool sparse = p.selected.indices != nullptr;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
+    const int32_t kept = p.selected.indices != nullptr ? p.selected.kept[b] : seq.k_len;
+    const bool sparse = kept < seq.k_len;
     for (int32_t head = 0; head < p.q.heads; ++head) {
-      const int32_t kept = sparse ? p.selected.kept[b] : seq.k_len;
       const int32_t* const list =
           sparse ? set_indices(p.selected, b,
                                static_cast<int32_t>(head / (p.q.heads / p.selected.num_sets)))
@@ -77,15 +89,14 @@ tsp_status_t attend(tsp_context_t&, const tsp_attend_params_t& p) {
       for (int32_t q_row = 0; q_row < seq.q_len; ++q_row) {
         const int32_t position = seq.q_pos() + q_row;
         if (!sparse) {
-          attend_row(p, seq, q_row, head, {nullptr, 0, position + 1}, weights, sums);
+          attend_row(p, seq, q_row, head, {nullptr, 0, 0, position + 1}, weights, sums);
           continue;
         }
         while (below < kept && list[below] <= position) ++below;
         if (below > 0 && list[below - 1] == position) {
-          attend_row(p, seq, q_row, head, {list, 0, below}, weights, sums);
+          attend_row(p, seq, q_row, head, {list, 0, 0, below}, weights, sums);
         } else if (p.dropped == TSP_DROPPED_LOCAL) {
-          const int32_t first = std::max(0, position - p.band + 1);
-          attend_row(p, seq, q_row, head, {nullptr, first, position - first + 1}, weights, sums);
+          attend_row(p, seq, q_row, head, local_keys(p, position), weights, sums);
         } else {
           write_row(p, seq, q_row, head, nullptr, -std::numeric_limits<double>::infinity());
         }

@@ -48,6 +48,8 @@ const OpTable* ref_ops() {
       .prefill_workspace = nullptr,
       .check_score = nullptr,
       .check_attend = nullptr,
+      .check_prefill = nullptr,
+      .prefill_pays = nullptr,
   };
   return &table;
 }

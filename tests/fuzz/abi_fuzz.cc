@@ -168,9 +168,22 @@ void expect(bool holds, const char* what) {
   std::abort();
 }
 
+/// Also sizes of callers that were built earlier.
 template <typename Params>
 void spoil_size(Case& c, Params& params) {
-  if (c.bytes.one_in(30)) params.struct_size = static_cast<uint32_t>(c.bytes.pick({0, 4, 8, 100}));
+  if (!c.bytes.one_in(30)) return;
+  constexpr auto kSize = static_cast<int32_t>(sizeof(Params));
+  params.struct_size = static_cast<uint32_t>(
+      c.bytes.pick({0, 4, 8, 100, kSize - 4, kSize - 8, kSize - 40, kSize - 48}));
+}
+
+/// The struct as its caller has it: not a byte more than struct_size.
+template <typename Params>
+const Params* exact(Case& c, const Params& params) {
+  const size_t bytes = std::clamp<size_t>(params.struct_size, sizeof(uint32_t), sizeof(Params));
+  void* const copy = c.memory.allocate(bytes);
+  std::memcpy(copy, &params, bytes);
+  return static_cast<const Params*>(copy);
 }
 
 /// Runs the workspace function and, where no valid call could leave its memory, the operation.
@@ -186,7 +199,7 @@ void call(Case& c, Params& params, std::initializer_list<const tsp_tensor_t*> vi
   }
   if constexpr (requires { params.workspace; }) {
     size_t bytes = 0;
-    const tsp_status_t status = workspace(c.ctx, &params, &bytes);
+    const tsp_status_t status = workspace(c.ctx, exact(c, params), &bytes);
     expect(!(must_fail && status == TSP_OK), "the workspace of impossible arguments was computed");
     expect(status == TSP_OK || std::strlen(tsp_last_error()) > 0, "failed without a sentence");
     // Views that are valid but larger than our memory may ask for any amount: not of interest.
@@ -197,7 +210,7 @@ void call(Case& c, Params& params, std::initializer_list<const tsp_tensor_t*> vi
     if (c.bytes.one_in(30) && bytes > 0) --params.workspace_bytes;
   }
   if (!safe) return;
-  const tsp_status_t status = op(c.ctx, &params);
+  const tsp_status_t status = op(c.ctx, exact(c, params));
   expect(!(must_fail && status == TSP_OK), "impossible arguments were accepted");
   ++(status == TSP_OK ? tally->succeeded : tally->refused);
   expect(status == TSP_OK || std::strlen(tsp_last_error()) > 0, "failed without a sentence");
@@ -236,6 +249,7 @@ void fuzz_attend(Case& c) {
   tsp_attend_params_init(&p, sizeof p);
   p.dropped = c.bytes.pick({0, 0, 1, 1, 2, -1});
   p.band = c.bytes.pick({1, 3, 256, 0, -5, INT32_MAX});
+  p.sink = c.bytes.pick({0, 0, 1, 3, 256, -1, INT32_MAX});
   p.precision = c.bytes.pick({0, 0, 1, 2});
   if (c.bytes.one_in(8)) p.scale = c.bytes.strange_float();
   p.q = c.q, p.k = c.k, p.v = c.v, p.out = c.out, p.lse = c.lse, p.batch = c.batch;
@@ -260,9 +274,15 @@ void fuzz_prefill(Case& c) {
   p.keep = c.bytes.one_in(4) ? c.bytes.strange_float() : 0.0f;
   p.dropped = c.bytes.below(2);
   p.band = c.bytes.range(1, 9);
+  p.sink = c.bytes.pick({0, 0, 1, 5, 300, -1});
+  p.when = c.bytes.pick({0, 0, 1, 1, 2});
   p.q = c.q, p.k = c.k, p.v = c.v, p.out = c.out, p.batch = c.batch;
   if (!c.bytes.one_in(4)) p.selected = c.sets;
   if (c.bytes.one_in(4)) p.selected.indices = nullptr;
+  if (c.bytes.one_in(3)) {
+    p.given = p.selected;  // in place, or the chosen sets are not wanted
+    p.given.indices = c.sets.indices;
+  }
   spoil_size(c, p);
   call(c, p, {&p.q, &p.k, &p.v, &p.out}, tsp_prefill_workspace, tsp_prefill);
 }

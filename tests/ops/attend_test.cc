@@ -19,7 +19,7 @@ class Attend : public OpTest {
   }
   /// The oracle's answer, computed once for all backends that round alike.
   const Expected& expected(const Problem& problem, const Sets* sets, const Options& options) {
-    using Key = std::tuple<std::string, float, Sets, int32_t, int32_t, double, double>;
+    using Key = std::tuple<std::string, float, Sets, int32_t, int32_t, int32_t, double, double>;
     static std::map<Key, Expected> cache;
     const Roundoff u = roundoff(backend, problem.shape, options.precision);
     const Key key = {problem.shape.name(),
@@ -27,6 +27,7 @@ class Attend : public OpTest {
                      sets == nullptr ? Sets{} : *sets,
                      options.dropped,
                      options.band,
+                     options.sink,
                      u.operand,
                      u.weight};
     const auto [entry, is_new] = cache.try_emplace(key);
@@ -118,6 +119,39 @@ TEST_P(Attend, DroppedRowsSeeTheirBand) {
       check(shape, &sets, {.dropped = TSP_DROPPED_LOCAL, .band = band});
     }
   }
+}
+
+TEST_P(Attend, DroppedRowsSeeTheSinkAndTheirBandEachKeyOnce) {
+  // Apart, touching, overlapping, and either of them longer than the sequence.
+  const struct {
+    int32_t share, sink, band;
+  } cases[] = {{TSP_SHARE_LAYER, 1, 1},
+               {TSP_SHARE_KV_GROUP, 4, 37},
+               {TSP_SHARE_HEAD, 64, 16},
+               {TSP_SHARE_KV_GROUP, 700, 9}};
+  for (const Shape& shape : shapes()) {
+    Problem problem(shape);
+    for (const auto& [share, sink, band] : cases) {
+      const Sets sets = problem.random_sets(share, 0.4f, 8, 6);
+      const Options options = {.dropped = TSP_DROPPED_LOCAL, .band = band, .sink = sink};
+      served_or_refused("sink", [&] { check(shape, &sets, options); });
+    }
+  }
+}
+
+TEST_P(Attend, ASinkWithinTheBandChangesNoBit) {
+  const int32_t dtype = backend.is_cuda() ? TSP_BF16 : TSP_F32;
+  Problem problem(
+      {.q_lens = {150}, .k_lens = {190}, .q_dtype = dtype, .kv_dtype = dtype, .out_dtype = dtype});
+  const Sets sets = problem.random_sets(TSP_SHARE_KV_GROUP, 0.4f, 8, 6);
+  Options options = {.dropped = TSP_DROPPED_LOCAL, .band = 190};
+  const AttendResult band = problem.attend(backend, ctx, &sets, options);
+  options.sink = 190;
+  served_or_refused("sink", [&] {
+    const AttendResult both = problem.attend(backend, ctx, &sets, options);
+    EXPECT_EQ(band.out.bits(), both.out.bits());
+    EXPECT_EQ(band.lse.bits(), both.lse.bits());
+  });
 }
 
 TEST_P(Attend, SetsThatKeepAllAreDenseBitForBit) {

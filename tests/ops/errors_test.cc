@@ -80,6 +80,11 @@ TEST_F(Errors, NameTheOption) {
   expect([](auto& b) { b.share = 3; }, "share: must be between 0 and 2, got 3");
   expect([](auto& b) { b.dropped = -1; }, "dropped: must be between 0 and 1, got -1");
   expect([](auto& b) { b.band = 0; }, "band: must be between 1 and 1073741824, got 0");
+  expect([](auto& b) { b.sink = -1; }, "sink: must be between 0 and 1073741824, got -1");
+  expect([](auto& b) { b.when = 2; }, "when: must be between 0 and 1, got 2");
+  expect([](auto& b) { b.reserved2 = 3; }, "reserved2: must be 0, got 3");
+  expect([](auto& b) { b.batch.reserved = 3; }, "batch.reserved: must be 0, got 3");
+  expect([](auto& b) { b.selected.reserved = 3; }, "selected.reserved: must be 0, got 3");
   expect([](auto& b) { b.precision = 7; }, "precision: must be between 0 and 1, got 7");
   expect([](auto& b) { b.scale = -1; }, "scale: must be finite and >= 0 (0 = 1/sqrt(D)), got -1");
   expect([](auto& b) { b.selected.num_sets = 2; },
@@ -150,6 +155,28 @@ TEST_F(Errors, NameTheWorkspace) {
             "workspace: must be 64-byte aligned, got 0x");
 }
 
+TEST_F(Errors, NameTheGivenSets) {
+  std::vector<int32_t> lists(32);
+  int32_t count = 2;
+  for (size_t i = 0; i < lists.size(); i += 8) lists[i + 1] = 7;
+  p.given = {lists.data(), &count, 4, 0, 8, 32};
+  expect([](auto& b) { b.given.kept = nullptr; }, "given.kept: must not be null with indices");
+  expect([](auto& b) { b.given.num_sets = 3; },
+         "given.num_sets: must be Hq (4), Hkv (2) or 1, got 3");
+  expect([](auto& b) { b.given.num_sets = 1; },
+         "selected.num_sets: must be 1 for the given sets, got 4");
+  expect([](auto& b) { b.given.set_stride = 7; },
+         "given.set_stride: must be at least the longest Tk (8), got 7");
+  int32_t none = 0;
+  expect([&](auto& b) { b.given.kept = &none; },
+         "given.kept[0]: must be between 1 and Tk (8), got 0");
+  std::vector<int32_t> bad = lists;
+  bad[9] = 8;
+  expect([&](auto& b) { b.given.indices = bad.data(); },
+         "given.indices: must ascend within 0 .. Tk - 1 (7); sequence 0, set 1, entry 1 is 8 after "
+         "0");
+}
+
 TEST_F(Errors, NameTheIndexThatIsOutOfOrder) {
   tokensparse::AttendParams a;
   a.q = p.q;
@@ -181,24 +208,11 @@ TEST_F(Errors, NameTheIndexThatIsOutOfOrder) {
   EXPECT_EQ(sentence(0, {1, 5, 7}), "selected.kept[0]: must be between 1 and Tk (8), got 0");
 }
 
-TEST_F(Errors, StructSizesGuardTheAbi) {
-  expect([](auto& b) { b.struct_size = 4; },
-         ("params.struct_size: must be sizeof the params struct (" +
-          std::to_string(sizeof(tsp_prefill_params_t)) + "), got 4")
-             .c_str());
-  struct Larger {
-    tsp_prefill_params_t params;
-    uint64_t from_the_future;
-  } larger = {p, 0};
-  size_t bytes = 0;
-  larger.params.struct_size = sizeof larger;
-  EXPECT_EQ(tsp_prefill_workspace(ctx.get(), &larger.params, &bytes), TSP_OK);
-  larger.from_the_future = 1;
-  EXPECT_EQ(tsp_prefill_workspace(ctx.get(), &larger.params, &bytes), TSP_UNSUPPORTED);
+TEST_F(Errors, NameWhatIsNull) {
   EXPECT_EQ(tsp_prefill(ctx.get(), nullptr), TSP_INVALID_ARGUMENT);
+  EXPECT_STREQ(tsp_last_error(), "params: must not be null");
   EXPECT_EQ(tsp_prefill(nullptr, &p), TSP_INVALID_ARGUMENT);
   EXPECT_STREQ(tsp_last_error(), "ctx: must not be null");
-  EXPECT_EQ(tsp_abi_version(), static_cast<uint32_t>(TSP_ABI_VERSION));
 }
 
 TEST(ContextErrors, AForcedPathIsThatPathOrAnError) {

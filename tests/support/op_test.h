@@ -13,6 +13,17 @@ class OpTest : public ::testing::TestWithParam<Backend> {
  protected:
   const Backend& backend = GetParam();
   tokensparse::Context ctx = backend.open();
+
+  /// Runs what CUDA may refuse; then by the name of the argument.
+  template <typename Body>
+  void served_or_refused(const std::string& name, Body&& body) {
+    try {
+      body();
+    } catch (const std::runtime_error& e) {
+      EXPECT_TRUE(backend.is_cuda()) << e.what();
+      EXPECT_EQ(std::string(e.what()).substr(0, name.size()), name);
+    }
+  }
 };
 
 inline std::string backend_name(const ::testing::TestParamInfo<Backend>& info) {

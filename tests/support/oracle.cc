@@ -86,7 +86,8 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
         const int64_t row = p.q_offsets[b] + r;
         std::vector<int32_t> seen;
         for (int32_t j = 0; j <= position; ++j) {
-          if (kept ? in[static_cast<size_t>(j)] : j > position - options.band) seen.push_back(j);
+          const bool local = j < options.sink || j > position - options.band;
+          if (kept ? in[static_cast<size_t>(j)] : local) seen.push_back(j);
         }
         std::vector<double> weights;
         double max = -kInfinity, delta = 0, total = 0;

@@ -171,6 +171,7 @@ AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, 
   tokensparse::AttendParams p;
   p.dropped = options.dropped;
   p.band = options.band;
+  p.sink = options.sink;
   p.precision = options.precision;
   p.q = dq.view();
   p.k = dk.view();
@@ -191,13 +192,22 @@ AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, 
 }
 
 AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
-                              const Options& options) {
+                              const Options& options, const Sets* given) {
   AttendResult r;
   r.out = Tensor(shape.out_dtype, shape.q_lens, shape.num_q_heads, shape.dim, shape.q_layout);
   r.lse = Tensor(TSP_F32, shape.q_lens, shape.num_q_heads, 1, Layout::kHeadMajor);
   OnDevice dq(backend, q), dk(backend, k), dv(backend, v), dout(backend, r.out), dl(backend, r.lse);
-  DeviceSets sets(backend, shape, num_sets_of(options.share, shape));
+  DeviceSets sets(backend, shape,
+                  given == nullptr ? num_sets_of(options.share, shape)
+                                   : static_cast<int32_t>((*given)[0].size()));
+  std::optional<DeviceSets> dgiven;
   tokensparse::PrefillParams p;
+  p.when = options.when;
+  if (given != nullptr) {
+    dgiven.emplace(backend, shape, static_cast<int32_t>((*given)[0].size()));
+    dgiven->write(*given);
+    p.given = dgiven->view();
+  }
   p.window = options.window;
   p.pool = options.pool;
   p.min_tokens = options.min_tokens;
@@ -206,6 +216,7 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
   p.keep = options.keep;
   p.dropped = options.dropped;
   p.band = options.band;
+  p.sink = options.sink;
   p.precision = options.precision;
   p.q = dq.view();
   p.k = dk.view();

@@ -40,7 +40,9 @@ struct Options {
   float keep = 0;
   int32_t dropped = TSP_DROPPED_ZERO;
   int32_t band = 256;
+  int32_t sink = 0;
   int32_t precision = TSP_PRECISION_F32;
+  int32_t when = TSP_WHEN_ALWAYS;
 };
 
 struct AttendResult {
@@ -62,7 +64,8 @@ class Problem {
               const Options& options);
   AttendResult attend(const Backend& backend, tokensparse::Context& ctx, const Sets* sets,
                       const Options& options, bool want_lse = true);
-  AttendResult prefill(const Backend& backend, tokensparse::Context& ctx, const Options& options);
+  AttendResult prefill(const Backend& backend, tokensparse::Context& ctx, const Options& options,
+                       const Sets* given = nullptr);
 
   /// Random sets that always hold the last `window` tokens, as many in each set of a sequence.
   Sets random_sets(int32_t share, float keep, int32_t window, uint32_t seed) const;

@@ -24,6 +24,9 @@ tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p
     TSP_RETURN_IF_ERROR(check_rows(ctx, view.name, view.view, false));
     TSP_RETURN_IF_ERROR(check_same_dtype(view.name, view.view, p.q));
   }
+  if (p.dropped == TSP_DROPPED_LOCAL && p.sink > 0) {
+    return fail(TSP_UNSUPPORTED, "sink: must be 0 on cuda, got %d", p.sink);
+  }
   return TSP_OK;
 }
 

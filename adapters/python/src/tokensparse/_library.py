@@ -165,7 +165,7 @@ class AttendParams(ctypes.Structure):
         ("dropped", c_int32),
         ("band", c_int32),
         ("precision", c_int32),
-        ("reserved", c_int32),
+        ("sink", c_int32),
         ("q", Tensor),
         ("k", Tensor),
         ("v", Tensor),
@@ -177,27 +177,31 @@ class AttendParams(ctypes.Structure):
 
 
 class PrefillParams(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("scale", c_float),
-        ("coverage", c_float),
-        ("keep", c_float),
-        ("window", c_int32),
-        ("pool", c_int32),
-        ("min_tokens", c_int32),
-        ("share", c_int32),
-        ("dropped", c_int32),
-        ("band", c_int32),
-        ("precision", c_int32),
-        ("reserved", c_int32),
-        ("q", Tensor),
-        ("k", Tensor),
-        ("v", Tensor),
-        ("out", Tensor),
-        ("lse", Tensor),
-        ("selected", IndexSets),
-        ("batch", Batch),
-    ] + _WORKSPACE
+    _fields_ = (
+        [
+            ("struct_size", c_uint32),
+            ("scale", c_float),
+            ("coverage", c_float),
+            ("keep", c_float),
+            ("window", c_int32),
+            ("pool", c_int32),
+            ("min_tokens", c_int32),
+            ("share", c_int32),
+            ("dropped", c_int32),
+            ("band", c_int32),
+            ("precision", c_int32),
+            ("sink", c_int32),
+            ("q", Tensor),
+            ("k", Tensor),
+            ("v", Tensor),
+            ("out", Tensor),
+            ("lse", Tensor),
+            ("selected", IndexSets),
+            ("batch", Batch),
+        ]
+        + _WORKSPACE
+        + [("given", IndexSets), ("when", c_int32), ("reserved2", c_int32)]
+    )
 
 
 _PARAMS = {
@@ -245,7 +249,7 @@ def _open() -> ctypes.CDLL:
         init = getattr(lib, f"tsp_{op}_params_init")
         init.argtypes, init.restype = [POINTER(params), c_uint32], None
         getattr(lib, f"tsp_{op}").argtypes = [c_void_p, POINTER(params)]
-        if params._fields_[-1][0] == "workspace_bytes":
+        if hasattr(params, "workspace"):
             getattr(lib, f"tsp_{op}_workspace").argtypes = [
                 c_void_p,
                 POINTER(params),
