@@ -77,22 +77,34 @@ def causal(q, k, v, scale):
 
 
 def local(q, k, v, scale, sink, band):
-    """Every row over the first `sink` keys and its last `band`; what left-out rows get."""
-    rows, offset = q.shape[1], k.shape[1] - q.shape[1]
-    group = q.shape[0] // k.shape[0]
-    out = torch.empty_like(q)
-    for begin in range(0, rows, STEP):
-        end = min(rows, begin + STEP)
-        first = max(0, begin + offset - band + 1)
-        head = min(sink, first)
-        columns = torch.cat([torch.arange(head), torch.arange(first, end + offset)]).to(q.device)
-        row = torch.arange(begin, end, device=q.device)[:, None] + offset
-        mask = (columns <= row) & ((columns < sink) | (columns > row - band))
-        near_k, near_v = (x[:, columns].repeat_interleave(group, 0)[None] for x in (k, v))
-        out[:, begin:end] = F.scaled_dot_product_attention(
-            q[None, :, begin:end], near_k, near_v, attn_mask=mask, scale=scale
-        )[0]
-    return out
+    """Every row over the first `sink` keys and its last `band`; what left-out rows get.
+
+    Blocks of rows are a batch: each sees the sinks and the keys from its first row's band on.
+    """
+    heads, rows, dim = q.shape
+    offset, group = k.shape[1] - rows, heads // k.shape[0]
+    step = max(64, band)
+    count = -(-rows // step)
+    begin = torch.arange(count, device=q.device)[:, None] * step + offset
+    near = begin + torch.arange(1 - band, step, device=q.device)
+    first = torch.arange(sink, device=q.device).expand(count, -1)
+    # Eight columns together: what the fast kernels want of a mask.
+    spare = torch.full((count, -(sink + near.shape[1]) % 8), k.shape[1], device=q.device)
+    columns = torch.cat([first, near, spare], 1)
+    row = begin + torch.arange(step, device=q.device)
+    at, i = columns[:, None, :], row[:, :, None]
+    in_sink = torch.arange(columns.shape[1], device=q.device) < sink
+    # A key of the first ones that the band reaches too counts once, with the band.
+    mask = torch.where(in_sink, at <= i - band, (at >= 0) & (at > i - band) & (at <= i))
+    gathered = columns.clamp(0, k.shape[1] - 1)
+    near_k, near_v = (
+        x[:, gathered].transpose(0, 1).repeat_interleave(group, 1) for x in (k, v)
+    )
+    blocks_q = F.pad(q, (0, 0, 0, count * step - rows)).reshape(heads, count, step, dim)
+    out = F.scaled_dot_product_attention(
+        blocks_q.transpose(0, 1), near_k, near_v, attn_mask=mask[:, None], scale=scale
+    )
+    return out.transpose(0, 1).reshape(heads, -1, dim)[:, :rows].contiguous()
 
 
 def local_pairs(position, sink, band):

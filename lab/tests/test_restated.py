@@ -57,6 +57,16 @@ def test_a_pattern_that_drops_nothing_is_dense(method):
     assert pairs == 300 * 301 / 2 and kept == 1
 
 
+@pytest.mark.parametrize(("sink", "band"), [(0, 1), (5, 7), (64, 256), (200, 3), (3, 300)])
+@pytest.mark.parametrize("rows", [150, 33])
+def test_local_is_the_masked_definition(sink, band, rows):
+    torch.manual_seed(7)
+    q, k, v = (torch.randn(h, n, 8, dtype=torch.float64) for h, n in ((4, rows), (2, 150), (2, 150)))
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    wanted, _ = oracle(q, k, v, 0.3, nothing, sink, band, "local")
+    torch.testing.assert_close(restated.local(q, k, v, 0.3, sink, band), wanted)
+
+
 def test_layers_of_a_setting():
     assert sparse_layers({}, 4) == set()
     assert sparse_layers({"coverage": 0.1}, 4) == {1, 2}
