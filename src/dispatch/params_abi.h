@@ -16,9 +16,9 @@ struct ParamsAbi {
 template <typename Params>
 constexpr ParamsAbi params_abi();
 
-#define TSP_ABI_1_ENDS_BEHIND(params, field)              \
-  template <>                                             \
-  constexpr ParamsAbi params_abi<params##_t>() {          \
+#define TSP_ABI_1_ENDS_BEHIND(params, field)                                   \
+  template <>                                                                  \
+  constexpr ParamsAbi params_abi<params##_t>() {                               \
     return {#params, offsetof(params##_t, field) + sizeof(params##_t::field)}; \
   }
 TSP_ABI_1_ENDS_BEHIND(tsp_context_options, parallel_user)

@@ -26,25 +26,25 @@ void PrintTo(const StructCase& c, std::ostream* out) { *out << c.name; }
 template <typename Params>
 StructCase op_case(const char* name, size_t abi_1, void (*init)(Params*, uint32_t),
                    tsp_status_t (*op)(tsp_context_t*, const Params*)) {
-  return {name, abi_1, sizeof(Params),
-          [init](void* p, uint32_t size) { init(static_cast<Params*>(p), size); },
-          [op](tsp_context_t* ctx, const void* p) { return op(ctx, static_cast<const Params*>(p)); }};
+  return {
+      name, abi_1, sizeof(Params),
+      [init](void* p, uint32_t size) { init(static_cast<Params*>(p), size); },
+      [op](tsp_context_t* ctx, const void* p) { return op(ctx, static_cast<const Params*>(p)); }};
 }
 
 /// The bytes of ABI 1 stand here as numbers: they hold for good, whatever the headers become.
 std::vector<StructCase> structs() {
-  StructCase options = {
-      "context_options", 48, sizeof(tsp_context_options_t),
-      [](void* p, uint32_t size) {
-        tsp_context_options_init(static_cast<tsp_context_options_t*>(p), size);
-      },
-      [](tsp_context_t*, const void* p) {
-        tsp_context_t* created = nullptr;
-        const tsp_status_t status =
-            tsp_context_create(static_cast<const tsp_context_options_t*>(p), &created);
-        tsp_context_destroy(created);
-        return status;
-      }};
+  StructCase options = {"context_options", 48, sizeof(tsp_context_options_t),
+                        [](void* p, uint32_t size) {
+                          tsp_context_options_init(static_cast<tsp_context_options_t*>(p), size);
+                        },
+                        [](tsp_context_t*, const void* p) {
+                          tsp_context_t* created = nullptr;
+                          const tsp_status_t status = tsp_context_create(
+                              static_cast<const tsp_context_options_t*>(p), &created);
+                          tsp_context_destroy(created);
+                          return status;
+                        }};
   return {options,
           op_case("score", 328, tsp_score_params_init, tsp_score),
           op_case("select", 208, tsp_select_params_init, tsp_select),
@@ -109,7 +109,7 @@ TEST_P(Abi, InitWritesWhatTheCallerHasAndNoMore) {
     std::vector<unsigned char> bytes(c.now + 64, 0xa5);
     c.init(bytes.data(), static_cast<uint32_t>(size));
     for (size_t i = 0; i < bytes.size(); ++i) {
-      const unsigned char inside = i < 4         ? static_cast<unsigned char>(size >> (8 * i))
+      const unsigned char inside = i < 4       ? static_cast<unsigned char>(size >> (8 * i))
                                    : i < c.now ? whole[i]
                                                : 0;
       ASSERT_EQ(bytes[i], i < size ? inside : 0xa5) << "byte " << i << " of " << size;
