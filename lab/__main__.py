@@ -6,11 +6,12 @@ import pathlib
 import sys
 import time
 
-from lab import prompts, results, table, tasks
+from lab import prompts, recommend, results, table, tasks
 from lab.engines import EngineError
 from lab.texts import TextError, Texts
 
 ERRORS = (EngineError, prompts.PromptError, results.ResultsError, TextError, OSError)
+ENGINES = ["restated", "transformers", "program"]
 NEEDLES = ["niah_multikey_1", "niah_multikey_2", "vt"]
 
 
@@ -25,16 +26,28 @@ def _parser():
     run.add_argument("--plan", required=True, help="JSON file: {name: setting}; dense is always asked")
     run.add_argument("--out", required=True, help="results file; a run goes on where it stopped")
     run.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
-    run.add_argument("--engine", choices=["restated", "transformers", "program"], default="restated")
+    run.add_argument("--engine", choices=ENGINES, default="restated")
     run.add_argument("--program", default="tokensparse", help="the program that answers `eval`")
     run.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
     run.add_argument("--generate", action="store_true", help="greedy answers too, for RULER's metric")
     run.add_argument("--only", nargs="+", metavar="NAME", help="these settings of the plan")
     run.add_argument("--minutes", type=float, help="stop after so long")
-    for verb in (make, run):
+    search = verbs.add_parser("recommend", help="find the cheapest setting within a limit, and write it")
+    search.add_argument("model")
+    search.add_argument("--results", required=True, help="results file; a search goes on where it stopped")
+    search.add_argument("--out", required=True, help="the setting file to write")
+    search.add_argument("--engine", choices=ENGINES, default="restated")
+    search.add_argument("--program", default="tokensparse", help="the program that answers `eval`")
+    search.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
+    search.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
+    search.add_argument("--points", type=float, default=1.0, help="points that may be lost at most")
+    search.add_argument("--loss", type=float, default=0.02, help="loss that may be added at most")
+    search.add_argument("--hours", type=float, help="stop after so long, and say what is undecided")
+    for verb in (make, run, search):
         verb.add_argument("--tasks", nargs="+", default=NEEDLES, choices=sorted(tasks.TASKS), metavar="TASK")
         verb.add_argument("--length", nargs="+", type=int, default=[4096], help="tokens, answer included")
-        verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
+        if verb is not search:  # which takes as many as it needs
+            verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
         verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
     show = verbs.add_parser("table", help="results as a Markdown table")
     show.add_argument("results", nargs="+", help="results files of one model")
@@ -112,6 +125,37 @@ def _run(args):
             _progress(asked, total, began, prompt.key, name)
 
 
+def _recommend(args):
+    engine = _open_engine(args)
+    store = results.Store(args.results, engine.subject)
+    asked = {}
+
+    def ask(settings, n):
+        args.n = n
+        for prompt in _prompts(args, engine.tokenizer, engine.limit):
+            for name, setting in {table.DENSE: {}, **settings}.items():
+                if not store.has(prompt.key, name):
+                    store.add(_row(engine, prompt, name, setting, False))
+        asked.update(settings)
+        return recommend.merged(results.read(args.results)[1], settings)
+
+    limits = recommend.Limits(args.points, args.loss)
+    minutes = None if args.hours is None else 60 * args.hours
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    search = recommend.Search(ask, limits, minutes, say=say)
+    found = search.run()
+    print(table.markdown(table.lines(results.read(args.results)[1])))
+    if found is None:
+        late = "time ran out; " if search.out_of_time else ""
+        raise EngineError(f"{late}no setting is within the limits for certain; more prompts may show one")
+    name, setting = found
+    line = search.lines[name]
+    recommend.write(
+        args.out, recommend.setting_file(name, setting, line, engine, args.tasks, args.length)
+    )
+    print(f"\n{name}: {recommend.judge(line, limits).why}; written to {args.out}")
+
+
 def _row(engine, prompt, name, setting, generate):
     got = engine.measure(prompt, setting, generate)
     scored = tasks.score(prompt.refs, got.text) if got.text is not None else None
@@ -157,6 +201,8 @@ def main():
             _make(args)
         elif args.verb == "run":
             _run(args)
+        elif args.verb == "recommend":
+            _recommend(args)
         elif args.verb == "table":
             header, rows = _rows(args.results)
             made = table.lines(rows, args.tasks)

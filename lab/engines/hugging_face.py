@@ -36,6 +36,19 @@ def load(path, attention, device):
     return model.to(device).eval(), tokenizer
 
 
+def numbers(model, path):
+    """What a setting file says of the model it is for."""
+    config = model.config
+    heads = config.num_attention_heads
+    return {
+        "name": pathlib.Path(path).stem,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": heads,
+        "num_kv_heads": config.num_key_value_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }
+
+
 def subject(model, path, engine, device):
     """What results of this model and engine are kept under."""
     config = model.config

@@ -20,6 +20,7 @@ class Engine:
         self._layers, self._setting, self._seen = set(), {}, {}
         kind = f"restated, chunks of {chunk}" if chunk else "restated, whole prompts"
         self.subject = hugging_face.subject(self._model, path, kind, device)
+        self.model = hugging_face.numbers(self._model, path)
         self.limit = self._model.config.max_position_embeddings
 
     def _attention(self, module, query, key, value, attention_mask, scaling=None, **_):

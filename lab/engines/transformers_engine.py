@@ -13,6 +13,7 @@ class Engine:
         self._driver = hugging_face.Driver(self._model, self.tokenizer, chunk)
         kind = f"transformers, chunks of {chunk}" if chunk else "transformers, whole prompts"
         self.subject = hugging_face.subject(self._model, path, kind, device)
+        self.model = hugging_face.numbers(self._model, path)
         self.limit = self._model.config.max_position_embeddings
 
     def measure(self, prompt, setting, generate=False):

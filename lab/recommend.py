@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""Searches the cheapest setting whose cost in accuracy stays under a limit.
+
+Rounds of more and more prompts: after each, settings that are too costly for certain are out (the lower
+end of their interval is over the limit), and so is what costs more pairs than one that has passed. A
+setting passes when the upper ends of its intervals are within the limits at the last round. Coverage is
+searched first, with everything else as built in; then the other options around the best coverage.
+"""
+import dataclasses
+import datetime
+import json
+import time
+
+from lab import table
+
+FORMAT = "tokensparse setting 1"
+COVERAGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+ROUNDS = (10, 30, 100)  # prompts a task, in all
+VARIANTS = (  # one step from the best coverage, each alone
+    {"layers": "all"},
+    {"sink": 16},
+    {"band": 128},
+    {"band": 512},
+    {"share": "head"},
+    {"share": "layer"},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    points: float = 1.0  # of prompts answered right; the upper end of what is lost
+    loss: float = 0.02  # of the answer's loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    hopeless: bool
+    why: str
+
+
+def judge(line, limits):
+    """What a line of the table says of a setting."""
+    lost = -line.points.low if line.points else 0.0  # points lost at most, by the interval
+    surely_lost = -line.points.high if line.points else 0.0
+    why = (
+        f"pairs {line.pairs:.3f}, loss {line.loss.mean:+.3f} (at most {line.loss.high:+.3f}),"
+        f" points lost at most {lost:.1f}, n {line.loss.n}"
+    )
+    return Verdict(
+        passed=line.loss.high <= limits.loss and lost <= limits.points,
+        hopeless=line.loss.low > limits.loss or surely_lost > limits.points,
+        why=why,
+    )
+
+
+class Search:
+    """ask(settings, n) measures named settings on n prompts a task and gives the table's lines."""
+
+    def __init__(self, ask, limits=Limits(), minutes=None, rounds=ROUNDS, say=print):
+        self._ask, self._limits, self._rounds, self._say = ask, limits, rounds, say
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.lines = {}
+        self.out_of_time = False
+
+    def _late(self):
+        self.out_of_time = self._end is not None and time.monotonic() > self._end
+        return self.out_of_time
+
+    def _survivors(self, candidates):
+        """Candidates after all rounds, cheapest first; fewer rounds when time runs out."""
+        alive = dict(candidates)
+        for n in self._rounds:
+            if not alive or self._late():
+                break
+            lines = {line.setting: line for line in self._ask(alive, n)}
+            self.lines.update(lines)
+            for name in list(alive):
+                verdict = judge(lines[name], self._limits)
+                self._say(f"n {n} a task: {name}: {verdict.why}{', out' if verdict.hopeless else ''}")
+                if verdict.hopeless:
+                    del alive[name]
+        return sorted(alive, key=lambda name: self.lines[name].pairs if name in self.lines else 9)
+
+    def _cheapest(self, candidates):
+        for name in self._survivors(candidates):
+            if name in self.lines and judge(self.lines[name], self._limits).passed:
+                return name
+        return None
+
+    def run(self):
+        """(name, setting) of the cheapest that passes, or None."""
+        candidates = {f"coverage {c:g}": {"coverage": c} for c in COVERAGES}
+        best = self._cheapest(candidates)
+        if best is None:
+            return None
+        base = candidates[best]
+        around = {
+            ", ".join([best, *(f"{k} {v}" for k, v in variant.items())]): {**base, **variant}
+            for variant in VARIANTS
+        }
+        better = self._cheapest(around)
+        if better is not None and self.lines[better].pairs < self.lines[best].pairs:
+            return better, around[better]
+        return best, base
+
+
+def setting_file(name, setting, line, engine, tasks, lengths):
+    """The setting as the program and the adapters read it, with where it was measured."""
+    interval = lambda d: None if d is None else {"mean": d.mean, "low": d.low, "high": d.high}
+    return {
+        "format": FORMAT,
+        "name": name,
+        "model": engine.model,
+        **setting,
+        "accuracy": {
+            "measured": datetime.date.today().isoformat(),
+            "engine": engine.subject["engine"],
+            "device": engine.subject["device"],
+            "tasks": list(tasks),
+            "lengths": list(lengths),
+            "n": line.loss.n,
+            "pairs": round(line.pairs, 4),
+            "loss": interval(line.loss),
+            "points": interval(line.points),
+        },
+    }
+
+
+def write(path, content):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+
+
+def merged(rows, names):
+    """One line a setting over all lengths: what the search decides by."""
+    same_length = [{**row, "length": 0} for row in rows if row["setting"] in (*names, table.DENSE)]
+    return [line for line in table.lines(same_length) if line.setting != table.DENSE]

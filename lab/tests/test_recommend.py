@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+import json
+import random
+
+import pytest
+
+from lab import recommend, results, table
+
+MODEL = {"name": "m", "num_layers": 24, "num_heads": 14, "num_kv_heads": 2, "head_dim": 64}
+
+
+class FakeModel:
+    """Loses `slope` nats for each unit of coverage over `free`, and pays fewer pairs for more."""
+
+    model = MODEL
+    subject = {"engine": "fake", "device": "none"}
+
+    def __init__(self, free, noise=0.01):
+        self.free, self.noise, self.asked = free, noise, 0
+
+    def ask(self, settings, n):
+        rows = []
+        for name, setting in {table.DENSE: {}, **settings}.items():
+            for task in ("a", "b"):
+                for i in range(n):
+                    rng = random.Random(f"{name}/{task}/{i}")
+                    coverage = setting.get("coverage", 0)
+                    lost = max(0.0, coverage - self.free)
+                    band = setting.get("band", 256)
+                    lost += 0.5 if band < 256 else 0.0
+                    self.asked += 1
+                    rows.append({"prompt": f"{task}/{i}", "task": task, "length": 8192, "setting": name,
+                                 "loss": 0.1 + lost + rng.gauss(0, self.noise) * (coverage > 0),
+                                 "exact": 1.0, "score": None, "seconds": 1.0,
+                                 "pairs": (1 - coverage) * (0.9 if band < 256 else 1.0)})  # fmt: skip
+        return recommend.merged(rows, settings)
+
+
+def search(model, **options):
+    said = []
+    return recommend.Search(model.ask, say=said.append, **options), said
+
+
+def test_the_cheapest_setting_within_the_limit_is_found():
+    model = FakeModel(free=0.15)
+    finder, said = search(model)
+    name, setting = finder.run()
+    assert (name, setting) == ("coverage 0.15", {"coverage": 0.15})
+    assert any("coverage 0.3" in line and line.endswith(", out") for line in said)
+
+
+def test_a_hopeless_setting_is_asked_in_one_round_alone():
+    finder, said = search(FakeModel(free=0.05))
+    finder.run()
+    assert sum("coverage 0.3:" in line for line in said) == 1
+
+
+def test_nothing_is_recommended_where_nothing_is_certain():
+    finder, _ = search(FakeModel(free=1.0, noise=1.0), rounds=(10,))
+    assert finder.run() is None
+
+
+def test_time_that_runs_out_is_said():
+    finder, _ = search(FakeModel(free=0.15), minutes=-1)
+    assert finder.run() is None and finder.out_of_time
+
+
+def test_the_file_says_where_it_was_measured(tmp_path):
+    model = FakeModel(free=0.15)
+    finder, _ = search(model)
+    name, setting = finder.run()
+    made = recommend.setting_file(name, setting, finder.lines[name], model, ["a", "b"], [8192])
+    recommend.write(tmp_path / "s.json", made)
+    read = json.loads((tmp_path / "s.json").read_text())
+    assert read["format"] == "tokensparse setting 1" and read["model"] == MODEL
+    assert read["coverage"] == 0.15 and read["accuracy"]["n"] == 200
+    assert read["accuracy"]["loss"]["high"] <= 0.02
+
+
+@pytest.mark.parametrize("limit", [{"points": 0.0}, {"loss": -1.0}])
+def test_a_limit_that_nothing_meets(limit):
+    finder, _ = search(FakeModel(free=0.0, noise=0.3), limits=recommend.Limits(**limit), rounds=(10,))
+    assert finder.run() is None
+
+
+def test_results_hold_what_a_table_needs(tmp_path):
+    store = results.Store(tmp_path / "r.jsonl", {"model": "m"})
+    store.add({"prompt": "a/1", "setting": "dense", "task": "a", "length": 1, "loss": 0.1, "exact": None,
+               "score": None, "seconds": 1.0, "pairs": 1.0})  # fmt: skip
+    store.close()
+    (line,) = table.lines(results.read(tmp_path / "r.jsonl")[1])
+    assert line.exact != line.exact  # no right answers to give: not a number
