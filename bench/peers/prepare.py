@@ -3,7 +3,8 @@
 """What the peers of whole_model.py read: the model in their formats, and prompts as tokens.
 
 usage: prepare.py model MODEL.gguf FOLDER             a Hugging Face folder (bf16) and q8_0.gguf
-       prepare.py prompt FOLDER TEXT TOKENS OUT.json  a prompt of TOKENS tokens with a needle in it
+       prepare.py prompt FOLDER TEXT TOKENS NEEDLE OUT.json
+                                                      a prompt of TOKENS tokens with needle 0 to 4 in it
 Runs in the environment of `bench/peers/install vllm`. The weights are those of MODEL.gguf,
 dequantised: every engine works with the same values, up to its own type.
 """
@@ -11,12 +12,40 @@ import json
 import pathlib
 import sys
 
-NEEDLE = "The lighthouse keeper wrote the number 48213 on the back of the harbour map."
-QUESTION = (
-    "Which number did the lighthouse keeper write on the back of the harbour map? Answer with the"
-    " number only."
+WHERE = "Answer with the {} only."
+NEEDLES = (  # how deep in the text, the fact, the question, the answer
+    (
+        0.5,
+        "The lighthouse keeper wrote the number 48213 on the back of the harbour map.",
+        "Which number did the lighthouse keeper write on the back of the harbour map? "
+        + WHERE.format("number"),
+        "48213",
+    ),
+    (
+        0.1,
+        "The spare key of the observatory is kept inside the blue teapot.",
+        "Inside what is the spare key of the observatory kept? " + WHERE.format("object"),
+        "blue teapot",
+    ),
+    (
+        0.3,
+        "The orchestra will rehearse in the old tannery on the fourteenth of March.",
+        "On which day will the orchestra rehearse in the old tannery? " + WHERE.format("date"),
+        "fourteenth of March",
+    ),
+    (
+        0.7,
+        "Parcel 7719 weighs 364 grams and goes to shelf 58.",
+        "How many grams does parcel 7719 weigh? " + WHERE.format("number"),
+        "364",
+    ),
+    (
+        0.9,
+        "The ferry to Varnholm leaves from pier 26 at noon.",
+        "From which pier does the ferry to Varnholm leave? " + WHERE.format("number of the pier"),
+        "26",
+    ),
 )
-ANSWER = "48213"
 
 
 def convert(source, folder):
@@ -63,22 +92,23 @@ def requantise(source, target):
     writer.close()
 
 
-def make_prompt(folder, text, wanted):
-    """Text cut so that the whole prompt has `wanted` tokens or a few less, needle in the middle."""
+def make_prompt(folder, text, wanted, needle):
+    """Text cut so that the whole prompt has `wanted` tokens or a few less, with a fact in it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    depth, fact, question, answer = NEEDLES[needle]
 
     def ids_of(part):
         return tokenizer(part, add_special_tokens=False)["input_ids"]
 
     before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    fixed = len(ids_of(before)) + len(ids_of(after)) + len(ids_of(NEEDLE + QUESTION)) + 8
+    fixed = len(ids_of(before)) + len(ids_of(after)) + len(ids_of(fact + question)) + 8
     words = text.split(" ")
 
     def haystack(count):
-        half = count // 2
-        return " ".join(words[:half]) + f"\n\n{NEEDLE}\n\n" + " ".join(words[half:count])
+        at = int(depth * count)
+        return " ".join(words[:at]) + f"\n\n{fact}\n\n" + " ".join(words[at:count])
 
     low, high = 0, min(len(words), wanted)
     while low < high:  # the most words that fit
@@ -90,8 +120,8 @@ def make_prompt(folder, text, wanted):
     if low == len(words):
         raise SystemExit(f"prepare.py: the text is too short for {wanted} tokens")
     body = haystack(low)
-    ids = ids_of(before) + ids_of(f"{body}\n\n{QUESTION}") + ids_of(after)
-    return {"text": body, "question": QUESTION, "expected": ANSWER, "ids": ids}
+    ids = ids_of(before) + ids_of(f"{body}\n\n{question}") + ids_of(after)
+    return {"text": body, "question": question, "expected": answer, "ids": ids}
 
 
 def main():
@@ -100,10 +130,10 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         convert(source, folder)
         requantise(source, folder / "q8_0.gguf")
-    elif len(sys.argv) == 6 and sys.argv[1] == "prompt":
+    elif len(sys.argv) == 7 and sys.argv[1] == "prompt":
         text = pathlib.Path(sys.argv[3]).read_text(errors="replace")
-        prompt = make_prompt(sys.argv[2], text, int(sys.argv[4]))
-        pathlib.Path(sys.argv[5]).write_text(json.dumps(prompt))
+        prompt = make_prompt(sys.argv[2], text, int(sys.argv[4]), int(sys.argv[5]))
+        pathlib.Path(sys.argv[6]).write_text(json.dumps(prompt))
     else:
         raise SystemExit(__doc__)
 

@@ -3,10 +3,10 @@
 """Whole-model time to the first token: tokensparse beside what a user can pick instead.
 
 usage: bench/peers/whole_model.py --tokens 4096,8192 --out FILE.json [--engines LIST] [...]
-Every engine gets the same prompt, token for token: a long text with one hidden fact, and the
-question for it; the same weights and the same threads, one engine at a time. Each row says whether
-the answer held the fact. Rows are added to FILE.json, so that a long measurement can be done in
-parts; a second run of the same engine and length is a second sample. Engines that cannot be had are
+Every engine gets the same prompts, token for token: a long text with one hidden fact, and the
+question for it; the same weights and the same threads, one engine at a time. Each row says how many
+answers held the fact. Rows are added to FILE.json, so that a long measurement can be done in parts;
+each prompt is a sample of a row's time. Engines that cannot be had are
 skipped with one line.
 """
 import argparse
@@ -102,15 +102,15 @@ class Prepared:
         except OSError as error:
             raise SystemExit(f"whole_model.py: {error}; name a long text with --text") from error
 
-    def prompt(self, tokens):
+    def prompt(self, tokens, needle):
         text = self.haystack()
         key = hashlib.sha256((text + (HERE / "prepare.py").read_text()).encode()).hexdigest()[:12]
-        path = self.model() / f"prompt-{tokens}-{key}.json"
+        path = self.model() / f"prompt-{tokens}-{needle}-{key}.json"
         if not path.exists():
             source = self.folder / "haystack.txt"
             source.write_text(text)
             command = [self.python("vllm"), HERE / "prepare.py", "prompt", self.folder, source]
-            output_of([*command, tokens, path], f"a prompt of {tokens} tokens")
+            output_of([*command, tokens, needle, path], f"a prompt of {tokens} tokens")
         return path, json.loads(path.read_text())
 
 
@@ -146,9 +146,9 @@ def run_peer(options, prepared, engine, prompt_path):
     return {engine: json.loads(output_of(command, engine, options.timeout).splitlines()[-1])}
 
 
-def measure(options, prepared, engine, tokens):
+def measure(options, prepared, engine, tokens, needle):
     """Rows by engine: a run beside stock llama.cpp makes two."""
-    path, prompt = prepared.prompt(tokens)
+    path, prompt = prepared.prompt(tokens, needle)
     if engine in RUN:
         rows = run_tokensparse(options, engine, prompt)
     else:
@@ -156,14 +156,17 @@ def measure(options, prepared, engine, tokens):
     for name, row in rows.items():
         if row["prompt_tokens"] != len(prompt["ids"]):
             raise Skip(f"{name}: read {row['prompt_tokens']} tokens, not {len(prompt['ids'])}")
-        row["answered"] = row["answer"].strip().rstrip(".") == prompt["expected"]
+        answer = row.pop("answer")
+        right = prompt["expected"].lower() in answer.lower()
+        row["answers"] = [{"needle": needle, "answer": answer, "right": right}]
     return rows
 
 
 def add_row(document, engine, tokens, row):
-    """A second sample of a row that is there makes it a median."""
+    """A second sample of a row that is there makes it a median; its answers stay beside the new."""
     found = [r for r in document["rows"] if (r["engine"], r["tokens"]) == (engine, tokens)]
     samples = (found[0]["ttft_samples"] if found else []) + [row.pop("ttft_s")]
+    row["answers"] = (found[0]["answers"] if found else []) + row["answers"]
     document["rows"] = [r for r in document["rows"] if not found or r is not found[0]]
     document["rows"].append(
         {
@@ -193,7 +196,7 @@ def print_table(document):
         spread = f" ({min(row['ttft_samples']):.2f} .. {max(row['ttft_samples']):.2f})"
         print(
             f"{row['tokens']:>7}  {row['engine']:<22} {row['ttft_s']:9.2f} s  {attention}  "
-            + ("yes" if row["answered"] else f"no: {row['answer'][:40]!r}")
+            + f"{sum(answer['right'] for answer in row['answers'])} of {len(row['answers'])}"
             + (spread if len(row["ttft_samples"]) > 1 else "")
         )
 
@@ -206,6 +209,7 @@ def parse_options():
     parser.add_argument("--tokens", default="4096,8192", help="prompt lengths")
     usual = [engine for engine in engines if engine != "exact"]  # runs with llama.cpp
     parser.add_argument("--engines", default=",".join(usual), help="of: " + ", ".join(engines))
+    parser.add_argument("--needles", type=int, default=1, help="prompts a length, 1 to 5")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
     parser.add_argument("--model", type=pathlib.Path, help="GGUF; scripts/fetch-model if not given")
     parser.add_argument("--text", type=pathlib.Path, help="haystack; licence texts if not given")
@@ -220,10 +224,25 @@ def parse_options():
     options = parser.parse_args()
     options.tokens = [int(word) for word in options.tokens.split(",")]
     options.engines = options.engines.split(",")
+    if not 1 <= options.needles <= 5:
+        parser.error(f"--needles: must be between 1 and 5, got {options.needles}")
     for engine in options.engines:
         if engine not in engines:
             parser.error(f"--engines: must be of {', '.join(engines)}, got {engine}")
     return options
+
+
+def measure_engine(options, prepared, engine, tokens, document):
+    """Its rows at a length, a prompt after the other, each added to the file as it is done."""
+    for needle in range(options.needles):
+        try:
+            rows = measure(options, prepared, engine, tokens, needle)
+        except Skip as reason:
+            say(f"skipped at {tokens} tokens: {reason}")
+            return
+        for name, row in rows.items():
+            add_row(document, name, tokens, row)
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def main():
@@ -238,17 +257,11 @@ def main():
     prepared = Prepared(options)
     for tokens in options.tokens:
         if options.prepare_only:
-            prepared.prompt(tokens)
+            for needle in range(options.needles):
+                prepared.prompt(tokens, needle)
             continue
         for engine in options.engines:
-            try:
-                rows = measure(options, prepared, engine, tokens)
-            except Skip as reason:
-                say(f"skipped at {tokens} tokens: {reason}")
-                continue
-            for name, row in rows.items():
-                add_row(document, name, tokens, row)
-            options.out.write_text(json.dumps(document, indent=1) + "\n")
+            measure_engine(options, prepared, engine, tokens, document)
     if not options.prepare_only:
         print_table(document)
 
