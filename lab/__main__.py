@@ -207,7 +207,8 @@ def main():
             header, rows = _rows(args.results)
             made = table.lines(rows, args.tasks)
             print(f"{header['model']}, {header['engine']}, {header['device']}, {header['date']}\n")
-            print(table.markdown(made, args.by_task))
+            timed = not header["engine"].startswith("restated")
+            print(table.markdown(made, args.by_task, timed))
         elif args.verb == "plot":
             from lab import plots
 

@@ -110,10 +110,10 @@ def _interval(difference, digits):
     )
 
 
-def markdown(made, by_task=False):
-    """The lines as a Markdown table."""
+def markdown(made, by_task=False, timed=True):
+    """The lines as a Markdown table; not `timed` where an engine's time is not a user's."""
     tasks = sorted({task for line in made for task in line.by_task}) if by_task else []
-    head = ["tokens", "setting", "n", "pairs", "time", "d loss", "p", "d points"]
+    head = ["tokens", "setting", "n", "pairs"] + ["time"] * timed + ["d loss", "p", "d points"]
     head += ["d score"] if any(line.score for line in made) else []
     head += [f"{task}: %, loss" for task in tasks]
     out = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -123,7 +123,7 @@ def markdown(made, by_task=False):
             line.setting,
             str(line.n),
             f"{line.pairs:.3f}",
-            "1" if line.setting == DENSE else f"{line.seconds:.2f}",
+            *(["1" if line.setting == DENSE else f"{line.seconds:.2f}"] if timed else []),
             _interval(line.loss, 3),
             "-" if line.p_loss is None else f"{line.p_loss:.3f}",
             _interval(line.points, 1),
