@@ -61,18 +61,20 @@ void tile_begin(const Tile& tile) {
   }
 }
 
-/// o[row] += weight * value, key by key, for the few keys that not all rows of a product see.
+/// o[row] += weight * value, a key after the other, for the few keys that not all rows of a product
+/// see.
 template <typename Arith>
 TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, Span keys,
                            const typename Arith::Unit* values) {
   float* const o = s.o + int64_t{row} * s.o_stride;
   const typename Arith::Unit* const weights = s.weights + int64_t{row} * Arith::kWeightStride;
-  for (int32_t key = keys.begin; key < keys.end; ++key) {
-    const Vec weight = set1(Arith::weight(weights, key));
-    const typename Arith::Unit* const value = values + key / Arith::kUnitElems * s.o_stride;
-    for (int32_t d = 0; d < s.o_stride; d += kLanes) {
-      store(o + d, fma(weight, Arith::value(value + d, key), load(o + d)));
+  for (int32_t d = 0; keys.begin < keys.end && d < s.o_stride; d += kLanes) {
+    Vec sum = load(o + d);
+    for (int32_t key = keys.begin; key < keys.end; ++key) {
+      const typename Arith::Unit* const value = values + key / Arith::kUnitElems * s.o_stride;
+      sum = fma(set1(Arith::weight(weights, key)), Arith::value(value + d, key), sum);
     }
+    store(o + d, sum);
   }
 }
 

@@ -3,35 +3,18 @@
 // packed keys (one set of one KV head): K and V are packed once for it, straight from the index
 // list. Groups are taken in waves that fit the packing buffer; a wave's keys are packed while the
 // wave before it is computed. docs/kernels/attend_cpu.md has the reasons.
-#include "cpu/attend_groups.h"
-#include "cpu/ops.h"
+#include "cpu/attend_call.h"
 
 namespace tsp::cpu {
 namespace {
 
-constexpr int32_t kPackKeys = 256;   // keys of one packing item
-constexpr int32_t kLocalRows = 128;  // query positions of one item of left-out rows
-
-/// What every item of one call shares.
-struct Call {
-  const tsp_attend_params_t& p;
-  const Kernels& k;
-  float scale_log2;
-  int32_t dim;
-  size_t panel_bytes;
-  size_t v_bytes;
-  unsigned char* scratch;  // [threads, scratch_bytes]
-  size_t scratch_bytes;
-  size_t tile_bytes;  // part of the scratch that the tile takes; local keys lie behind it
-
-  unsigned char* thread_scratch(int32_t thread) const {
-    return scratch + static_cast<size_t>(thread) * scratch_bytes;
-  }
-};
+constexpr int32_t kPackKeys = 256;  // keys of one packing item
 
 Rows rows_of(const tsp_tensor_t& view) {
   return {view.data, view.dtype, static_cast<int32_t>(view.dim), view.dim_stride};
 }
+
+}  // namespace
 
 Tile new_tile(const Call& call, int32_t thread) {
   Tile tile;
@@ -42,7 +25,7 @@ Tile new_tile(const Call& call, int32_t thread) {
   tile.out_dtype = call.p.out.dtype;
   tile.out_dim_stride = call.p.out.dim_stride;
   tile.lse = static_cast<float*>(call.p.lse.data);
-  tile.scratch = call.thread_scratch(thread);
+  tile.scratch = call.scratch + static_cast<size_t>(thread) * call.scratch_bytes;
   return tile;
 }
 
@@ -56,21 +39,31 @@ void add_row(const Call& call, Tile& tile, const Seq& seq, int32_t q_row, int32_
   tile.hi[r] = hi;
 }
 
-/// Keys first .. first + count - 1 of the group (first a multiple of panel_keys).
-void pack_keys(const Call& call, const Seq& seq, const int32_t* list, int32_t kv_head,
-               int32_t first, int32_t count, unsigned char* panels, unsigned char* values) {
+void attend_keys(const Call& call, const Group& group, const Tile& tile, int32_t begin,
+                 int32_t end) {
+  for (int32_t n0 = begin; n0 < end; n0 += call.k.block_keys) {
+    call.k.tile_block(tile, n0, std::min(call.k.block_keys, end - n0), call.panels_at(group, n0),
+                      call.values_at(group, n0));
+  }
+}
+
+namespace {
+
+/// The group's keys first .. first + count - 1, first a multiple of panel_keys.
+void pack_keys(const Call& call, const Group& group, int32_t first, int32_t count) {
+  const Seq seq = seq_at(call.p.batch, group.seq);
   PackArgs args;
   args.k = rows_of(call.p.k);
   args.v = rows_of(call.p.v);
-  for (int32_t done = 0; done < count; done += call.k.panel_keys) {
-    args.num_keys = std::min(call.k.panel_keys, count - done);
+  for (int32_t key = first; key < first + count; key += call.k.panel_keys) {
+    args.num_keys = std::min(call.k.panel_keys, first + count - key);
     for (int32_t i = 0; i < args.num_keys; ++i) {
-      const int32_t token = list == nullptr ? first + done + i : list[first + done + i];
-      args.k_offset[i] = k_row_offset(call.p.k, seq, token, kv_head);
-      args.v_offset[i] = k_row_offset(call.p.v, seq, token, kv_head);
+      const int32_t token = group.position(key + i);
+      args.k_offset[i] = k_row_offset(call.p.k, seq, token, group.kv_head);
+      args.v_offset[i] = k_row_offset(call.p.v, seq, token, group.kv_head);
     }
-    args.k_panel = panels + static_cast<size_t>(done / call.k.panel_keys) * call.panel_bytes;
-    args.v_rows = values + static_cast<size_t>(done) * call.v_bytes;
+    args.k_panel = group.panels + static_cast<size_t>(key / call.k.panel_keys) * call.panel_bytes;
+    args.v_rows = group.values + static_cast<size_t>(key) * call.v_bytes;
     call.k.pack(args);
   }
 }
@@ -105,12 +98,7 @@ void attend_tile(const Call& call, const Group& group, int32_t head, int32_t beg
   }
   if (tile.num_rows > 0) {
     call.k.tile_begin(tile);
-    for (int32_t n0 = 0; n0 < end; n0 += call.k.block_keys) {
-      call.k.tile_block(
-          tile, n0, std::min(call.k.block_keys, end - n0),
-          group.panels + static_cast<size_t>(n0 / call.k.panel_keys) * call.panel_bytes,
-          group.values + static_cast<size_t>(n0) * call.v_bytes);
-    }
+    attend_keys(call, group, tile, 0, end);
     call.k.tile_end(tile);
   }
   if (group.list == nullptr || call.p.dropped != TSP_DROPPED_ZERO) return;
@@ -120,61 +108,6 @@ void attend_tile(const Call& call, const Group& group, int32_t head, int32_t beg
   }
   if (end != group.num_keys) return;
   for (; position < seq.k_len; ++position) zero_row(call, seq, position - seq.q_pos(), head);
-}
-
-/// The keys that the rows of a tile see between lo and hi, packed as they are needed.
-void attend_span(const Call& call, const Seq& seq, int32_t kv_head, const Tile& tile,
-                 int32_t thread) {
-  unsigned char* const panels = call.thread_scratch(thread) + call.tile_bytes;
-  unsigned char* const values =
-      panels + static_cast<size_t>(call.k.block_keys / call.k.panel_keys) * call.panel_bytes;
-  const int32_t end = tile.hi[tile.num_rows - 1];
-  for (int32_t n0 = tile.lo[0] / call.k.panel_keys * call.k.panel_keys; n0 < end;
-       n0 += call.k.block_keys) {
-    const int32_t count = std::min(call.k.block_keys, end - n0);
-    pack_keys(call, seq, nullptr, kv_head, n0, count, panels, values);
-    call.k.tile_block(tile, n0, count, panels, values);
-  }
-}
-
-/// Attention of a tile over the first `sink` keys and the last `band` keys of each row.
-void attend_local_tile(const Call& call, const Seq& seq, int32_t kv_head, const Tile& tile,
-                       int32_t thread) {
-  call.k.tile_begin(tile);
-  if (call.p.sink > 0 && tile.lo[tile.num_rows - 1] > 0) {
-    Tile sinks = tile;  // on the same scratch
-    for (int32_t r = 0; r < tile.num_rows; ++r) {
-      sinks.lo[r] = 0;
-      sinks.hi[r] = std::min(call.p.sink, tile.lo[r]);
-    }
-    attend_span(call, seq, kv_head, sinks, thread);
-  }
-  attend_span(call, seq, kv_head, tile, thread);
-  call.k.tile_end(tile);
-}
-
-/// The rows that a head left out, among kLocalRows query positions.
-void attend_left_out(const Call& call, const Group& group, int32_t head, int32_t first_row,
-                     int32_t thread) {
-  const Seq seq = seq_at(call.p.batch, group.seq);
-  const int32_t end_row = std::min(first_row + kLocalRows, seq.q_len);
-  const int32_t* kept =
-      std::lower_bound(group.list, group.list + group.num_keys, first_row + seq.q_pos());
-  const int32_t* const kept_end = group.list + group.num_keys;
-  Tile tile = new_tile(call, thread);
-  for (int32_t q_row = first_row; q_row < end_row; ++q_row) {
-    const int32_t position = q_row + seq.q_pos();
-    if (kept != kept_end && *kept == position) {
-      ++kept;
-      continue;
-    }
-    add_row(call, tile, seq, q_row, head, std::max(0, position - call.p.band + 1), position + 1);
-    if (tile.num_rows == kTileRows) {
-      attend_local_tile(call, seq, group.kv_head, tile, thread);
-      tile.num_rows = 0;
-    }
-  }
-  if (tile.num_rows > 0) attend_local_tile(call, seq, group.kv_head, tile, thread);
 }
 
 /// Groups [begin, end) whose packed keys share a buffer.
@@ -201,7 +134,7 @@ Wave plan_wave(const Call& call, Group* groups, int32_t num_groups, int32_t begi
     group.first_pack_item = wave.pack_items;
     group.first_tile_item = wave.tile_items;
     wave.pack_items += ceil_div(group.num_keys, kPackKeys);
-    wave.tile_items += int64_t{group.num_tiles()} * group.num_heads;
+    wave.tile_items += group.num_tile_items();
     used += bytes;
   }
   return wave;
@@ -219,17 +152,16 @@ const Group& group_of(const Group* groups, const Wave& wave, int64_t item,
 void run_pack_item(const Call& call, const Group* groups, const Wave& wave, int64_t item) {
   const Group& group = group_of(groups, wave, item, &Group::first_pack_item);
   const auto first = static_cast<int32_t>(item - group.first_pack_item) * kPackKeys;
-  pack_keys(call, seq_at(call.p.batch, group.seq), group.list, group.kv_head, first,
-            std::min(kPackKeys, group.num_keys - first),
-            group.panels + static_cast<size_t>(first / call.k.panel_keys) * call.panel_bytes,
-            group.values + static_cast<size_t>(first) * call.v_bytes);
+  pack_keys(call, group, first, std::min(kPackKeys, group.num_keys - first));
 }
 
-/// Longest tile first, the heads of a tile one after the other (they read the same keys).
+/// Longest tile first, the heads of a tile one after the other (they read the same keys);
+/// left-out rows, whose items are short, come after all others.
 void run_tile_item(const Call& call, const Group* groups, const Wave& wave, int64_t item,
                    int32_t thread) {
   const Group& group = group_of(groups, wave, item, &Group::first_tile_item);
   const auto local = static_cast<int32_t>(item - group.first_tile_item);
+  if (group.left_out) return attend_left_out(call, group, local, thread);
   const int32_t end = group.num_keys - local / group.num_heads * kTileRows;
   attend_tile(call, group, group.first_head + local % group.num_heads,
               std::max(group.first_query, end - kTileRows), end, thread);
@@ -265,36 +197,16 @@ void attend_waves(tsp_context_t& ctx, const Call& call, Group* groups, int32_t n
   }
 }
 
-void attend_all_left_out(tsp_context_t& ctx, const Call& call, Group* groups, int32_t num_groups) {
-  int64_t num_items = 0;
-  for (int32_t g = 0; g < num_groups; ++g) {
-    Group& group = groups[g];
-    group.first_tile_item = num_items;
-    if (group.list == nullptr) continue;
-    const Seq seq = seq_at(call.p.batch, group.seq);
-    num_items += int64_t{ceil_div(seq.q_len, kLocalRows)} * group.num_heads;
-  }
-  const Wave all{0, num_groups};
-  for_each_item(ctx, num_items, [&](int64_t item, int32_t thread) {
-    const Group& group = group_of(groups, all, item, &Group::first_tile_item);
-    const auto local = static_cast<int32_t>(item - group.first_tile_item);
-    attend_left_out(call, group, group.first_head + local % group.num_heads,
-                    local / group.num_heads * kLocalRows, thread);
-  });
-}
-
 Call new_call(const tsp_attend_params_t& p, const Kernels& k) {
   const auto dim = static_cast<int32_t>(p.q.dim);
-  Call call{
-      p,       k, p.scale * 1.4426950408889634f,     dim, k.k_panel_bytes(dim), k.v_row_bytes(dim),
-      nullptr, 0, align64(k.tile_scratch_bytes(dim))};
-  call.scratch_bytes = call.tile_bytes;
-  if (p.dropped == TSP_DROPPED_LOCAL && p.selected.indices != nullptr) {
-    call.scratch_bytes += static_cast<size_t>(k.block_keys / k.panel_keys) * call.panel_bytes +
-                          static_cast<size_t>(k.block_keys) * call.v_bytes;
-  }
-  call.scratch_bytes = align64(call.scratch_bytes);
-  return call;
+  return {p,
+          k,
+          p.scale * 1.4426950408889634f,
+          dim,
+          k.k_panel_bytes(dim),
+          k.v_row_bytes(dim),
+          nullptr,
+          align64(k.tile_scratch_bytes(dim))};
 }
 
 }  // namespace
@@ -316,11 +228,8 @@ tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p) {
   call.scratch =
       arena.take<unsigned char>(static_cast<size_t>(ctx.threads->size()) * call.scratch_bytes);
 
-  const int32_t num_groups = list_groups(p, groups);
+  const int32_t num_groups = list_groups(p, k, groups);
   attend_waves(ctx, call, groups, num_groups, buffer, size);
-  if (p.selected.indices != nullptr && p.dropped == TSP_DROPPED_LOCAL) {
-    attend_all_left_out(ctx, call, groups, num_groups);
-  }
   return TSP_OK;
 }
 

@@ -74,8 +74,8 @@ TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span
   return shrink;
 }
 
-/// Scores of every row against the keys of a block, where any of Arith::kRows rows sees a panel.
-/// scores[r][column] has stride kScoreStride.
+/// Scores of every row against the keys of a block, where any of Arith::kRows rows sees a vector of
+/// them. scores[r][column] has stride kScoreStride.
 template <typename Arith>
 TSP_INLINE void multiply_keys(const float* q, int32_t q_stride, int32_t num_rows, int32_t depth,
                               const int32_t* lo, const int32_t* hi, int32_t n0, int32_t num_keys,
@@ -87,11 +87,13 @@ TSP_INLINE void multiply_keys(const float* q, int32_t q_stride, int32_t num_rows
     for (int32_t r = 0; r < num_rows; r += Arith::kRows) {
       const int32_t last_row = min32(r + Arith::kRows, num_rows) - 1;
       const int32_t end = min32(hi[last_row] - n0, num_keys) - p;
-      if (end <= 0 || (lo != nullptr && lo[r] - n0 - p >= kPanelKeys)) continue;
-      const int32_t num_vecs = min32(kPanelVecs, (end + kLanes - 1) / kLanes);
-      Arith::template multiply<false>(num_vecs, rows + int64_t{r} * q_stride, q_stride, panel,
-                                      kPanelKeys, depth, scores + int64_t{r} * kScoreStride + p,
-                                      kScoreStride);
+      const int32_t first = lo == nullptr ? 0 : max32(lo[r] - n0 - p, 0) / kLanes;
+      const int32_t num_vecs = min32(kPanelVecs, (end + kLanes - 1) / kLanes) - first;
+      if (end <= 0 || num_vecs <= 0) continue;
+      const int32_t column = first * kLanes;
+      Arith::template multiply<false>(
+          num_vecs, rows + int64_t{r} * q_stride, q_stride, panel + column, kPanelKeys, depth,
+          scores + int64_t{r} * kScoreStride + p + column, kScoreStride);
     }
   }
 }
