@@ -16,7 +16,7 @@ double k_row_bytes(const Shape& s) {
 }
 
 /// Pairs (query, key) of one head whose set is `list`: a kept query sees the kept keys up to it.
-double pairs_of_set(const Shape& s, const int32_t* list, int64_t kept, int64_t band) {
+double pairs_of_set(const Shape& s, const int32_t* list, int64_t kept, int64_t sink, int64_t band) {
   const int64_t first_query = s.tokens - s.q_tokens;
   double pairs = 0;
   int64_t rank = 0;
@@ -24,23 +24,23 @@ double pairs_of_set(const Shape& s, const int32_t* list, int64_t kept, int64_t b
     const bool in_set = rank < kept && list[rank] == position;
     if (in_set) ++rank;
     if (position < first_query) continue;
-    pairs += static_cast<double>(in_set ? rank : std::min(band, position + 1));
+    pairs += static_cast<double>(in_set ? rank : std::min(sink + band, position + 1));
   }
   return pairs;
 }
 
 }  // namespace
 
-Work attend_work(const Shape& s, const Sets* sets, int64_t band) {
+Work attend_work(const Shape& s, const Sets* sets, int64_t sink, int64_t band) {
   double pairs = 0;
   if (sets == nullptr) {
     const auto tq = static_cast<double>(s.q_tokens);
     pairs = static_cast<double>(s.heads) * tq * (static_cast<double>(s.tokens) - (tq - 1) / 2);
   } else {
     for (int32_t set = 0; set < sets->num_sets; ++set) {
-      pairs +=
-          static_cast<double>(s.heads / sets->num_sets) *
-          pairs_of_set(s, &sets->indices[static_cast<size_t>(set * s.tokens)], sets->kept, band);
+      pairs += static_cast<double>(s.heads / sets->num_sets) *
+               pairs_of_set(s, &sets->indices[static_cast<size_t>(set * s.tokens)], sets->kept,
+                            sink, band);
     }
   }
   const auto kept = static_cast<double>(sets == nullptr ? s.tokens : sets->kept);

@@ -93,6 +93,7 @@ class Ops {
     p.precision = choice_.precision;
     p.dropped = choice_.dropped;
     p.band = choice_.band;
+    p.sink = choice_.sink;
     p.q = choice_.q;
     p.k = choice_.k;
     p.v = choice_.v;

@@ -122,7 +122,7 @@ class Runner {
     const std::vector<bench::Spread> spreads = bench::measure_in_turn(contestants, options_.budget);
 
     row.time = spreads[0];
-    const bench::Work dense = bench::attend_work(s, nullptr, 0);
+    const bench::Work dense = bench::attend_work(s, nullptr, 0, 0);
     if (has_dense) row.peers.push_back({"dense", peer_json(spreads[1], dense)});
     for (size_t i = 0; options_.parts && i < std::size(kParts); ++i) {
       row.parts.push_back({kParts[i], spreads[spreads.size() - std::size(kParts) + i]});
@@ -156,7 +156,7 @@ class Runner {
       row.work = row.work + work;
       row.floor_s += floor_.seconds(work, arithmetic);
     };
-    const int64_t band = choice.dropped == TSP_DROPPED_LOCAL ? choice.band : 0;
+    const bool local = choice.dropped == TSP_DROPPED_LOCAL;
     if (row.op == "score" || row.op == "prefill") {
       add(bench::score_work(row.shape, choice.window), precision);
     }
@@ -165,9 +165,10 @@ class Runner {
           TSP_PRECISION_F32);
     }
     if (row.op == "attend" || row.op == "prefill") {
-      const bench::Work work = bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr, band);
+      const bench::Work work = bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr,
+                                                  local ? choice.sink : 0, local ? choice.band : 0);
       add(work, precision);
-      row.pairs = work.flops / bench::attend_work(row.shape, nullptr, 0).flops;
+      row.pairs = work.flops / bench::attend_work(row.shape, nullptr, 0, 0).flops;
     }
   }
 

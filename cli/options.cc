@@ -76,9 +76,11 @@ void add_operator_options(CLI::App& app, tsp_prefill_params_t& params) {
              "Who chooses: each query head, the heads of a KV head together, or all together")
       ->group("Choosing tokens");
   add_choice(app, "--dropped", params.dropped, {"zero", "local"},
-             "Output of a query that was left out: zeros, or attention over its last --band keys")
+             "Output of a query that was left out: zeros, or attention over the first --sink and "
+             "its last --band keys")
       ->group("Choosing tokens");
-  add("--band", params.band, 1, kMaxTokens, "Keys that --dropped local attends to");
+  add("--sink", params.sink, 0, kMaxTokens, "First keys that --dropped local attends to");
+  add("--band", params.band, 1, kMaxTokens, "Last keys that --dropped local attends to");
   add_choice(app, "--precision", params.precision, {"f32", "bf16"},
              "Arithmetic of the products; bf16 costs about 3e-3 relative error")
       ->group("Where it runs");

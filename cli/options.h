@@ -16,7 +16,8 @@ class Validator;
 
 namespace tsp::cli {
 
-/// Declares --coverage, --keep, --window, --pool, --min-tokens, --share, --dropped, --band and
+/// Declares --coverage, --keep, --window, --pool, --min-tokens, --share, --dropped, --sink, --band
+/// and
 /// --precision, bound to the fields of `params`, which holds the defaults that --help shows.
 void add_operator_options(CLI::App& app, tsp_prefill_params_t& params);
 
