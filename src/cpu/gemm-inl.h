@@ -95,7 +95,6 @@ struct VectorProducts {
 /// Products of f32 values.
 struct F32 : VectorProducts<F32, float> {
   using Operand = Vec;
-  using F32Weights = F32;  // the same exponential, weights kept in f32
   static constexpr int32_t kUnitElems = 1;
   static constexpr int32_t kWeightStride = kScoreStride;  // weights take the place of the scores
   static TSP_INLINE Operand load_operand(const float* p) { return load(p); }
@@ -108,6 +107,7 @@ struct F32 : VectorProducts<F32, float> {
     store(weights + j, w);
     store(weights + j + kLanes, w2);
   }
+  static TSP_INLINE Vec load_weights(const float* weights) { return load(weights); }
   static TSP_INLINE float weight(const float* weights, int32_t key) { return weights[key]; }
   static TSP_INLINE Vec value(const float* row, int32_t /*key*/) { return load(row); }
 };

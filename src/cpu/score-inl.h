@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Column sums of the window's softmax rows. A column's weight needs every row's final sum, so the
-// weights of 24 rows wait in the cache (0.8 MB at 8K keys) until their rows are done: cheaper than
-// a second multiplication by all keys. They are f32 in both arithmetics.
+// weights of 24 rows wait in the cache (0.8 MB at 8K keys in f32) until their rows are done:
+// cheaper than a second multiplication by all keys. bf16 arithmetic rounds them as attend's.
 #pragma once
 
 #include "cpu/softmax-inl.h"
@@ -14,13 +14,15 @@ constexpr int32_t kScoreRowsOf = ((kScoreRows - 1) / Arith::kRows + 1) * Arith::
 
 template <typename Arith>
 struct ScoreScratch {
+  using Unit = typename Arith::Unit;
   int32_t q_stride;  // units
   float* q;          // [kScoreRowsOf<Arith>, q_stride] units
   float* sums;       // [kScoreRows, kLanes]
   float* max;        // [kScoreRows] running maximum
   float* row;        // [kScoreRows] a row's factor in the block at hand
   float* maxima;     // [blocks, kScoreRows] the maximum that a block's weights were taken against
-  float* weights;    // [blocks, kScoreRowsOf<Arith>, kScoreStride]
+  float* scores;     // [kScoreRowsOf<Arith>, kScoreStride] of the block at hand
+  Unit* weights;     // [blocks, kScoreRows, Arith::kWeightStride]
   size_t bytes;
 
   ScoreScratch(void* base, int32_t dim, int32_t keys)
@@ -37,7 +39,8 @@ struct ScoreScratch {
     max = take(kScoreRows);
     row = take(kScoreRows);
     maxima = take(blocks * kScoreRows);
-    weights = take(blocks * kScoreRowsOf<Arith> * kScoreStride);
+    scores = take(int64_t{kScoreRowsOf<Arith>} * kScoreStride);
+    weights = reinterpret_cast<Unit*>(take(blocks * kScoreRows * Arith::kWeightStride));
     bytes = static_cast<size_t>(at - static_cast<float*>(base)) * sizeof(float);
   }
 };
@@ -49,9 +52,9 @@ size_t score_scratch_bytes(int32_t dim, int32_t keys) {
 }
 
 /// columns[j ..] (+)= sum over rows of factor * weight, kVecs vectors wide.
-template <int kVecs>
-TSP_INLINE void add_columns(const ScoreTile& tile, const float* factors, const float* weights,
-                            float* columns) {
+template <typename Arith, int kVecs>
+TSP_INLINE void add_columns(const ScoreTile& tile, const float* factors,
+                            const typename Arith::Unit* weights, float* columns) {
   Vec sums[kVecs];
 #pragma GCC unroll 8
   for (int v = 0; v < kVecs; ++v) sums[v] = tile.first ? zero() : load(columns + v * kLanes);
@@ -59,7 +62,10 @@ TSP_INLINE void add_columns(const ScoreTile& tile, const float* factors, const f
     const Vec factor = set1(factors[r]);
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      sums[v] = fma(factor, load(weights + r * kScoreStride + v * kLanes), sums[v]);
+      sums[v] = fma(
+          factor,
+          Arith::load_weights(weights + r * Arith::kWeightStride + v * kLanes / Arith::kUnitElems),
+          sums[v]);
     }
   }
 #pragma GCC unroll 8
@@ -81,15 +87,14 @@ void score_tile(const ScoreTile& tile) {
   for (int32_t n0 = 0; n0 < num_keys; n0 += kBlockKeys) {
     const int64_t block = n0 / kBlockKeys;
     const int32_t count = min32(kBlockKeys, num_keys - n0);
-    float* const weights = s.weights + block * kScoreRowsOf<Arith> * kScoreStride;
+    auto* const weights = s.weights + block * kScoreRows * Arith::kWeightStride;
     multiply_keys<Arith>(s.q, s.q_stride, tile.num_rows, depth, nullptr, tile.hi, n0, count,
-                         panels + int64_t{n0} * depth, weights);
+                         panels + int64_t{n0} * depth, s.scores);
     for (int32_t r = 0; r < tile.num_rows; ++r) {
       const Span span = span_of(0, tile.hi[r], n0, count);
       if (span.empty()) continue;
-      float* const row = weights + r * kScoreStride;
-      softmax_span<typename Arith::F32Weights>(row, row, span, tile.scale_log2, s.max + r,
-                                               s.sums + r * kLanes);
+      softmax_span<Arith>(s.scores + r * kScoreStride, weights + r * Arith::kWeightStride, span,
+                          tile.scale_log2, s.max + r, s.sums + r * kLanes);
     }
     for (int32_t r = 0; r < tile.num_rows; ++r) s.maxima[block * kScoreRows + r] = s.max[r];
   }
@@ -103,14 +108,14 @@ void score_tile(const ScoreTile& tile) {
       const float before = s.maxima[block * kScoreRows + r] - s.max[r];
       s.row[r] = first_lane(exp2(set1(before))) * s.sums[r * kLanes];
     }
-    const float* const weights = s.weights + block * kScoreRowsOf<Arith> * kScoreStride;
+    const auto* const weights = s.weights + block * kScoreRows * Arith::kWeightStride;
     const int32_t count = min32(kBlockKeys, tile.num_columns - n0);
     int32_t j = 0;
     for (; j + 8 * kLanes <= count; j += 8 * kLanes) {
-      add_columns<8>(tile, s.row, weights + j, tile.columns + n0 + j);
+      add_columns<Arith, 8>(tile, s.row, weights + j / Arith::kUnitElems, tile.columns + n0 + j);
     }
     for (; j < count; j += kLanes) {
-      add_columns<1>(tile, s.row, weights + j, tile.columns + n0 + j);
+      add_columns<Arith, 1>(tile, s.row, weights + j / Arith::kUnitElems, tile.columns + n0 + j);
     }
   }
 }

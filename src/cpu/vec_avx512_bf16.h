@@ -8,10 +8,7 @@
 namespace tsp::cpu {
 namespace {
 
-struct Bf16F32Weights;
-
 struct Bf16 : VectorProducts<Bf16, uint32_t> {
-  using F32Weights = Bf16F32Weights;
   using Operand = __m512bh;
   static constexpr int32_t kUnitElems = 2;
   static constexpr int32_t kWeightStride = kBlockKeys / 2 + kLanes;
@@ -50,6 +47,9 @@ struct Bf16 : VectorProducts<Bf16, uint32_t> {
   static TSP_INLINE void store_weights(uint32_t* weights, int32_t j, Vec w, Vec w2) {
     _mm512_storeu_si512(weights + j / 2, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(w2, w)));
   }
+  static TSP_INLINE Vec load_weights(const uint32_t* weights) {
+    return load_bf16(reinterpret_cast<const uint16_t*>(weights));
+  }
   static TSP_INLINE float weight(const uint32_t* weights, int32_t key) {
     const uint32_t pair = weights[key / 2];
     const uint32_t bits = key % 2 == 0 ? pair << 16 : pair & 0xffff0000u;
@@ -61,18 +61,6 @@ struct Bf16 : VectorProducts<Bf16, uint32_t> {
     const __m512i pair = _mm512_loadu_si512(row);
     return _mm512_castsi512_ps(key % 2 == 0 ? _mm512_slli_epi32(pair, 16)
                                             : _mm512_and_si512(pair, _mm512_set1_epi32(-65536)));
-  }
-};
-
-/// Weights that are added up, not multiplied: nothing to round.
-struct Bf16F32Weights {
-  using Unit = float;
-  static TSP_INLINE Vec exp2(Vec x) { return Bf16::exp2(x); }
-  static TSP_INLINE void store_weights(float* weights, int32_t j, Vec w) {
-    F32::store_weights(weights, j, w);
-  }
-  static TSP_INLINE void store_weights(float* weights, int32_t j, Vec w, Vec w2) {
-    F32::store_weights(weights, j, w, w2);
   }
 };
 

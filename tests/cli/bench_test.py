@@ -104,7 +104,8 @@ class Rows(unittest.TestCase):
     def test_parts_of_prefill(self):
         (row,) = bench(
             *("prefill", "--tokens", 400, "--chunk", 300, "--keep", 0.5, "--min-tokens", 0),
-            *("--window", 32, "--share", "layer", "--dropped", "local", "--band", 8, "--parts"),
+            *("--window", 32, "--share", "layer", "--dropped", "local"),
+            *("--sink", 2, "--band", 8, "--parts", "--heads", 2, "--kv-heads", 1, "--dim", 8),
         )["rows"]
         self.assertEqual(set(row["parts"]), {"score", "select", "pack", "kept_rows", "attend"})
         for part in row["parts"].values():
