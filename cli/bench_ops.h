@@ -9,6 +9,7 @@
 #include "bench/workload.h"
 #include "cli/device_memory.h"
 #include "cli/options.h"
+#include "core/prefill_parts.h"
 
 namespace tsp::cli {
 
@@ -89,25 +90,12 @@ class Ops {
   }
 
   void prepare_attend(tsp_attend_params_t& p) {
-    tsp_attend_params_init(&p, sizeof p);
-    p.precision = choice_.precision;
-    p.dropped = choice_.dropped;
-    p.band = choice_.band;
-    p.sink = choice_.sink;
-    p.q = choice_.q;
-    p.k = choice_.k;
-    p.v = choice_.v;
-    p.out = choice_.out;
+    p = attend_part(choice_);
     give_workspace(tsp_attend_workspace, p);
   }
 
   void prepare_score() {
-    tsp_score_params_init(&score_, sizeof score_);
-    score_.window = choice_.window;
-    score_.pool = choice_.pool;
-    score_.precision = choice_.precision;
-    score_.q = choice_.q;
-    score_.k = choice_.k;
+    score_ = score_part(choice_);
     const int64_t prefix = shape_.prefix(choice_.window);
     tsp_tensor_t& s = score_.scores;
     s = bench::token_major({}, TSP_F32, prefix, shape_.heads, 1);
@@ -118,13 +106,7 @@ class Ops {
   }
 
   void prepare_select() {
-    tsp_select_params_init(&select_, sizeof select_);
-    select_.window = choice_.window;
-    select_.min_tokens = choice_.min_tokens;
-    select_.share = choice_.share;
-    select_.coverage = choice_.coverage;
-    select_.keep = choice_.keep;
-    select_.num_kv_heads = static_cast<int32_t>(shape_.kv_heads);
+    select_ = select_part(choice_);
     select_.q_len = static_cast<int32_t>(shape_.q_tokens);
     select_.k_len = static_cast<int32_t>(shape_.tokens);
     select_.scores = score_.scores;

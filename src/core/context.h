@@ -5,8 +5,8 @@
 #include <memory>
 #include <string>
 
+#include "core/op_table.h"
 #include "core/thread_pool.h"
-#include "dispatch/op_table.h"
 #include "tokensparse/context.h"
 
 struct tsp_context {
@@ -18,3 +18,8 @@ struct tsp_context {
   std::unique_ptr<tsp::ThreadPool> threads;  // CPU and ref
   std::shared_ptr<void> backend_state;       // what a backend keeps between calls; its own type
 };
+
+namespace tsp {
+/// Tensors and index lists of this context are memory that this process can read.
+inline bool on_host(const tsp_context& ctx) { return ctx.backend != TSP_BACKEND_CUDA; }
+}  // namespace tsp

@@ -51,6 +51,19 @@ inline int64_t score_offset(const tsp_batch_t& batch, int32_t window, int32_t b)
   return offset;
 }
 
+/// Columns of a score matrix: the prefix lengths of all sequences.
+inline int64_t total_prefix(const tsp_batch_t& batch, int32_t window) {
+  return score_offset(batch, window, batch.num_seqs);
+}
+/// Longest Tk of the batch.
+inline int32_t longest_k(const tsp_batch_t& batch) {
+  int32_t longest = 0;
+  for (int32_t b = 0; b < batch.num_seqs; ++b) {
+    longest = std::max(longest, seq_at(batch, b).k_len);
+  }
+  return longest;
+}
+
 inline const int32_t* set_indices(const tsp_index_sets_t& sets, int32_t b, int32_t set) {
   return sets.indices + b * sets.seq_stride + set * sets.set_stride;
 }

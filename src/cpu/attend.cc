@@ -221,7 +221,7 @@ size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p) 
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p) {
   const Kernels& k = *kernels_for(ctx, p.precision);
   Call call = new_call(p, k);
-  Arena arena(p.workspace);
+  Workspace<> arena(p.workspace);
   auto* const groups = arena.take<Group>(max_groups(p));
   const PackBuffer size = pack_buffer(p, k);
   auto* const buffer = arena.take<unsigned char>(size.bytes);

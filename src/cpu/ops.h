@@ -7,6 +7,7 @@
 
 #include "core/context.h"
 #include "core/layout.h"
+#include "core/workspace.h"
 #include "cpu/kernels.h"
 
 namespace tsp::cpu {
@@ -25,23 +26,8 @@ const Kernels* kernels_for(const tsp_context_t& ctx, int32_t precision);
 /// Fails where kernels_for() finds none.
 tsp_status_t check_arithmetic(const tsp_context_t& ctx, int32_t precision);
 
-inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+inline size_t align64(size_t bytes) { return round_up_to(bytes, 64); }
 inline int32_t ceil_div(int32_t n, int32_t by) { return (n + by - 1) / by; }
-
-/// Hands out the workspace piece by piece, 64-byte aligned.
-class Arena {
- public:
-  explicit Arena(void* workspace) : at_(static_cast<unsigned char*>(workspace)) {}
-  template <typename T>
-  T* take(size_t count) {
-    T* const here = reinterpret_cast<T*>(at_);
-    at_ += align64(count * sizeof(T));
-    return here;
-  }
-
- private:
-  unsigned char* at_;
-};
 
 /// Calls fn(item, thread) for every item, each on whichever thread is free. Items that may run
 /// last should be short: that is what the threads wait for at the end.

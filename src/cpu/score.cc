@@ -27,10 +27,7 @@ struct Call {
 Call new_call(const tsp_context_t& ctx, const tsp_score_params_t& p) {
   const Kernels& k = *kernels_for(ctx, p.precision);
   Call call{p, k, static_cast<int32_t>(p.q.dim), static_cast<int32_t>(p.q.heads / p.k.heads)};
-  int32_t longest = 0;
-  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
-    longest = std::max(longest, seq_at(p.batch, b).k_len);
-  }
+  const int32_t longest = longest_k(p.batch);
   call.column_stride = ceil_div(longest, 16) * int64_t{16};
   call.panel_bytes = k.k_panel_bytes(call.dim);
   call.slot_bytes =
@@ -115,7 +112,7 @@ size_t score_workspace(const tsp_context_t& ctx, const tsp_score_params_t& p) {
 
 tsp_status_t score(tsp_context_t& ctx, const tsp_score_params_t& p) {
   const Call call = new_call(ctx, p);
-  Arena arena(p.workspace);
+  Workspace<> arena(p.workspace);
   auto* const packed = arena.take<unsigned char>(static_cast<size_t>(call.slots) * call.slot_bytes);
   auto* const columns = arena.take<float>(num_columns_floats(call));
   auto* const scratch =

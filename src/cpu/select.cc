@@ -201,7 +201,7 @@ tsp_status_t select(tsp_context_t& ctx, const tsp_select_params_t& p) {
   const auto threads = static_cast<size_t>(ctx.threads->size());
   const size_t stride =
       align64(static_cast<size_t>(longest_prefix(p)) * sizeof(float)) / sizeof(float);
-  Arena arena(p.workspace);
+  Workspace<> arena(p.workspace);
   auto* const values = arena.take<float>(threads * stride);
   auto* const histograms = arena.take<Histogram>(threads);
   auto* const plans = arena.take<SeqPlan>(static_cast<size_t>(p.batch.num_seqs));

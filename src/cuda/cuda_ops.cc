@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "dispatch/op_table.h"
+#include "core/op_table.h"
 
 namespace tsp {
 namespace cuda {

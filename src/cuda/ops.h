@@ -2,6 +2,7 @@
 // The entries of the CUDA op table, and the pieces of score and select that prefill shares.
 #pragma once
 
+#include "core/prefill_parts.h"
 #include "cuda/scratch.h"
 #include "cuda/select/select.h"
 #include "cuda/state.h"
@@ -45,10 +46,5 @@ struct SelectTask {
 };
 [[nodiscard]] tsp_status_t run_select(const State& state, const SelectTask& task, const Seq& seq,
                                       void* scratch, cudaStream_t stream);
-/// Nothing can be dropped, whatever the scores are.
-inline bool is_dense(const Seq& seq, int32_t window, int32_t min_tokens, float coverage,
-                     float keep) {
-  return (keep == 0.f && coverage == 0.f) || seq.k_len <= int64_t{min_tokens} + seq.window(window);
-}
 
 }  // namespace tsp::cuda

@@ -11,35 +11,11 @@ namespace tsp::cuda {
 namespace {
 
 tsp_attend_params_t attend_params(const tsp_prefill_params_t& p) {
-  tsp_attend_params_t a{};
-  a.struct_size = sizeof a;
-  a.scale = p.scale;
-  a.dropped = p.dropped;
-  a.band = p.band;
-  a.sink = p.sink;
-  a.precision = p.precision;
-  a.q = p.q;
-  a.k = p.k;
-  a.v = p.v;
-  a.out = p.out;
-  a.lse = p.lse;
+  tsp_attend_params_t a = attend_part(p);
   a.selected = p.selected;
-  a.batch = p.batch;
   a.workspace = p.workspace;
   a.workspace_bytes = p.workspace_bytes;
   return a;
-}
-
-tsp_score_params_t score_params(const tsp_prefill_params_t& p) {
-  tsp_score_params_t s{};
-  s.struct_size = sizeof s;
-  s.window = p.window;
-  s.pool = p.pool;
-  s.scale = p.scale;
-  s.q = p.q;
-  s.k = p.k;
-  s.batch = p.batch;
-  return s;
 }
 
 struct Layout {
@@ -50,10 +26,6 @@ struct Layout {
   size_t bytes = 0;
 };
 
-bool dense(const tsp_prefill_params_t& p, const Seq& seq) {
-  return is_dense(seq, p.window, p.min_tokens, p.coverage, p.keep);
-}
-
 /// The lists and counts are of one sequence at a time: the next reuses them. `shared` comes last,
 /// so that a run finds the pieces without its size.
 Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
@@ -61,7 +33,7 @@ Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
   Layout layout;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    if (!dense(p, seq)) layout.set_stride = std::max<int64_t>(layout.set_stride, seq.k_len);
+    if (!is_dense(p, seq)) layout.set_stride = std::max<int64_t>(layout.set_stride, seq.k_len);
   }
   const bool lists = layout.set_stride > 0;
   if (lists && p.selected.indices == nullptr) {
@@ -87,11 +59,11 @@ Sets sets_of(const tsp_prefill_params_t& p, const Seq& seq, const Layout& layout
 size_t shared_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq) {
   State& state = state_of(ctx);
   const tsp_attend_params_t a = attend_params(p);
-  if (dense(p, seq)) return attend_scratch_bytes(state, dense_task(a, seq));
+  if (is_dense(p, seq)) return attend_scratch_bytes(state, dense_task(a, seq));
   Scratch steps(nullptr);
   steps.take<float>(p.q.heads * seq.prefix_len(p.window));
   steps.take<unsigned char>(static_cast<int64_t>(
-      std::max(score_scratch_bytes(state, score_params(p), seq),
+      std::max(score_scratch_bytes(state, score_part(p), seq),
                select_scratch_bytes(seq.prefix_len(p.window), p.selected.num_sets))));
   const AttendTask task = sparse_task(a, seq, Sets{}, p.selected.num_sets);
   return std::max(steps.used(), attend_scratch_bytes(state, task));
@@ -102,7 +74,7 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
   State& state = state_of(ctx);
   const cudaStream_t stream = stream_of(ctx);
   const tsp_attend_params_t a = attend_params(p);
-  if (dense(p, seq)) {
+  if (is_dense(p, seq)) {
     const Sets wanted = make_sets(p.selected, seq, p.q.heads);
     if (wanted.indices != nullptr || wanted.kept != nullptr) {
       TSP_RETURN_IF_ERROR(launch_keep_all(wanted, p.selected.num_sets, seq.k_len, stream));
@@ -114,7 +86,7 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
   const Values scores{steps.take<float>(p.q.heads * prefix_len), 1, prefix_len};
   void* const scratch = layout.shared + steps.used();
   const AttendTask task = sparse_task(a, seq, sets_of(p, seq, layout), p.selected.num_sets);
-  TSP_RETURN_IF_ERROR(run_score(state, score_params(p), seq, scores, scratch, stream));
+  TSP_RETURN_IF_ERROR(run_score(state, score_part(p), seq, scores, scratch, stream));
   const SelectTask select{scores,        task.sets, static_cast<int32_t>(p.q.heads),
                           task.num_sets, p.window,  p.min_tokens,
                           p.coverage,    p.keep};

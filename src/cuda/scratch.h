@@ -1,29 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Cuts a workspace into aligned pieces. With a null base it only counts.
+// Workspace pieces as cudaMalloc aligns its own.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "core/workspace.h"
 
 namespace tsp::cuda {
 
-class Scratch {
- public:
-  explicit Scratch(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = base_ == 0 ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (static_cast<size_t>(count) * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-    return piece;
-  }
-  size_t used() const { return used_; }
-
-  static constexpr size_t kAlign = 256;
-
- private:
-  uintptr_t base_;
-  size_t used_ = 0;
-};
+using Scratch = Workspace<256>;
 
 }  // namespace tsp::cuda

@@ -332,16 +332,4 @@ tsp_status_t check_per_row(const char* name, const tsp_tensor_t& view, int64_t r
   return TSP_OK;
 }
 
-int64_t total_prefix(const tsp_batch_t& batch, int32_t window) {
-  return score_offset(batch, window, batch.num_seqs);
-}
-
-int32_t longest_k(const tsp_batch_t& batch) {
-  int32_t longest = 0;
-  for (int32_t b = 0; b < batch.num_seqs; ++b) {
-    longest = std::max(longest, seq_at(batch, b).k_len);
-  }
-  return longest;
-}
-
 }  // namespace tsp

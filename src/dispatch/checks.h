@@ -110,9 +110,4 @@ struct QkvOut {
 [[nodiscard]] tsp_status_t check_per_row(const char* name, const tsp_tensor_t& view, int64_t rows,
                                          int64_t heads, bool data);
 
-inline bool on_host(const tsp_context_t& ctx) { return ctx.backend != TSP_BACKEND_CUDA; }
-int64_t total_prefix(const tsp_batch_t& batch, int32_t window);
-/// Longest Tk of the batch.
-int32_t longest_k(const tsp_batch_t& batch);
-
 }  // namespace tsp

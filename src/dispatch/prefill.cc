@@ -6,6 +6,8 @@
 
 #include <numeric>
 
+#include "core/prefill_parts.h"
+#include "core/workspace.h"
 #include "dispatch/checks.h"
 
 namespace tsp {
@@ -56,102 +58,82 @@ bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& se
 }
 
 /// Nothing can be dropped, or dropping it cannot pay: no score is needed.
-bool is_dense(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
+bool is_exact(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   if (p.given.indices != nullptr) return false;
-  if (p.keep == 0 && p.coverage == 0) return true;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    if (seq.k_len > int64_t{p.min_tokens} + seq.window(p.window) && pays(ctx, p, seq, -1)) {
-      return false;
-    }
+    if (!is_dense(p, seq) && pays(ctx, p, seq, -1)) return false;
   }
   return true;
 }
 
-size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-/// The composed prefill's ops and where their data lies in the workspace.
+/// The composed prefill's ops, with their data in the workspace.
 struct Plan {
+  bool exact;  // attend alone, without sets
   tsp_score_params_t score;
   tsp_select_params_t select;
   tsp_attend_params_t attend;
-  size_t scores_bytes, indices_bytes, kept_bytes, op_bytes;
-  size_t total() const { return scores_bytes + indices_bytes + kept_bytes + op_bytes; }
+  tsp_index_sets_t sets;  // chosen or given; kept may be changed
+  size_t bytes;
 };
 
-tsp_attend_params_t attend_params(const tsp_prefill_params_t& p) {
-  tsp_attend_params_t a;
-  tsp_attend_params_init(&a, sizeof a);
-  a.scale = p.scale;
-  a.dropped = p.dropped;
-  a.band = p.band;
-  a.sink = p.sink;
-  a.precision = p.precision;
-  a.q = p.q;
-  a.k = p.k;
-  a.v = p.v;
-  a.out = p.out;
-  a.lse = p.lse;
-  a.batch = p.batch;
-  return a;
+void give_scores(Plan& plan, const tsp_prefill_params_t& p, Workspace<>& workspace) {
+  const int64_t prefix = total_prefix(p.batch, p.window);
+  tsp_tensor_t& scores = plan.score.scores;
+  scores.data = workspace.take<float>(prefix * p.q.heads);
+  scores.dtype = TSP_F32;
+  scores.tokens = prefix;
+  scores.heads = p.q.heads;
+  scores.dim = 1;
+  scores.token_stride = 1;
+  scores.head_stride = prefix;
+  scores.dim_stride = 1;
+  plan.select.scores = scores;
 }
 
-Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
+/// The sets' memory: the caller's where he wants the result.
+void give_sets(Plan& plan, const tsp_prefill_params_t& p, Workspace<>& workspace) {
+  const bool chosen = p.given.indices == nullptr;
+  plan.sets = chosen ? p.selected : p.given;
+  if (plan.sets.indices == nullptr) {
+    plan.sets.indices = workspace.take<int32_t>(p.batch.num_seqs * p.selected.seq_stride);
+  }
+  plan.sets.kept =
+      p.selected.kept != nullptr ? p.selected.kept : workspace.take<int32_t>(p.batch.num_seqs);
+  plan.select.selected = plan.attend.selected = plan.sets;
+}
+
+Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* base) {
   Plan plan{};
+  Workspace<> workspace(base);
   const auto bytes_of = [&](auto* fn, const auto& params) {
     return fn == nullptr ? size_t{0} : fn(ctx, params);
   };
-  const auto num_seqs = static_cast<size_t>(p.batch.num_seqs);
-  if (p.selected.kept == nullptr) plan.kept_bytes = align64(num_seqs * sizeof(int32_t));
-  plan.attend = attend_params(p);
-  if (p.given.indices != nullptr) {
-    plan.attend.selected = p.given;
-    plan.op_bytes = bytes_of(ctx.ops->attend_workspace, plan.attend);
-    return plan;
+  plan.exact = is_exact(ctx, p);
+  plan.attend = attend_part(p);
+  // Where everything is kept in the end, attend runs without sets.
+  size_t op_bytes = bytes_of(ctx.ops->attend_workspace, plan.attend);
+  if (!plan.exact) {
+    const bool chosen = p.given.indices == nullptr;
+    if (chosen) {
+      plan.score = score_part(p);
+      plan.select = select_part(p);
+      give_scores(plan, p, workspace);
+    }
+    give_sets(plan, p, workspace);
+    tsp_attend_params_t sparse = plan.attend;
+    int32_t any = 0;  // not null also where memory is only counted: there are sets
+    sparse.selected.indices = &any;
+    op_bytes = std::max(op_bytes, bytes_of(ctx.ops->attend_workspace, sparse));
+    if (chosen) {
+      op_bytes = std::max({op_bytes, bytes_of(ctx.ops->score_workspace, plan.score),
+                           bytes_of(ctx.ops->select_workspace, plan.select)});
+    }
   }
-  const int64_t prefix = total_prefix(p.batch, p.window);
-  tsp_score_params_t& s = plan.score;
-  tsp_score_params_init(&s, sizeof s);
-  s.window = p.window;
-  s.pool = p.pool;
-  s.scale = p.scale;
-  s.precision = p.precision;
-  s.q = p.q;
-  s.k = p.k;
-  s.batch = p.batch;
-  s.scores.dtype = TSP_F32;
-  s.scores.tokens = prefix;
-  s.scores.heads = p.q.heads;
-  s.scores.dim = 1;
-  s.scores.token_stride = 1;
-  s.scores.head_stride = prefix;
-  s.scores.dim_stride = 1;
-
-  tsp_select_params_t& l = plan.select;
-  tsp_select_params_init(&l, sizeof l);
-  l.window = p.window;
-  l.min_tokens = p.min_tokens;
-  l.share = p.share;
-  l.coverage = p.coverage;
-  l.keep = p.keep;
-  l.num_kv_heads = static_cast<int32_t>(p.k.heads);
-  l.batch = p.batch;
-  l.scores = s.scores;
-  l.selected = p.selected;
-
-  plan.attend.selected = p.selected;
-  // Any non-null list makes attend's workspace the one for selected tokens.
-  static int32_t placeholder = 0;
-  if (plan.attend.selected.indices == nullptr) plan.attend.selected.indices = &placeholder;
-
-  plan.scores_bytes = align64(static_cast<size_t>(prefix * p.q.heads) * sizeof(float));
-  if (p.selected.indices == nullptr) {
-    plan.indices_bytes =
-        align64(num_seqs * static_cast<size_t>(p.selected.seq_stride) * sizeof(int32_t));
-  }
-  plan.op_bytes =
-      std::max({bytes_of(ctx.ops->score_workspace, s), bytes_of(ctx.ops->select_workspace, l),
-                bytes_of(ctx.ops->attend_workspace, plan.attend)});
+  plan.score.workspace = plan.select.workspace = plan.attend.workspace =
+      workspace.take<unsigned char>(op_bytes);
+  plan.score.workspace_bytes = plan.select.workspace_bytes = plan.attend.workspace_bytes = op_bytes;
+  plan.bytes = workspace.used();
   return plan;
 }
 
@@ -163,87 +145,56 @@ void name_every_token(const tsp_index_sets_t& selected, const Seq& seq) {
   }
 }
 
-tsp_status_t run_dense(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
-  tsp_attend_params_t a = attend_params(p);
-  a.workspace = p.workspace;
-  a.workspace_bytes = p.workspace_bytes;
-  TSP_RETURN_IF_ERROR(ctx.ops->attend(ctx, a));
+/// What every sequence keeps, to the caller: all of it where tokens cannot be left out.
+void name_kept(const tsp_prefill_params_t& p, const tsp_index_sets_t* sets) {
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    if (p.selected.kept != nullptr) p.selected.kept[b] = seq.k_len;
-    name_every_token(p.selected, seq);
+    const int32_t kept = sets == nullptr ? seq.k_len : sets->kept[b];
+    if (p.selected.kept != nullptr) p.selected.kept[b] = kept;
+    if (kept == seq.k_len) {
+      name_every_token(p.selected, seq);
+    } else if (p.selected.indices != nullptr && p.given.indices != nullptr) {
+      for (int32_t set = 0; set < p.given.num_sets; ++set) {
+        std::copy_n(set_indices(p.given, b, set), kept, mutable_set_indices(p.selected, b, set));
+      }
+    }
   }
-  return TSP_OK;
 }
 
-/// Attends to what is kept; a sequence that leaving tokens out does not pay for keeps all. `sets`
-/// is what was chosen or given, `kept` a copy of its counts that may be changed.
-tsp_status_t attend_kept(tsp_context_t& ctx, const tsp_prefill_params_t& p,
-                         tsp_attend_params_t& attend, tsp_index_sets_t sets, int32_t* kept) {
+tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
+  if (plan.exact) {
+    TSP_RETURN_IF_ERROR(ctx.ops->attend(ctx, plan.attend));
+    name_kept(p, nullptr);
+    return TSP_OK;
+  }
+  int32_t* const kept = plan.sets.kept;
+  if (p.given.indices != nullptr) {
+    std::copy_n(p.given.kept, p.batch.num_seqs, kept);
+  } else {
+    TSP_RETURN_IF_ERROR(ctx.ops->score(ctx, plan.score));
+    TSP_RETURN_IF_ERROR(ctx.ops->select(ctx, plan.select));
+  }
   bool all_kept = true;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
     if (!pays(ctx, p, seq, -1) || !pays(ctx, p, seq, kept[b])) kept[b] = seq.k_len;
     all_kept = all_kept && kept[b] == seq.k_len;
   }
-  sets.kept = kept;
-  attend.selected = sets;
   // The same bits as the lists that name every token, without their gather.
-  if (all_kept) attend.selected.indices = nullptr;
-  TSP_RETURN_IF_ERROR(ctx.ops->attend(ctx, attend));
-  for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
-    const Seq seq = seq_at(p.batch, b);
-    if (kept[b] == seq.k_len) {
-      name_every_token(p.selected, seq);
-      continue;
-    }
-    if (p.selected.indices == nullptr || p.given.indices == nullptr) continue;
-    for (int32_t set = 0; set < sets.num_sets; ++set) {
-      std::copy_n(set_indices(sets, b, set), kept[b], mutable_set_indices(p.selected, b, set));
-    }
-  }
+  if (all_kept) plan.attend.selected.indices = nullptr;
+  TSP_RETURN_IF_ERROR(ctx.ops->attend(ctx, plan.attend));
+  name_kept(p, &plan.sets);
   return TSP_OK;
 }
 
-tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
-  if (is_dense(ctx, p)) return run_dense(ctx, p);
-  Plan plan = make_plan(ctx, p);
-  auto* at = static_cast<unsigned char*>(p.workspace);
-  const auto take = [&](size_t bytes) {
-    unsigned char* const here = at;
-    at += bytes;
-    return static_cast<void*>(here);
-  };
-  plan.score.scores.data = plan.select.scores.data = take(plan.scores_bytes);
-  tsp_index_sets_t selected = p.selected;
-  if (plan.indices_bytes != 0) selected.indices = static_cast<int32_t*>(take(plan.indices_bytes));
-  if (plan.kept_bytes != 0) selected.kept = static_cast<int32_t*>(take(plan.kept_bytes));
-  plan.select.selected = selected;
-  plan.score.workspace = plan.select.workspace = plan.attend.workspace = at;
-  plan.score.workspace_bytes = plan.select.workspace_bytes = plan.attend.workspace_bytes =
-      plan.op_bytes;
-
-  if (p.given.indices != nullptr) {
-    std::copy_n(p.given.kept, p.batch.num_seqs, selected.kept);
-    return attend_kept(ctx, p, plan.attend, p.given, selected.kept);
-  }
-  TSP_RETURN_IF_ERROR(ctx.ops->score(ctx, plan.score));
-  TSP_RETURN_IF_ERROR(ctx.ops->select(ctx, plan.select));
-  return attend_kept(ctx, p, plan.attend, selected, selected.kept);
-}
-
-size_t workspace_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
-  if (ctx.ops->prefill != nullptr) {
-    return ctx.ops->prefill_workspace == nullptr ? 0 : ctx.ops->prefill_workspace(ctx, p);
-  }
-  const size_t dense =
-      ctx.ops->attend_workspace == nullptr ? 0 : ctx.ops->attend_workspace(ctx, attend_params(p));
-  return is_dense(ctx, p) ? dense : std::max(dense, make_plan(ctx, p).total());
+/// Of a backend that brings its own prefill.
+size_t own_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
+  return ctx.ops->prefill_workspace == nullptr ? 0 : ctx.ops->prefill_workspace(ctx, p);
 }
 
 tsp_status_t check_backend(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   if (ctx.ops->check_attend != nullptr) {
-    TSP_RETURN_IF_ERROR(ctx.ops->check_attend(ctx, attend_params(p)));
+    TSP_RETURN_IF_ERROR(ctx.ops->check_attend(ctx, attend_part(p)));
   }
   return ctx.ops->check_prefill == nullptr ? TSP_OK : ctx.ops->check_prefill(ctx, p);
 }
@@ -269,7 +220,11 @@ tsp_status_t tsp_prefill_workspace(tsp_context_t* ctx, const tsp_prefill_params_
   tsp::SingleBatch single;
   TSP_RETURN_IF_ERROR(tsp::normalise(ctx, params, false, p, single));
   TSP_RETURN_IF_ERROR(tsp::check_backend(*ctx, p));
-  *bytes = tsp::workspace_bytes(*ctx, p);
+  if (ctx->ops->prefill == nullptr) {
+    *bytes = tsp::make_plan(*ctx, p, nullptr).bytes;
+  } else {
+    *bytes = tsp::own_workspace(*ctx, p);
+  }
   return TSP_OK;
 }
 
@@ -278,9 +233,13 @@ tsp_status_t tsp_prefill(tsp_context_t* ctx, const tsp_prefill_params_t* params)
   tsp::SingleBatch single;
   TSP_RETURN_IF_ERROR(tsp::normalise(ctx, params, true, p, single));
   TSP_RETURN_IF_ERROR(tsp::check_backend(*ctx, p));
+  if (ctx->ops->prefill == nullptr) {
+    tsp::Plan plan = tsp::make_plan(*ctx, p, p.workspace);
+    TSP_RETURN_IF_ERROR(tsp::check_workspace(p.workspace, p.workspace_bytes, plan.bytes));
+    return tsp::run_composed(*ctx, p, plan);
+  }
   TSP_RETURN_IF_ERROR(
-      tsp::check_workspace(p.workspace, p.workspace_bytes, tsp::workspace_bytes(*ctx, p)));
-  if (ctx->ops->prefill != nullptr) return ctx->ops->prefill(*ctx, p);
-  return tsp::run_composed(*ctx, p);
+      tsp::check_workspace(p.workspace, p.workspace_bytes, tsp::own_workspace(*ctx, p)));
+  return ctx->ops->prefill(*ctx, p);
 }
 }

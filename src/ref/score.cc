@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "dispatch/checks.h"
 #include "ref/ref_ops.h"
 
 namespace tsp::ref {

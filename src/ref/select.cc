@@ -8,7 +8,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "dispatch/checks.h"
 #include "ref/ref_ops.h"
 
 namespace tsp::ref {
