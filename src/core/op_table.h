@@ -11,6 +11,7 @@ namespace tsp {
 
 struct OpTable {
   const char* backend;
+  /// Null: this backend does not have the op; dispatch answers TSP_UNSUPPORTED.
   tsp_status_t (*score)(tsp_context_t&, const tsp_score_params_t&);
   tsp_status_t (*select)(tsp_context_t&, const tsp_select_params_t&);
   tsp_status_t (*compress)(tsp_context_t&, const tsp_compress_params_t&);

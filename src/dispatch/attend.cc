@@ -8,7 +8,7 @@ namespace {
 
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_attend_params_t* in, bool data,
                        tsp_attend_params_t& p, SingleBatch& single) {
-  TSP_RETURN_IF_ERROR(check_context(ctx));
+  TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::attend, "attend"));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));

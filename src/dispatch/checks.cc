@@ -22,6 +22,11 @@ tsp_status_t check_context(const tsp_context_t* ctx) {
   return TSP_OK;
 }
 
+tsp_status_t refuse_op(const tsp_context_t& ctx, const char* name) {
+  return fail(TSP_UNSUPPORTED, "%s: backend %s does not have this operation", name,
+              ctx.ops->backend);
+}
+
 tsp_status_t check_range(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) {
     return fail(TSP_INVALID_ARGUMENT,

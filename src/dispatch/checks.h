@@ -51,6 +51,14 @@ void init_params(Params* params, uint32_t struct_size, Params defaults) {
 
 /// A null context gives a failed status, with the sentence recorded.
 [[nodiscard]] tsp_status_t check_context(const tsp_context_t* ctx);
+[[nodiscard]] tsp_status_t refuse_op(const tsp_context_t& ctx, const char* name);
+/// The context, and that its backend has this op: a backend leaves out what it cannot do.
+template <typename Op>
+[[nodiscard]] tsp_status_t check_context(const tsp_context_t* ctx, Op OpTable::*op,
+                                         const char* name) {
+  TSP_RETURN_IF_ERROR(check_context(ctx));
+  return ctx->ops->*op != nullptr ? TSP_OK : refuse_op(*ctx, name);
+}
 
 struct TensorRule {
   const char* name;

@@ -32,7 +32,7 @@ tsp_status_t check_out(const char* name, const tsp_tensor_t& out, const tsp_tens
 
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_compress_params_t* in,
                        tsp_compress_params_t& p, SingleBatch& single) {
-  TSP_RETURN_IF_ERROR(check_context(ctx));
+  TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::compress, "compress"));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_reserved("reserved", p.reserved));
   const bool with_q = p.q.data != nullptr;

@@ -11,7 +11,7 @@ namespace {
 
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_decompress_params_t* in,
                        tsp_decompress_params_t& p, SingleBatch& single) {
-  TSP_RETURN_IF_ERROR(check_context(ctx));
+  TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::decompress, "decompress"));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "out"}, p.out));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "in", .dim = p.out.dim}, p.in));

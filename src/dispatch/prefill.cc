@@ -23,6 +23,11 @@ tsp_status_t check_given(const tsp_context_t& ctx, const tsp_prefill_params_t& p
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in, bool data,
                        tsp_prefill_params_t& p, SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_context(ctx));
+  if (ctx->ops->prefill == nullptr) {  // composed
+    TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::score, "score"));
+    TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::select, "select"));
+    TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::attend, "attend"));
+  }
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));

@@ -8,7 +8,7 @@ namespace {
 
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_select_params_t* in, bool data,
                        tsp_select_params_t& p, SingleBatch& single) {
-  TSP_RETURN_IF_ERROR(check_context(ctx));
+  TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::select, "select"));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
   TSP_RETURN_IF_ERROR(check_reserved("reserved", p.reserved));
   TSP_RETURN_IF_ERROR(check_range("window", p.window, 1, 1 << 20));

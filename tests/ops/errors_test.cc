@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 
+#include "core/context.h"
 #include "tests/support/problem.h"
 
 namespace tsp::test {
@@ -206,6 +207,35 @@ TEST_F(Errors, NameTheIndexThatIsOutOfOrder) {
             "-1 after -1");
   EXPECT_EQ(sentence(9, {1, 5, 7}), "selected.kept[0]: must be between 1 and Tk (8), got 9");
   EXPECT_EQ(sentence(0, {1, 5, 7}), "selected.kept[0]: must be between 1 and Tk (8), got 0");
+}
+
+TEST_F(Errors, NameTheOpThatABackendLeavesOut) {
+  const OpTable* const whole = ctx.get()->ops;
+  OpTable none = *whole;
+  none.score = nullptr;
+  none.select = nullptr;
+  none.compress = nullptr;
+  none.attend = nullptr;
+  none.decompress = nullptr;
+  const auto expect_refused = [](tsp_status_t status, const std::string& name) {
+    EXPECT_EQ(status, TSP_UNSUPPORTED);
+    EXPECT_EQ(tsp_last_error(), name + ": backend ref does not have this operation");
+  };
+  ctx.get()->ops = &none;
+  size_t bytes = 0;
+  const tokensparse::ScoreParams score;
+  const tokensparse::SelectParams select;
+  const tokensparse::CompressParams compress;
+  const tokensparse::AttendParams attend;
+  const tokensparse::DecompressParams decompress;
+  expect_refused(tsp_score(ctx.get(), &score), "score");
+  expect_refused(tsp_select_workspace(ctx.get(), &select, &bytes), "select");
+  expect_refused(tsp_compress(ctx.get(), &compress), "compress");
+  expect_refused(tsp_attend_workspace(ctx.get(), &attend, &bytes), "attend");
+  expect_refused(tsp_decompress(ctx.get(), &decompress), "decompress");
+  expect_refused(tsp_prefill(ctx.get(), &p), "score");
+  ctx.get()->ops = whole;
+  EXPECT_TRUE(tokensparse::prefill(ctx, p).ok());
 }
 
 TEST_F(Errors, NameWhatIsNull) {

@@ -7,6 +7,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "tests/support/allocations.h"
+
 namespace tsp::test {
 namespace {
 
@@ -72,6 +74,20 @@ class DeviceSets {
   Bytes indices_, kept_;
 };
 
+/// Runs the op, which must not allocate. What a GPU's driver and libraries do is their own
+/// business.
+template <typename Params, typename Op>
+void run_op(const Backend& backend, tokensparse::Context& ctx, const Params& p, Op op) {
+  const int64_t before = num_allocations();
+  const tokensparse::Status status(op(ctx.get(), &p));
+  const int64_t allocated = num_allocations() - before;
+  require(status);
+  if (allocated != 0 && !backend.is_cuda()) {
+    throw std::runtime_error("the op allocated " + std::to_string(allocated) + " times");
+  }
+  if (backend.memory != nullptr) backend.memory->synchronise();
+}
+
 /// Asks for the workspace, brings it, runs the op.
 template <typename Params, typename Query, typename Op>
 void run_with_workspace(const Backend& backend, tokensparse::Context& ctx, Params& p, Query query,
@@ -79,8 +95,7 @@ void run_with_workspace(const Backend& backend, tokensparse::Context& ctx, Param
   require(tokensparse::Status(query(ctx.get(), &p, &p.workspace_bytes)));
   const Bytes workspace(backend, p.workspace_bytes);
   p.workspace = workspace.data();
-  require(tokensparse::Status(op(ctx.get(), &p)));
-  if (backend.memory != nullptr) backend.memory->synchronise();
+  run_op(backend, ctx, p, op);
 }
 
 }  // namespace
@@ -231,6 +246,54 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
   r.sets = sets.read();
   if (!r.out.poison_intact()) throw std::runtime_error("prefill wrote outside out");
   return r;
+}
+
+CompressResult Problem::compress(const Backend& backend, tokensparse::Context& ctx,
+                                 const Sets& sets) {
+  size_t rows = 0;
+  for (const auto& sequence : sets) rows = std::max(rows, sequence[0].size() + 2);
+  const auto num_sets = static_cast<int32_t>(sets[0].size());
+  const int64_t kv_heads = std::max<int64_t>(num_sets, shape.num_kv_heads);
+  const std::vector<int32_t> lens(sets.size(), static_cast<int32_t>(rows));
+  CompressResult r{Tensor(shape.q_dtype, lens, shape.num_q_heads, shape.dim, Layout::kHeadMajor),
+                   Tensor(shape.kv_dtype, lens, kv_heads, shape.dim),
+                   Tensor(shape.kv_dtype, lens, kv_heads, shape.dim), static_cast<int32_t>(rows)};
+  OnDevice dq(backend, q), dk(backend, k), dv(backend, v);
+  OnDevice q_out(backend, r.q), k_out(backend, r.k), v_out(backend, r.v);
+  DeviceSets dsets(backend, shape, num_sets);
+  dsets.write(sets);
+  tokensparse::CompressParams p;
+  p.q = dq.view();
+  p.k = dk.view();
+  p.v = dv.view();
+  p.q_out = q_out.view();
+  p.k_out = k_out.view();
+  p.v_out = v_out.view();
+  p.selected = dsets.view();
+  p.batch = batch();
+  run_op(backend, ctx, p, tsp_compress);
+  q_out.sync();
+  k_out.sync();
+  v_out.sync();
+  return r;
+}
+
+Tensor Problem::decompress(const Backend& backend, tokensparse::Context& ctx, const Sets& sets,
+                           Tensor& in) {
+  Tensor out(shape.q_dtype, shape.q_lens, shape.num_q_heads, shape.dim, shape.q_layout);
+  OnDevice din(backend, in), dout(backend, out);
+  DeviceSets dsets(backend, shape, static_cast<int32_t>(sets[0].size()));
+  dsets.write(sets);
+  tokensparse::DecompressParams p;
+  p.in = din.view();
+  p.out = dout.view();
+  p.k_len = shape.k_lens[0];
+  p.selected = dsets.view();
+  p.batch = batch();
+  run_op(backend, ctx, p, tsp_decompress);
+  dout.sync();
+  if (!out.poison_intact()) throw std::runtime_error("decompress wrote outside out");
+  return out;
 }
 
 Sets Problem::random_sets(int32_t share, float keep, int32_t window, uint32_t seed) const {

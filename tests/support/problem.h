@@ -45,6 +45,12 @@ struct Options {
   int32_t when = TSP_WHEN_ALWAYS;
 };
 
+/// The kept rows side by side, `rows` for each sequence.
+struct CompressResult {
+  Tensor q, k, v;
+  int32_t rows;
+};
+
 struct AttendResult {
   Tensor out;
   Tensor lse;
@@ -58,7 +64,8 @@ class Problem {
   tsp_batch_t batch() const;
   int64_t prefix_total(int32_t window) const;
 
-  /// Each runs one op of the C ABI; a failed status throws std::runtime_error with its sentence.
+  /// Each runs one op of the C ABI; a failed status throws std::runtime_error with its sentence. So
+  /// does an allocation within the op.
   Tensor score(const Backend& backend, tokensparse::Context& ctx, const Options& options);
   Sets select(const Backend& backend, tokensparse::Context& ctx, Tensor& scores,
               const Options& options);
@@ -66,6 +73,11 @@ class Problem {
                       const Options& options, bool want_lse = true);
   AttendResult prefill(const Backend& backend, tokensparse::Context& ctx, const Options& options,
                        const Sets* given = nullptr);
+
+  CompressResult compress(const Backend& backend, tokensparse::Context& ctx, const Sets& sets);
+  /// `in` has the same number of rows for each sequence.
+  Tensor decompress(const Backend& backend, tokensparse::Context& ctx, const Sets& sets,
+                    Tensor& in);
 
   /// Random sets that always hold the last `window` tokens, as many in each set of a sequence.
   Sets random_sets(int32_t share, float keep, int32_t window, uint32_t seed) const;
