@@ -8,6 +8,7 @@
 #include "cuda/attend/attend_config.h"
 #include "cuda/attend/attend_plan.h"
 #include "cuda/attend/cudnn_shape.h"
+#include "cuda/attend/sm90/attend_sm90_config.h"
 #include "cuda/score/score_config.h"
 
 namespace tsp::cuda {
@@ -27,6 +28,40 @@ TEST(CudaConfig, TilesAreWholeMatrices) {
     EXPECT_EQ(kAttendTileKv * chunks % kAttendThreads, 0);
     EXPECT_EQ(kScoreTileKeys * chunks % kScoreThreads, 0);
   }
+}
+
+TEST(CudaConfig, WarpgroupAttendVisitsEveryTileOnceLongestFirst) {
+  for (const int32_t heads : {1, 3, 8, 32}) {
+    for (const int32_t group : {1, 2, 4}) {
+      if (heads % group != 0) continue;
+      for (const int32_t rows : {0, 1, 128, 129, 5000}) {
+        const Sm90Order order = make_sm90_order(heads, group, rows, 40000, 128);
+        EXPECT_EQ(order.num_items(), heads * ((rows + kSm90TileQ - 1) / kSm90TileQ));
+        std::set<std::pair<int32_t, int32_t>> seen;
+        for (int32_t item = 0; item < order.num_items(); ++item) {
+          const Sm90Work work = order.at(item);
+          EXPECT_TRUE(work.head >= 0 && work.head < heads);
+          EXPECT_TRUE(work.tile >= 0 && work.tile < order.num_tiles);
+          EXPECT_TRUE(seen.emplace(work.head, work.tile).second);
+          if (item == 0 ||
+              work.head / order.section_heads != order.at(item - 1).head / order.section_heads) {
+            EXPECT_EQ(work.tile, order.num_tiles - 1) << "a section begins with its longest tile";
+          } else {
+            EXPECT_LE(work.tile, order.at(item - 1).tile);
+          }
+        }
+        EXPECT_EQ(static_cast<int32_t>(seen.size()), order.num_items());
+      }
+    }
+  }
+}
+
+TEST(CudaConfig, WarpgroupAttendWorksOnHeadsThatFitTheCache) {
+  EXPECT_EQ(make_sm90_order(32, 4, 16384, 16384, 128).section_heads, 16) << "4 x 8 MiB";
+  EXPECT_EQ(make_sm90_order(32, 4, 131072, 131072, 128).section_heads, 4) << "one, at least";
+  EXPECT_EQ(make_sm90_order(32, 1, 100, 0, 64).section_heads, 32);
+  static_assert(kSm90ProducerRegisters + kSm90Consumers * kSm90ConsumerRegisters <= 3 * 168);
+  static_assert(kSm90TileQ == 64 * kSm90Consumers);
 }
 
 TEST(CudaConfig, ScoreCoversEveryHeadAndRow) {

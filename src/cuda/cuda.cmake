@@ -10,7 +10,8 @@ set(cuda_kernels cuda/select/select.cu cuda/compress/compress.cu cuda/compress/d
                  cuda/score/pool.cu cuda/attend/poison.cu)
 set(cuda_sm90_kernels cuda/select/sm90/select.cu)
 foreach(instance IN LISTS cuda_instances)
-  list(APPEND cuda_sm90_kernels cuda/score/sm90/score_${instance}.cu)
+  list(APPEND cuda_sm90_kernels cuda/score/sm90/score_${instance}.cu
+                                cuda/attend/sm90/attend_${instance}.cu)
   list(APPEND cuda_kernels cuda/score/sm80/score_${instance}.cu
                            cuda/attend/sm80/attend_${instance}.cu)
 endforeach()
@@ -28,7 +29,7 @@ target_sources(tokensparse PRIVATE
   ${cuda_kernels} $<TARGET_OBJECTS:tokensparse_sm90>
   cuda/attend/attend_op.cc cuda/attend/attend_plan.cc cuda/attend/attend_run.cc
   cuda/attend/attend_task.cc cuda/attend/cudnn_shape.cc cuda/attend/engine_cudnn.cc
-  cuda/attend/engine_own.cc cuda/compress/compress_op.cc cuda/cuda_ops.cc cuda/instances.cc
+  cuda/attend/engine_own.cc cuda/attend/sm90/attend_sm90_launch.cc cuda/compress/compress_op.cc cuda/cuda_ops.cc cuda/instances.cc
   cuda/prefill_op.cc cuda/score/score_op.cc cuda/select/select_op.cc cuda/state.cc)
 set_target_properties(tokensparse PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20
                                              CUDA_EXTENSIONS OFF)

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+// Host parts of the warpgroup attention kernel.
+#pragma once
+
+#include <cuda.h>
+
+#include "cuda/attend/sm90/attend_sm90.h"
+
+namespace tsp::cuda {
+
+/// A map of K or V as [unit, column block of 64, row, 64]: boxes of 128 rows by 64 elements in the
+/// 128-byte swizzle. Rows from k_rows on read as zeros.
+[[nodiscard]] tsp_status_t make_kv_map(CUtensorMap* map, const AttendSm90Params& params,
+                                       const Rows& rows);
+
+/// One instance; launch_attend_sm90 chooses.
+template <typename Type, int kHeadDim>
+tsp_status_t launch_attend_sm90_kernel(const AttendSm90Params& params, cudaStream_t stream);
+
+}  // namespace tsp::cuda
