@@ -66,6 +66,78 @@ def test_coverage_zero_is_exact(qkv):
     assert kept.tolist() == [150]
 
 
+def test_left_out_queries_see_sinks_and_a_band(qkv):
+    q, k, v = qkv(q_len=160, k_len=160, q_heads=2, kv_heads=2)
+    local = dict(dropped="local", sink=6, band=11, **SPARSE)
+    out, selected = tokensparse.prefill(q, k, v, return_selection=True, **local)
+    np.testing.assert_array_equal(
+        tokensparse.attend(q, k, v, selected, dropped="local", sink=6, band=11), out
+    )
+    row = next(i for i in range(100, 0, -1) if i not in selected.tokens(set=0))
+    seen = [*range(6), *range(row - 10, row + 1)]
+    expected, _ = dense(q[row : row + 1, :1], k[seen, :1], v[seen, :1])
+    np.testing.assert_allclose(out[row : row + 1, :1], expected, atol=2e-6)
+
+
+def test_given_sets(qkv):
+    q, k, v = qkv(q_len=90, k_len=160)
+    out, selected = tokensparse.prefill(q, k, v, share="layer", return_selection=True, **SPARSE)
+    again, copied, kept = tokensparse.prefill(
+        q, k, v, sets=selected, return_selection=True, return_kept=True
+    )
+    np.testing.assert_array_equal(again, out)
+    np.testing.assert_array_equal(copied.tokens(), selected.tokens())
+    assert kept.tolist() == selected.kept.tolist()
+    wrong = tokensparse.Selection(selected.indices[:, :, ::2], selected.kept)
+    with pytest.raises(tokensparse.InvalidArgument, match="sets.indices: the last axis must be con"):
+        tokensparse.prefill(q, k, v, sets=wrong)
+
+
+def test_when_it_pays(qkv):
+    q, k, v = qkv(q_len=200, k_len=200)
+    assert not np.array_equal(tokensparse.prefill(q, k, v, **SPARSE), tokensparse.attend(q, k, v))
+    with pytest.raises(tokensparse.InvalidArgument, match="when: must be one of always, pays, is 'n'"):
+        tokensparse.prefill(q, k, v, when="n")
+    long = qkv(q_len=1200, k_len=1200)
+    kept = tokensparse.prefill(*long, coverage=1e-4, when="pays", return_kept=True, min_tokens=1)[1]
+    assert kept.tolist() == [1200]
+
+
+def test_numbers_of_the_wrong_kind_or_size(qkv):
+    q, k, v = qkv()
+    for change, error, message in [
+        (dict(window=2**32 + 16), tokensparse.InvalidArgument, "window: must fit in 32 bits, is 42"),
+        (dict(window=1.5), TypeError, "window: must be a whole number, is 1.5"),
+        (dict(coverage="x"), TypeError, "coverage: must be a number, is 'x'"),
+        (dict(sink=-1), tokensparse.InvalidArgument, "sink: must be between 0 and"),
+    ]:
+        with pytest.raises(error, match=message):
+            tokensparse.prefill(q, k, v, **{**SPARSE, **change})
+
+
+def test_subclasses_of_arrays(qkv, tmp_path):
+    q, k, v = qkv()
+    masked = np.ma.array(k, mask=np.arange(k.size).reshape(k.shape) % 7 == 0)
+    for name, call in [
+        ("k", lambda: tokensparse.attend(q, masked, v)),
+        ("q", lambda: tokensparse.score(np.ma.array(q), k)),
+        ("out", lambda: tokensparse.attend(q, k, v, out=np.ma.array(np.empty_like(q)))),
+    ]:
+        with pytest.raises(tokensparse.InvalidArgument, match=f"{name}: masked arrays are not sup"):
+            call()
+    np.save(tmp_path / "k.npy", k)
+    mapped = np.load(tmp_path / "k.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(tokensparse.attend(q, mapped, v), tokensparse.attend(q, k, v))
+
+    class Lazy:
+        def __array__(self, *args, **kwargs):
+            return k
+
+    with pytest.raises(TypeError, match="k: must be an array .* is Lazy"):
+        tokensparse.attend(q, Lazy(), v)
+
+
 def test_compress_and_decompress(qkv):
     q, k, v = qkv(q_len=160, k_len=160)
     out, selected = tokensparse.prefill(q, k, v, return_selection=True, **SPARSE)

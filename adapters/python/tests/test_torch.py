@@ -90,10 +90,31 @@ def test_bad_tensors(tensors):
             tokensparse.prefill(**{"q": q, "k": k, "v": v, **change})
 
 
+def test_tensors_that_are_not_their_memory(tensors):
+    q, k, v = tensors()
+    fake = torch._subclasses.FakeTensorMode()
+    mask = torch.zeros_like(k, dtype=torch.bool)
+    for bad, message in [
+        (torch.complex(k, k).conj().imag, r"a negated view: pass k.resolve_neg\(\)"),
+        (fake.from_tensor(k), "FakeTensor"),
+        (torch.masked.masked_tensor(k, ~mask), "MaskedTensor"),
+        (torch.nested.nested_tensor([k, k]), "nested"),
+        (torch._efficientzerotensor(k.shape), "a tensor of zeros without memory"),
+    ]:
+        with pytest.raises(tokensparse.InvalidArgument, match=f"k: must be a plain tensor, is {message}"):
+            tokensparse.attend(q, bad, v)
+    quantised = torch.quantize_per_tensor(k, 0.1, 0, torch.qint8)
+    with pytest.raises(TypeError, match="k: dtype must be .* is qint8"):
+        tokensparse.attend(q, quantised, v)
+    with pytest.raises(tokensparse.InvalidArgument, match="k: must be a plain tensor, is a tensor of"):
+        torch.func.vmap(lambda x: tokensparse.attend(q, x, v))(k[None])
+    assert torch.equal(tokensparse.attend(q, torch.nn.Parameter(k, False), v), tokensparse.attend(q, k, v))
+
+
 def test_operators_equal_functions(tensors):
     q, k, v = tensors(k_len=130)
     op = torch.ops.tokensparse
-    settings = {"share": "kv_group", "dropped": "local", "band": 9, **SPARSE}
+    settings = {"share": "kv_group", "dropped": "local", "sink": 5, "band": 9, **SPARSE}
     out, selected = tokensparse.prefill(q, k, v, return_selection=True, **settings)
     assert torch.equal(op.prefill(q, k, v, **settings), out)
     for precision in ("f32", "bf16"):
@@ -105,7 +126,7 @@ def test_operators_equal_functions(tensors):
     indices, kept = op.select(scores, 96, 130, 2, share="kv_group", **SPARSE)
     assert torch.equal(kept, selected.kept) and 40 < kept < 130
     assert torch.equal(indices[:, :, :kept], selected.indices[:, :, :kept])
-    found, _ = op.attend_sets(q, k, v, indices, kept, dropped="local", band=9)
+    found, _ = op.attend_sets(q, k, v, indices, kept, dropped="local", sink=5, band=9)
     assert torch.equal(found, out)
     half = [x.transpose(0, 1).contiguous().transpose(0, 1).bfloat16() for x in (q, k, v)]
     assert torch.equal(op.prefill(*half, **SPARSE), tokensparse.prefill(*half, **SPARSE))

@@ -31,6 +31,7 @@ void prefill(Value* stack, uint64_t count, uint64_t /*results*/) {
   p.min_tokens = int32(in.integer(), "min_tokens");
   p.share = in.choice("share", kShares);
   p.dropped = in.choice("dropped", kDropped);
+  p.sink = int32(in.integer(), "sink");
   p.band = int32(in.integer(), "band");
   p.precision = in.choice("precision", kPrecisions);
   p.scale = static_cast<float>(in.real());
@@ -56,6 +57,7 @@ void attend(Value* stack, uint64_t count, uint64_t /*results*/) {
     const Tensor& indices = in.tensor();
     const Tensor& kept = in.tensor();
     p.dropped = in.choice("dropped", kDropped);
+    p.sink = int32(in.integer(), "sink");
     p.band = int32(in.integer(), "band");
     p.selected = sets(indices, kept, device);
   }
@@ -128,7 +130,7 @@ constexpr std::array<Operator, 5> kOperators = {{
     {"prefill",
      "prefill(Tensor q, Tensor k, Tensor v, float coverage=0.005, float keep=0.0, "
      "int window=128, int pool=7, int min_tokens=1024, str share=\"head\", str dropped=\"zero\", "
-     "int band=256, str precision=\"f32\", float scale=0.0) -> Tensor",
+     "int sink=0, int band=256, str precision=\"f32\", float scale=0.0) -> Tensor",
      prefill},
     {"attend",
      "attend(Tensor q, Tensor k, Tensor v, str precision=\"f32\", float scale=0.0) "
@@ -136,7 +138,7 @@ constexpr std::array<Operator, 5> kOperators = {{
      attend<false>},
     {"attend_sets",
      "attend_sets(Tensor q, Tensor k, Tensor v, Tensor indices, Tensor kept, "
-     "str dropped=\"zero\", int band=256, str precision=\"f32\", float scale=0.0) "
+     "str dropped=\"zero\", int sink=0, int band=256, str precision=\"f32\", float scale=0.0) "
      "-> (Tensor, Tensor)",
      attend<true>},
     {"score",

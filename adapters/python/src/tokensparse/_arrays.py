@@ -74,6 +74,10 @@ def _elements(strides: tuple[int, ...], itemsize: int, name: str) -> tuple[int, 
 
 
 def _view_numpy(x: np.ndarray, name: str) -> View:
+    if isinstance(x, np.ma.MaskedArray):
+        raise InvalidArgument(
+            f"{name}: masked arrays are not supported: leave the tokens out, or pass {name}.data"
+        )
     if not x.dtype.isnative:
         raise TypeError(f"{name}: dtype must be in native byte order, is {x.dtype.str}")
     return View(
@@ -88,7 +92,24 @@ def _view_numpy(x: np.ndarray, name: str) -> View:
     )
 
 
+def _why_not_memory(x: Any, torch: Any) -> str:
+    """What a tensor is whose numbers are not simply those in its memory; empty for others."""
+    if type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return type(x).__name__  # FakeTensor, DTensor, MaskedTensor, quantised wrappers, ...
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return "a tensor of torch.func"
+    if x.is_nested:
+        return "nested"
+    if x.is_neg():
+        return "a negated view: pass {name}.resolve_neg()"
+    if x._is_zerotensor():
+        return "a tensor of zeros without memory"
+    return ""
+
+
 def _view_torch(x: Any, name: str, torch: Any) -> View:
+    if why := _why_not_memory(x, torch):
+        raise InvalidArgument(f"{name}: must be a plain tensor, is {why.format(name=name)}")
     if x.requires_grad and torch.is_grad_enabled():
         raise InvalidArgument(
             f"{name}: requires_grad must be False: tokensparse is inference only; "

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,22 @@ class Call:
         setattr(self.params, field, _arrays.tensor(seen, name, **rules))
         return seen
 
+    def set(self, **values: Any) -> None:
+        """Sets number fields.
+
+        Raises:
+          InvalidArgument: a whole number that its field cannot hold; ctypes would wrap it around.
+        """
+        for field, value in values.items():
+            whole = isinstance(getattr(self.params, field), int)
+            try:
+                setattr(self.params, field, operator.index(value) if whole else value)
+            except TypeError:
+                kind = "whole number" if whole else "number"
+                raise TypeError(f"{field}: must be a {kind}, is {value!r}") from None
+            if whole and getattr(self.params, field) != value:
+                raise InvalidArgument(f"{field}: must fit in 32 bits, is {value}")
+
     def batch(self, q_offsets: Any, k_offsets: Any, k: Any) -> None:
         if (q_offsets is None) != (k_offsets is None):
             missing = "q_offsets" if q_offsets is None else "k_offsets"
@@ -108,27 +125,33 @@ class Call:
         self.num_seqs = len(q_lens) - 1
         self.params.batch = _library.Batch(q_lens, k_lens, self.num_seqs, 0)
 
-    def sets(self, selected: Selection, write: bool = False) -> None:
-        indices = self.look(selected.indices, "selected.indices")
-        kept = self.look(selected.kept, "selected.kept")
+    def sets(
+        self, selected: Selection, field: str = "selected", argument: str = "selected"
+    ) -> None:
+        """Sets a field of index sets from what the caller calls `argument`."""
+        indices = self.look(selected.indices, f"{argument}.indices")
+        kept = self.look(selected.kept, f"{argument}.kept")
         for name, seen, ndim in (("indices", indices, 3), ("kept", kept, 1)):
             if seen.dtype != "int32":
-                raise TypeError(f"selected.{name}: dtype must be int32, is {seen.dtype}")
+                raise TypeError(f"{argument}.{name}: dtype must be int32, is {seen.dtype}")
             if len(seen.shape) != ndim:
                 axes = "[num_seqs, S, L]" if ndim == 3 else "[num_seqs]"
-                raise InvalidArgument(f"selected.{name}: must be {axes}, is {list(seen.shape)}")
+                raise InvalidArgument(f"{argument}.{name}: must be {axes}, is {list(seen.shape)}")
             if seen.shape[0] != self.num_seqs:
                 raise InvalidArgument(
-                    f"selected.{name}: must have one entry for each of {self.num_seqs} sequences, "
+                    f"{argument}.{name}: must have one entry for each of {self.num_seqs} sequences, "
                     f"has {seen.shape[0]}"
                 )
             if seen.shape[-1] > 1 and seen.strides[-1] != 1 or min(seen.strides) < 0:
                 raise InvalidArgument(
-                    f"selected.{name}: the last axis must be contiguous, strides are "
+                    f"{argument}.{name}: the last axis must be contiguous, strides are "
                     f"{list(seen.strides)}"
                 )
-        self.params.selected = _library.IndexSets(
-            indices.data, kept.data, indices.shape[1], 0, indices.strides[1], indices.strides[0]
+        strides = (indices.strides[1], indices.strides[0])
+        setattr(
+            self.params,
+            field,
+            _library.IndexSets(indices.data, kept.data, indices.shape[1], 0, *strides),
         )
 
     def run(self) -> None:

@@ -14,6 +14,7 @@ DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 SHARES = {"head": 0, "kv_group": 1, "layer": 2}
 DROPPED = {"zero": 0, "local": 1}
 PRECISIONS = {"f32": 0, "bf16": 1}
+WHEN = {"always": 0, "pays": 1}
 BACKENDS = {"cpu": 0, "ref": 1, "cuda": 2}
 
 

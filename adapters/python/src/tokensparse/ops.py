@@ -28,6 +28,7 @@ from ._library import InvalidArgument
 Array = Any  # numpy.ndarray, torch.Tensor, cupy.ndarray, ...
 Share = Literal["head", "kv_group", "layer"]
 Dropped = Literal["zero", "local"]
+When = Literal["always", "pays"]
 Precision = Literal["f32", "bf16"]
 
 
@@ -51,7 +52,7 @@ def score(
       k: `[Tk, Hkv, D]` or Paged.
       window: last queries that vote, >= 1.
       pool: width of the average pooling, odd.
-      scale: of q k; None = 1 / sqrt(D).
+      scale: of q k; None or 0 = 1 / sqrt(D).
       precision: "f32", or "bf16" for products of operands rounded to bfloat16.
       q_offsets, k_offsets: `[num_seqs + 1]` cumulative lengths of a batch.
       out: float32 `[P, Hq]` to write into.
@@ -62,12 +63,11 @@ def score(
       window of each head's softmax, average-pooled over the tokens.
     """
     call = Call("score", context)
-    params = call.params
     seen = call.give("q", q, "q")
     k_seen = call.give("k", k, "k")
     call.batch(q_offsets, k_offsets, k)
-    params.window, params.pool, params.scale = window, pool, scale or 0.0
-    params.precision = choice("precision", precision, _library.PRECISIONS)
+    call.set(window=window, pool=pool, scale=scale or 0.0)
+    call.params.precision = choice("precision", precision, _library.PRECISIONS)
     k_len = k_seen.shape[0] if k_seen else 0
     rows = prefix_len(lengths(seen.shape[0], k_len, q_offsets, k_offsets), max(window, 1))
     if out is None:
@@ -108,18 +108,15 @@ def select(
       Selection with int32 indices `[num_seqs, S, L]` and kept `[num_seqs]`.
     """
     call = Call("select", context)
-    params = call.params
     code = choice("share", share, _library.SHARES)
     seen = call.give("scores", scores, "scores", axes="[P, heads]", allowed=("float32",))
     call.batch(q_offsets, k_offsets, None)
     heads = seen.shape[1]
-    params.window, params.min_tokens, params.share = window, min_tokens, code
-    params.coverage, params.keep = coverage, keep or 0.0
-    params.num_kv_heads = num_kv_heads or heads
-    params.q_len, params.k_len = q_len, k_len
+    call.set(window=window, min_tokens=min_tokens, share=code, coverage=coverage, keep=keep or 0.0)
+    call.set(num_kv_heads=num_kv_heads or heads, q_len=q_len, k_len=k_len)
     longest = max(tk for _, tk in lengths(q_len, k_len, q_offsets, k_offsets))
-    selected = empty_sets(call, share, heads, params.num_kv_heads, longest)
-    call.sets(selected, write=True)
+    selected = empty_sets(call, share, heads, call.params.num_kv_heads, longest)
+    call.sets(selected)
     call.run()
     return selected
 
@@ -207,7 +204,7 @@ def decompress(
     if q_offsets is None:
         if q_len is None or k_len is None:
             raise InvalidArgument("q_len, k_len: must be given when there are no offsets")
-        call.params.k_len = k_len
+        call.set(k_len=k_len)
     rows = int(q_offsets[-1]) if q_offsets is not None else q_len
     if out is None:
         out = _arrays.empty_like(x, (rows, *seen.shape[1:]), seen.dtype, "x")
@@ -225,6 +222,7 @@ def attend(
     *,
     scale: float | None = None,
     dropped: Dropped = "zero",
+    sink: int = 0,
     band: int = 256,
     precision: Precision = "f32",
     return_lse: bool = False,
@@ -239,9 +237,9 @@ def attend(
       q: `[Tq, Hq, D]`.
       k, v: `[Tk, Hkv, D]` or Paged.
       selected: from `select`; None = dense.
-      scale: of q k; None = 1 / sqrt(D).
-      dropped: what a query row that its set left out gets: zeros, or attention over its last
-        `band` keys ("local").
+      scale: of q k; None or 0 = 1 / sqrt(D).
+      dropped, sink, band: what a query row that its set left out gets: zeros, or attention over the
+        first `sink` and its last `band` keys ("local").
       precision: "f32", or "bf16" for products of operands rounded to bfloat16.
       return_lse: also return the log-sum-exp, float32 `[Tq, Hq]`, -inf for a row of zeros.
       out: `[Tq, Hq, D]` to write into; None = a new array of q's kind and dtype.
@@ -253,7 +251,7 @@ def attend(
     params = call.params
     params.dropped = choice("dropped", dropped, _library.DROPPED)
     params.precision = choice("precision", precision, _library.PRECISIONS)
-    params.band, params.scale = band, scale or 0.0
+    call.set(sink=sink, band=band, scale=scale or 0.0)
     seen = call.give("q", q, "q")
     call.give("k", k, "k")
     call.give("v", v, "v")
@@ -291,9 +289,12 @@ def prefill(
     min_tokens: int = 1024,
     share: Share = "head",
     dropped: Dropped = "zero",
+    sink: int = 0,
     band: int = 256,
     precision: Precision = "f32",
     scale: float | None = None,
+    sets: Selection | None = None,
+    when: When = "always",
     return_lse: bool = False,
     return_selection: bool = False,
     return_kept: bool = False,
@@ -312,7 +313,11 @@ def prefill(
       keep: a fixed share of the tokens to keep instead, (0, 1].
       window, pool: see `score`.
       min_tokens, share: see `select`.
-      dropped, band, precision, scale, out: see `attend`.
+      dropped, sink, band, precision, scale, out: see `attend`.
+      sets: the Selection to attend to; None = choose. With it coverage, keep, window, pool,
+        min_tokens and share are not used.
+      when: "pays" attends exactly in sequences where leaving tokens out is not expected to be
+        faster; "always" does what is asked.
       return_lse: also return the log-sum-exp, float32 `[Tq, Hq]`.
       return_selection: also return the Selection.
       return_kept: also return only its kept counts, int32 `[num_seqs]`.
@@ -326,12 +331,15 @@ def prefill(
     params.share = choice("share", share, _library.SHARES)
     params.dropped = choice("dropped", dropped, _library.DROPPED)
     params.precision = choice("precision", precision, _library.PRECISIONS)
-    params.coverage, params.keep, params.window, params.pool = coverage, keep or 0.0, window, pool
-    params.min_tokens, params.band, params.scale = min_tokens, band, scale or 0.0
+    call.set(coverage=coverage, keep=keep or 0.0, window=window, pool=pool, scale=scale or 0.0)
+    call.set(min_tokens=min_tokens, sink=sink, band=band)
+    params.when = choice("when", when, _library.WHEN)
     seen = call.give("q", q, "q")
     k_seen = call.give("k", k, "k")
     call.give("v", v, "v")
     call.batch(q_offsets, k_offsets, k)
+    if sets is not None:
+        call.sets(sets, "given", "sets")
     out = _output(call, q, seen, out)
     results = [out]
     if return_lse:
@@ -340,7 +348,10 @@ def prefill(
         k_len = k_seen.shape[0] if k_seen else 0
         longest = max(tk for _, tk in lengths(seen.shape[0], k_len, q_offsets, k_offsets))
         selected = empty_sets(call, share, seen.shape[1], k_heads(k), longest)
-        call.sets(selected, write=True)
+        if sets is not None:
+            shape = (call.num_seqs, sets.indices.shape[1], max(longest, 1))
+            selected = Selection(_arrays.empty_like(q, shape, "int32", "q"), selected.kept)
+        call.sets(selected)
         results.append(selected)
         if return_kept:
             results.append(selected.kept)

@@ -10,7 +10,7 @@ are those of the functions in `tokensparse`, with 0.0 for `keep` and `scale` tha
 
     prefill(q, k, v, ...) -> out
     attend(q, k, v, precision, scale) -> (out, lse)
-    attend_sets(q, k, v, indices, kept, dropped, band, precision, scale) -> (out, lse)
+    attend_sets(q, k, v, indices, kept, dropped, sink, band, precision, scale) -> (out, lse)
     score(q, k, window, pool, scale, precision) -> scores
     select(scores, q_len, k_len, num_kv_heads, ...) -> (indices [1, S, L], kept [1])
 
