@@ -3,9 +3,11 @@
 torch), and prefill beside them and beside a checkout of the method's own code, in one run on the
 same tensors. Prints a table; --json writes the figures with card, driver and date."""
 import argparse
+import ctypes
 import datetime
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -15,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import abi  # noqa: E402
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 SHAPES = {"llama-8b": (32, 8, 128), "qwen-0.5b": (14, 2, 64)}
 
@@ -116,6 +117,57 @@ def sdpa(backend, q, k, v):
     return run
 
 
+def load_package(library):
+    """The Python package of this checkout over a build of the library."""
+    os.environ["TOKENSPARSE_LIBRARY"] = str(pathlib.Path(library).resolve())
+    sys.path.insert(0, str(ROOT / "adapters/python/src"))
+    import tokensparse._arrays
+    import tokensparse._library
+
+    return tokensparse
+
+
+class Device:
+    """The C ABI on torch's current stream: params are filled once, calls then cost no Python."""
+
+    def __init__(self, package, isa=None):
+        self.library, self._arrays = package._library, package._arrays
+        self._context = package.Context("cuda", isa=isa)
+        self._context.set_stream(torch.cuda.current_stream().cuda_stream)
+        self.isa = self._context.isa
+
+    def view(self, x):
+        """A torch tensor [tokens, heads, dim] of any strides as a tsp_tensor_t."""
+        allowed = ("float32", "float16", "bfloat16")
+        return self._arrays.tensor(self._arrays.view(x, "x"), "x", allowed=allowed)
+
+    def sets(self, indices, kept):
+        """[S, L] and [1] as index sets of one sequence."""
+        sets, longest = indices.shape
+        return self.library.IndexSets(indices.data_ptr(), kept.data_ptr(), sets, 0, longest,
+                                      sets * longest)
+
+    def prepare(self, name, **fields):
+        """Fills params and allocates the workspace; returns a call without arguments."""
+        params = self.library.new_params(name)
+        for field, value in fields.items():
+            setattr(params, field, self.view(value) if torch.is_tensor(value) else value)
+        memory, handle = None, self._context.handle
+        if hasattr(params, "workspace"):
+            size = ctypes.c_size_t()
+            query = getattr(self.library.lib, f"tsp_{name}_workspace")
+            self.library.check(query(handle, params, size))
+            memory = torch.empty(size.value, dtype=torch.uint8, device="cuda")
+            params.workspace, params.workspace_bytes = memory.data_ptr(), size.value
+        op = getattr(self.library.lib, f"tsp_{name}")
+
+        def run():
+            self.library.check(op(handle, params))
+
+        run.memory, run.params = memory, params
+        return run
+
+
 class Ours:
     """The ops one by one and as prefill, over one problem."""
 
@@ -129,46 +181,29 @@ class Ours:
         self.kept = torch.zeros(1, dtype=torch.int32, **dev)
         self.scores = torch.zeros(q_heads, tokens - window, dtype=torch.float32, **dev)
         self.out = torch.full_like(q, float("nan"))
-        selected = abi.Sets(indices=self.indices.data_ptr(), kept=self.kept.data_ptr(),
-                            num_sets=self.sets, set_stride=tokens, seq_stride=self.sets * tokens)
-        scores = abi.view(self.scores.t().unsqueeze(-1))
+        selected = ctx.sets(self.indices, self.kept)
+        scores = self.scores.t().unsqueeze(-1)
+        share = ctx.library.SHARES[share]
+        qkv = dict(q=q, k=k, v=v)
 
-        p = ctx.params(abi.Score, "score")
-        p.q, p.k, p.scores = abi.view(q), abi.view(k), scores
-        self.score = ctx.prepare("score", p)
-        p = ctx.params(abi.Select, "select")
-        p.share = abi.SHARES[share]
-        p.num_kv_heads, p.q_len, p.k_len = kv_heads, tokens, tokens
-        p.scores, p.selected = scores, selected
-        self.select = ctx.prepare("select", p)
-
+        self.score = ctx.prepare("score", q=q, k=k, scores=scores)
+        self.select = ctx.prepare("select", share=share, num_kv_heads=kv_heads, q_len=tokens,
+                                  k_len=tokens, scores=scores, selected=selected)
         units = max(self.sets, kv_heads)
         self.score()
-        self.rows, self.coverage = self.calibrate(p, keep * tokens)
+        self.rows, self.coverage = self.calibrate(self.select.params, keep * tokens)
         self.qc = torch.empty(q_heads, self.rows, dim, dtype=q.dtype, **dev)
         self.kc = torch.empty(units, self.rows, dim, dtype=q.dtype, **dev)
         self.vc = torch.empty_like(self.kc)
-        p = ctx.params(abi.Compress, "compress")
-        p.q, p.k, p.v, p.selected = abi.view(q), abi.view(k), abi.view(v), selected
-        p.q_out, p.k_out, p.v_out = (abi.view(t.transpose(0, 1)) for t in
-                                     (self.qc, self.kc, self.vc))
-        self.compress = ctx.prepare("compress", p)
-        p = ctx.params(abi.Decompress, "decompress")
-        p.k_len, p.in_, p.selected, p.out = tokens, abi.view(self.qc.transpose(
-            0, 1)), selected, abi.view(self.out)
-        self.decompress = ctx.prepare("decompress", p)
-
-        p = ctx.params(abi.Attend, "attend")
-        p.q, p.k, p.v, p.out = (abi.view(t) for t in (q, k, v, self.out))
-        self.attend_dense = ctx.prepare("attend", p)
-        p = ctx.params(abi.Attend, "attend")
-        p.q, p.k, p.v, p.out = (abi.view(t) for t in (q, k, v, self.out))
-        p.selected = selected
-        self.attend = ctx.prepare("attend", p)
-        p = ctx.params(abi.Prefill, "prefill")
-        p.q, p.k, p.v, p.out = (abi.view(t) for t in (q, k, v, self.out))
-        p.share, p.coverage = abi.SHARES[share], self.coverage
-        self.prefill = ctx.prepare("prefill", p)
+        packed = {f"{name}_out": x.transpose(0, 1)
+                  for name, x in (("q", self.qc), ("k", self.kc), ("v", self.vc))}
+        self.compress = ctx.prepare("compress", selected=selected, **qkv, **packed)
+        self.decompress = ctx.prepare("decompress", k_len=tokens, in_=self.qc.transpose(0, 1),
+                                      selected=selected, out=self.out)
+        self.attend_dense = ctx.prepare("attend", out=self.out, **qkv)
+        self.attend = ctx.prepare("attend", out=self.out, selected=selected, **qkv)
+        self.prefill = ctx.prepare("prefill", out=self.out, share=share, coverage=self.coverage,
+                                   **qkv)
 
     def calibrate(self, params, wanted):
         """The coverage that keeps the wanted tokens: the count is decided on the device, as in
@@ -314,7 +349,7 @@ def main():
     torch.manual_seed(1)
     stream = torch.cuda.Stream()
     torch.cuda.set_stream(stream)
-    ctx = abi.Context(args.library, args.isa)
+    ctx = Device(load_package(args.library), args.isa)
     machine = Machine()
     driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
                             capture_output=True, text=True, check=False).stdout.strip()
