@@ -165,8 +165,7 @@ def transformers_exact_equals_stock():
     print(f"   logits, RMS: ours from sdpa {ours:.5f}, eager from sdpa {floor:.5f}")
     assert ours <= 1.5 * floor, f"{ours} against {floor}"
 
-    ts.configure(model, keep=0.6, share="kv_group", sparse_layers=range(7, 16), min_keys=0)
-    ts.report(model, reset=True)
+    ts.configure(model, keep=0.6, layers=range(7, 16), min_keys=0, min_rows=2)
     with torch.no_grad():
         model.generate(ids, max_new_tokens=4, do_sample=False)
     kept = ts.report(model).kept_share
@@ -177,19 +176,19 @@ def captured(model, ids, layer):
     """q, k, v as a layer's attention saw them, [tokens, heads, dim], and what it returned."""
     import tokensparse.transformers as ts
 
-    seen, prefill = [], ts.ops.prefill
+    seen, prefill = [], ts.methods.ops.prefill
 
     def spy(q, k, v, **options):
         results = prefill(q, k, v, **options)
         seen.append([x.clone() for x in (q, k, v, options["out"])])
         return results
 
-    ts.ops.prefill = spy
+    ts.methods.ops.prefill = spy
     try:
         with torch.no_grad():
             model(ids, logits_to_keep=1)
     finally:
-        ts.ops.prefill = prefill
+        ts.methods.ops.prefill = prefill
     return seen[layer]
 
 
@@ -201,8 +200,8 @@ def transformers_sparse_equals_prefill_and_apply():
 
     model = load(sys.argv[1] if len(sys.argv) > 1 else "random", torch.bfloat16, "cuda")
     model.set_attn_implementation(ts.NAME)
-    options = dict(coverage=0.2, share="kv_group")
-    ts.configure(model, sparse_layers=[9], min_keys=0, **options)
+    options = dict(coverage=0.2, share="kv_group", dropped="zero")
+    ts.configure(model, layers=[9], min_keys=0, min_rows=2, **options)
     ids = torch.randint(1, 50000, (1, 3000), generator=torch.Generator().manual_seed(2)).cuda()
     q, k, v, out = captured(model, ids, 9)
     assert ts.report(model).kept_share < 1
@@ -215,7 +214,8 @@ def transformers_sparse_equals_prefill_and_apply():
         files = [f"{folder}/in.safetensors", "--out", f"{folder}/out.safetensors"]
         tensors = {name: x.contiguous().cpu() for name, x in (("q", q), ("k", k), ("v", v))}
         safetensors.torch.save_file(tensors, files[0])
-        arguments = ["--coverage", "0.2", "--share", "kv_group", "--backend", "cuda"]
+        arguments = ["--coverage", "0.2", "--share", "kv_group", "--dropped", "zero"]
+        arguments += ["--backend", "cuda"]
         subprocess.run([program, "apply", *files, *arguments], check=True, timeout=120)
         applied = safetensors.torch.load_file(files[2])["out"]
     torch.testing.assert_close(applied.to(out.dtype), out.cpu(), atol=0, rtol=0)

@@ -33,7 +33,7 @@ def main():
 
     def logits(model, implementation, settings):
         model.set_attn_implementation(implementation)
-        ts.configure(model, ts.Options(**settings))
+        ts.configure(model, ts.Setting(layers="none", **settings))
         with torch.no_grad():
             return model(ids, logits_to_keep=512).logits.float()
 

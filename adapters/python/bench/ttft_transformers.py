@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Time to first token in transformers: the stock kernel, ours exact, ours sparse, in one process.
 
-usage: ttft_transformers.py MODEL --tokens 4096 8192 [--device cuda] [--repeat 3] [--json FILE] ...
+usage: ttft_transformers.py MODEL --tokens 4096 8192 [--device cuda] [--setting FILE] [--json FILE] ...
 MODEL is a folder, or `random` for Qwen2.5-0.5B's shape with random weights. Modes take turns, the
 median of the rounds counts; ratios are against stock. One line of JSON a length.
 """
@@ -57,10 +57,9 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--text", help="file to take the prompt from; random tokens without it")
-    parser.add_argument("--coverage", type=float, default=0.01)
-    parser.add_argument("--keep", type=float, default=None)
-    parser.add_argument("--share", default="kv_group")
-    parser.add_argument("--sparse-layers", default="7-15,18,21-22")
+    parser.add_argument("--setting", default="built-in", help="file of the sparse mode")
+    for key, kind in (("coverage", float), ("keep", float), ("layers", str), ("min-rows", int)):
+        parser.add_argument(f"--{key}", type=kind, help="instead of the setting's")
     parser.add_argument("--json", help="file to keep the figures in")
     options = parser.parse_args()
     model = load(options.model, getattr(torch, options.dtype), options.device)
@@ -69,18 +68,13 @@ def main():
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
         with open(options.text, encoding="utf-8") as file:
             text = tokenizer(file.read(), return_tensors="pt").input_ids
+    keys = ("coverage", "keep", "layers", "min_rows")
+    changes = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+    sparse = ts.Setting.make(options.setting).changed(**changes)
     modes = {
-        "stock": ("sdpa", ts.Options()),
-        "exact": (ts.NAME, ts.Options()),
-        "sparse": (
-            ts.NAME,
-            ts.Options(
-                coverage=options.coverage,
-                keep=options.keep,
-                share=options.share,
-                sparse_layers=options.sparse_layers,
-            ),
-        ),
+        "stock": ("sdpa", sparse.exact),
+        "exact": (ts.NAME, sparse.exact),
+        "sparse": (ts.NAME, sparse),
     }
     for length in options.tokens:
         if text is None:
@@ -93,7 +87,6 @@ def main():
             for name, (implementation, settings) in modes.items():
                 model.set_attn_implementation(implementation)
                 ts.configure(model, settings)
-                ts.report(model, reset=True)
                 with torch.no_grad():
                     seconds, first[name] = first_token(model, ids if turn else ids[:, :2048])
                 if turn:
@@ -107,6 +100,7 @@ def main():
             "tokens": ids.shape[1],
             **record.ratios(times),
             "first_token": first,
+            "setting": sparse.asdict(),
             "kept_share": kept,
         }
         print(json.dumps(result), flush=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Time to first token in vLLM on the CPU: the stock kernel, ours exact, ours sparse.
 
-usage: ttft_vllm.py MODEL --text FILE [--tokens 4096 8192] [--repeat 2] [--json FILE]
+usage: ttft_vllm.py MODEL --text FILE [--tokens 4096 8192] [--setting FILE] [--json FILE]
 MODEL is a folder. One engine a process, since the plugin is chosen at its start: the modes run one
 after the other. Ratios are of medians, against stock. One line of JSON a length.
 """
@@ -15,16 +15,7 @@ import time
 
 import record
 
-MODES = {
-    "stock": {"TOKENSPARSE_DISABLE": "1"},
-    "exact": {},
-    "sparse": {
-        "TOKENSPARSE_COVERAGE": "0.01",
-        "TOKENSPARSE_SHARE": "kv_group",
-        "TOKENSPARSE_MIN_KEYS": "0",
-        "TOKENSPARSE_SPARSE_LAYERS": "7-15,18,21-22",
-    },
-}
+MODES = ("stock", "exact", "sparse")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -86,12 +77,18 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--text", required=True, help="file to take the prompts from")
     parser.add_argument("--json", help="file to keep the figures in")
+    parser.add_argument("--setting", default="built-in", help="file of the sparse mode")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return measure(options)
     found = {}
-    for mode, environment in MODES.items():
+    for mode in MODES:
+        environment = {
+            "stock": {"TOKENSPARSE_DISABLE": "1"},
+            "exact": {},
+            "sparse": {"TOKENSPARSE_SETTING": options.setting},
+        }[mode]
         done = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--child"],
             env={**os.environ, **QUIET, **environment},
@@ -109,6 +106,7 @@ def main():
             "tokens": length,
             **record.ratios({mode: row["times"] for mode, row in modes.items()}),
             "first_token": {mode: row["first_token"] for mode, row in modes.items()},
+            "setting": options.setting,
             "kept_share": modes["sparse"]["kept_share"],
         }
         print(json.dumps(row), flush=True)

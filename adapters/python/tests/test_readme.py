@@ -31,19 +31,17 @@ def test_numpy(qkv, capsys):
 def test_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from test_transformers import Letters, make, tokens
+    from test_transformers import make, tokens
 
     make().save_pretrained(tmp_path)
-    name, tokenizer = tmp_path, Letters()
-    calibration_text, prompt = "some ordinary text " * 20, tokens()
+    name, prompt = tmp_path, tokens()
     # [transformers]
     from transformers import AutoModelForCausalLM
 
     import tokensparse.transformers as ts
 
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="tokensparse")
-    profile = ts.profile(model, tokenizer, calibration_text)  # once a model; profile.save(path)
-    ts.configure(model, coverage=0.01, share="kv_group", sparse_layers=profile.sparse_layers)
+    ts.configure(model)  # sparse, by the built-in setting; or setting="setting.json", coverage=0.05
     answer = model.generate(prompt, max_new_tokens=8)
     print(ts.report(model))  # per layer: what was kept, what the stock kernel served and why
     # [/transformers]
@@ -57,18 +55,17 @@ def test_vllm(tmp_path_factory, monkeypatch, capfd):
     from vllm_common import QUIET, make_model
 
     name = str(make_model(tmp_path_factory.mktemp("model")))
-    for variable, value in {**QUIET, "TOKENSPARSE_MIN_TOKENS": "64", "TOKENSPARSE_MIN_KEYS": "0"}.items():
+    for variable, value in QUIET.items():
         monkeypatch.setenv(variable, value)
-    for variable in ("COVERAGE", "SHARE", "SPARSE_LAYERS"):  # put back afterwards
-        monkeypatch.setenv(f"TOKENSPARSE_{variable}", "")
+    for variable, value in dict(MIN_TOKENS=64, MIN_KEYS=0, MIN_ROWS=2, WINDOW=32).items():
+        monkeypatch.setenv(f"TOKENSPARSE_{variable}", str(value))
+    monkeypatch.setenv("TOKENSPARSE_COVERAGE", "")  # put back afterwards
     tokens = [1 + (7 * i + i // 5) % 90 for i in range(300)]
     prompts = [{"prompt_token_ids": tokens[:n]} for n in (300, 200)]
     # [vllm]
     import os
 
-    os.environ["TOKENSPARSE_COVERAGE"] = "0.01"  # without it attention is exact
-    os.environ["TOKENSPARSE_SHARE"] = "kv_group"
-    os.environ["TOKENSPARSE_SPARSE_LAYERS"] = "1-2"  # of the model's profile
+    os.environ["TOKENSPARSE_COVERAGE"] = "0.1"  # or TOKENSPARSE_SETTING; else exact
 
     import vllm
 

@@ -7,8 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import tokensparse.transformers as ts
 from test_transformers import make
+
+import tokensparse.transformers as ts
 
 LENGTH, NEW = 80, 3
 GPT = dict(num_key_value_heads=4, n_embd=64, n_layer=3, n_head=4, n_positions=256)

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Hugging Face transformers with tiny random models: every way a prompt reaches attention."""
 
-import os
-import subprocess
-
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -243,115 +239,10 @@ def test_what_a_backend_cannot_serve_stays_with_the_stock_kernel(model, monkeypa
     def refuse(*args, **options):
         raise tokensparse.Unsupported("head dim 64: not on this backend")
 
-    monkeypatch.setattr(ts.ops, "prefill", refuse)
+    monkeypatch.setattr(tokensparse.methods.ops, "prefill", refuse)
     found, expected, report = both(model, lambda: model(tokens()).logits)
     assert torch.equal(found, expected)
     assert report[0].stock == {"head dim 64: not on this backend": 1}
-
-
-def capture(model, layer):
-    """q, k, v as the layer's attention saw them, [tokens, heads, dim], and what it returned."""
-    seen = {}
-    attend = ts.ops.prefill
-
-    def spy(q, k, v, **options):
-        results = attend(q, k, v, **options)
-        seen.setdefault(len(seen), [x.clone() for x in (q, k, v, options["out"])])
-        return results
-
-    ts.ops.prefill = spy
-    try:
-        model(tokens())
-    finally:
-        ts.ops.prefill = attend
-    return seen[layer]
-
-
-SPARSE = dict(
-    coverage=0.2, window=32, min_tokens=32, share="kv_group", sparse_layers=(1, 2), min_keys=0
-)
-
-
-def test_sparse_layers(model, tmp_path):
-    model.set_attn_implementation("tokensparse")
-    ts.report(model, reset=True)
-    ts.configure(model, **SPARSE)
-    try:
-        q, k, v, out = capture(model, 1)
-        report = ts.report(model, reset=True)
-    finally:
-        ts.configure(model, ts.Options())
-    assert [r.sparse for r in report] == [False, True, True, False]
-    assert report[0].kept_share == 1 and 0.2 < report.kept_share < 1
-    assert "kept" in str(report) and report.asdict()[1]["sparse"]
-    options = {name: SPARSE[name] for name in ("coverage", "window", "min_tokens", "share")}
-    again = tokensparse.prefill(q, k, v, **options)
-    assert torch.equal(out, again)
-    ts.configure(model, **{**SPARSE, "min_keys": len(k) + 1})
-    try:
-        q, k, v, exact = capture(model, 1)
-        short = ts.report(model, reset=True)
-    finally:
-        ts.configure(model, ts.Options())
-    assert [r.too_short for r in short] == [0, 1, 1, 0] and short.kept_share == 1
-    assert "too short to gain" in str(short)
-    assert torch.equal(exact, tokensparse.prefill(q, k, v, coverage=0.0))
-    reference = tokensparse.prefill(q, k, v, context=tokensparse.Context("ref"), **options)
-    torch.testing.assert_close(out, reference, atol=1e-5, rtol=1e-5)
-
-    program = os.environ.get("TOKENSPARSE_PROGRAM")
-    if not program:
-        pytest.skip("TOKENSPARSE_PROGRAM is not set: not compared with the program's apply")
-    safetensors = pytest.importorskip("safetensors.numpy")
-    names = {"q": q, "k": k, "v": v}
-    arrays = {name: np.ascontiguousarray(x.numpy()) for name, x in names.items()}
-    safetensors.save_file(arrays, tmp_path / "in.safetensors")
-    arguments = ["--coverage", "0.2", "--window", "32", "--min-tokens", "32", "--share", "kv_group"]
-    files = [tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors"]
-    subprocess.run([program, "apply", *files, *arguments], check=True, timeout=60)
-    applied = safetensors.load_file(tmp_path / "out.safetensors")["out"]
-    np.testing.assert_array_equal(applied, out.numpy())
-
-
-def test_options_travel_with_the_model(model, tmp_path):
-    small = make()
-    small.set_attn_implementation("tokensparse")
-    ts.configure(small, **SPARSE)
-    with pytest.warns(tokensparse.TokensparseWarning, match="profile the model"):
-        ts.configure(make(), coverage=0.01)
-    with pytest.raises(tokensparse.InvalidArgument, match="window: must be >= 1, is 0"):
-        ts.configure(small, window=0)
-    before = small(tokens()).logits
-    small.save_pretrained(tmp_path)
-    again = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, attn_implementation="tokensparse"
-    ).eval()
-    assert torch.equal(again(tokens()).logits, before)
-    assert ts.report(again).kept_share < 1
-
-
-class Letters:
-    """The least a tokenizer has to be."""
-
-    def __call__(self, text, return_tensors):
-        class Encoded:
-            input_ids = torch.tensor([[1 + ord(c) % 96 for c in text]])
-
-        return Encoded
-
-
-def test_profile(model, tmp_path, monkeypatch):
-    model.set_attn_implementation("tokensparse")
-    found = ts.profile(model, Letters(), "a calibration text " * 20, delta=0.5)
-    assert found.tokens == 380 and len(found.drift) == 4
-    states = model(Letters()("a calibration text " * 20, "pt").input_ids, output_hidden_states=True)
-    before, after = states.hidden_states[1:3]
-    drift = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
-    assert found.drift[1] == pytest.approx(drift, rel=1e-3)
-    assert found.sparse_layers == (1, 2)
-    found.save(tmp_path / "profile.json")
-    monkeypatch.setenv("TOKENSPARSE_PROFILE", str(tmp_path / "profile.json"))
-    assert ts.Options.from_environment().sparse_layers == (1, 2)
 
 
 def test_compiled_forward(model, floor):

@@ -38,7 +38,7 @@ def test_exact_equals_stock(runs):
     assert [r["layer"] for r in layers] == [0, 1, 2, 3]
     for layer in layers:
         assert layer["kept_share"] == 1 and not layer["sparse"]
-        # Prompts of more than 64 tokens are ours, in steps of at most 256; decode is not.
+        # Prompts of 64 tokens and more are ours, in steps of at most 256; decode is not.
         assert layer["served"] >= 10 and layer["stock"]["short calls and decode"] > 10
 
 
@@ -48,6 +48,8 @@ def test_sparse_reports_its_kept_share(runs):
     assert [r["sparse"] for r in layers] == [False, True, True, False]
     assert layers[0]["kept_share"] == 1 and 0.1 < layers[1]["kept_share"] < 0.95
     assert "tokensparse: kept " in log
+    assert "is active: sparse attention, coverage 0.3, share kv_group" in log
+    assert "is active: exact attention; prompts of 64 query rows" in runs["exact"][1]
     assert found["outputs"] != runs["stock"][0]["outputs"]
 
 
@@ -74,7 +76,7 @@ def test_server(model, tmp_path):  # noqa: F811
     environment = {**os.environ, **QUIET, "TOKENSPARSE_COVERAGE": "0.1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")  # the engine in its own process, as served
     environment["TOKENSPARSE_MIN_TOKENS"] = "64"
-    environment["TOKENSPARSE_MIN_KEYS"] = "0"
+    environment["TOKENSPARSE_MIN_KEYS"], environment["TOKENSPARSE_MIN_ROWS"] = "0", "2"
     with open(tmp_path / "server.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
@@ -83,7 +85,7 @@ def test_server(model, tmp_path):  # noqa: F811
             " ".join(f"w{source.randrange(1, 97)}" for _ in range(source.randrange(2, 600)))
             for _ in range(64)
         ]
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 600
         while True:
             assert server.poll() is None, (tmp_path / "server.log").read_text()[-4000:]
             try:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
 """What the vLLM backends share, without vLLM: who serves which request, and the reports."""
 
-import dataclasses
+import types
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tokensparse.options import Options
+from tokensparse import Selection, Setting
+from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
 from tokensparse.vllm import report
-from tokensparse.vllm.steps import Layer, Run, plan
+from tokensparse.vllm.steps import Layer, Run, Step, plan, serve_step
 
 
 def test_a_step_is_split_by_who_serves_it():
     # Rows 1, 100, 70, 3, 0 of sequences of 50, 100, 300, 3, 9 tokens.
-    step = plan([0, 1, 101, 171, 174, 174], [50, 100, 300, 3, 9], Options())
+    step = plan([0, 1, 101, 171, 174, 174], [50, 100, 300, 3, 9], Setting())
     assert step.ours == (Run(1, 3, slice(1, 171), (0, 100, 170), (0, 100, 400), 100),)
     assert [(run.first, run.past, run.rows) for run in step.stock] == [
         (0, 1, slice(0, 1)),
@@ -23,35 +24,69 @@ def test_a_step_is_split_by_who_serves_it():
 
 
 def test_requests_too_short_to_gain_are_apart():
-    # Rows 300, 200, 70, 300 of sequences of 5000, 200, 400, 999 tokens; 8 windows are 256 rows.
+    # Rows 300, 200, 70, 300 of sequences of 5000, 200, 400, 999 tokens.
     starts, seq_lens = [0, 300, 500, 570, 870], [5000, 200, 400, 999]
-    step = plan(starts, seq_lens, Options(window=32, min_keys=1000))
+    step = plan(starts, seq_lens, Setting(min_rows=256, min_keys=1000))
     assert [(run.first, run.past, run.long) for run in step.ours] == [(0, 1, True), (1, 4, False)]
-    step = plan(starts, seq_lens, Options(window=32, min_keys=999))
+    step = plan(starts, seq_lens, Setting(min_rows=256, min_keys=999))
     assert [run.long for run in step.ours] == [True, False, True]
-    step = plan(starts, seq_lens, Options(window=32, min_keys=0))
+    step = plan(starts, seq_lens, Setting(min_rows=2, min_keys=0))
     assert [(run.first, run.past, run.long) for run in step.ours] == [(0, 4, True)]
 
 
-def test_a_served_run_is_reported_once(monkeypatch):
+def test_pairs():
+    assert dense_pairs(3, 5) == 3 + 4 + 5
+    assert clipped_sum(1, 6, 3) == 2 + 3 + 3 + 3 + 3
+    # Queries 2 to 5 of 6 positions, the set keeps 0, 3 and 5: 3 sees two keys, 5 sees three.
+    sets = Selection(torch.tensor([[[0, 3, 5, -1, 9, 9]]]).int(), torch.tensor([3]).int())
+    assert computed_pairs(sets, [(4, 6)], 0) == 2 + 3
+    assert computed_pairs(sets, [(4, 6)], 2) == 2 + 3 + 2 + 2
+    full = Selection(torch.zeros(1, 2, 6).int(), torch.tensor([6]).int())
+    assert computed_pairs(full, [(4, 6)], 2) == dense_pairs(4, 6)
+
+
+def test_a_served_run_is_reported_once(monkeypatch, caplog):
     monkeypatch.setenv("TOKENSPARSE_KEEP", "0.5")
     monkeypatch.setenv("TOKENSPARSE_MIN_TOKENS", "16")
-    layer = Layer(4)
-    layer.named("model.layers.2.attn", torch.float32)
+    monkeypatch.setenv("TOKENSPARSE_MIN_KEYS", "0")
+    monkeypatch.setenv("TOKENSPARSE_MIN_ROWS", "70")
+    config = types.SimpleNamespace(num_hidden_layers=4)
+    with caplog.at_level("INFO", "vllm.tokensparse"):
+        layer = Layer(config)
+        Layer(config)
+    [line] = caplog.messages
+    assert "is active: sparse attention, keep 0.5" in line and "(2 of 4 layers); prompts of" in line
+    layer.named("model.layers.2.attn")
     made = torch.Generator().manual_seed(1)
     query = torch.randn(170, 4, 32, generator=made)
     pages = torch.randn(2, 30, 16, 2, 32, generator=made)
-    table = torch.arange(30, dtype=torch.int32).view(2, 15)
+    metadata = types.SimpleNamespace(block_table=torch.arange(30, dtype=torch.int32).view(2, 15))
     run = Run(0, 2, slice(0, 170), (0, 100, 170), (0, 200, 400), 100, long=True)
     output = torch.full_like(query, float("nan"))
-    layer.serve(run, query, *pages, table, 32**-0.5, output)
+    stock = []
+    step = Step((run,), (Run(2, 3, slice(170, 171), (0, 1), (0, 9), 1),))
+    serve = lambda: serve_step(
+        layer, step, query, pages, 32**-0.5, metadata, output, lambda *part: stock.append(part)
+    )
+    assert serve() == "" and stock == [(0, step.stock[0])]
     assert not output.isnan().any()
     [found] = report(reset=True)
-    assert (found.layer, found.sparse, found.served, found.query_tokens) == (2, True, 2, 170)
+    assert (found.layer, found.named, found.served, found.query_tokens) == (2, True, 2, 170)
     # The window of 128 covers each query: 100 + 16 tokens at least, and half of 200.
     assert found.kept_share == (116 + 100) / 400
-    layer.serve(dataclasses.replace(run, long=False), query, *pages, table, 32**-0.5, output)
+    monkeypatch.setenv("TOKENSPARSE_MIN_ROWS", "71")
+    layer = Layer(config)
+    layer.named("model.layers.2.attn")
+    serve()
     [short] = report(reset=True)
-    assert (short.served, short.too_short, short.kept_share) == (2, 2, 1)
+    assert (short.served, short.sparse_calls, short.kept_share) == (2, 0, 1)
+    assert short.exact == {"fewer query rows than min_rows": 2}
     [empty] = report()
     assert empty.served == 0 and empty.kept_share is None
+
+
+def test_a_setting_that_is_not_for_the_model(monkeypatch):
+    monkeypatch.setenv("TOKENSPARSE_LAYERS", "9")
+    monkeypatch.setattr("tokensparse.vllm.steps._said", False)
+    with pytest.raises(ValueError, match="layers: must be below 4"):
+        Layer(types.SimpleNamespace(num_hidden_layers=4))

@@ -81,7 +81,7 @@ def engine(model, tmp_path, environment=None, **request):
         [sys.executable, str(HERE / "vllm_engine.py"), str(model), str(path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, **QUIET, **(environment or {})},
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -102,7 +102,7 @@ def engines(model, tmp_path_factory, requests):
 SPARSE = {
     "TOKENSPARSE_MIN_TOKENS": "32",
     "TOKENSPARSE_MIN_KEYS": "0",
+    "TOKENSPARSE_MIN_ROWS": "2",
     "TOKENSPARSE_WINDOW": "32",
-    "TOKENSPARSE_SPARSE_LAYERS": "1-2",
-    "TOKENSPARSE_SHARE": "kv_group",
+    "TOKENSPARSE_DROPPED": "zero",
 }

@@ -21,7 +21,7 @@ from ._library import (
     version,
 )
 from .ops import attend, compress, decompress, prefill, score, select
-from .options import Options, TokensparseWarning
+from .setting import Setting, TokensparseWarning
 
 __version__ = version()
 
@@ -29,10 +29,10 @@ __all__ = [
     "Context",
     "Error",
     "InvalidArgument",
-    "Options",
     "OutOfMemory",
     "Paged",
     "Selection",
+    "Setting",
     "TokensparseWarning",
     "Unavailable",
     "Unsupported",

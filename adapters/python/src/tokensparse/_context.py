@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from . import _library, _torch_library
+from ._environment import default_backend, threads_from_environment
 from ._library import check, lib
-from .options import default_backend, threads_from_environment
 
 
 class Context:

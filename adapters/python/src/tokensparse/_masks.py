@@ -10,25 +10,17 @@ import torch
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 from transformers.utils.import_utils import is_tracing
 
+from ._environment import serve_rows
 from ._library import InvalidArgument
-from .options import Options
+
+_serve_rows = functools.cache(serve_rows)
 
 
-@functools.cache
-def _environment_options() -> Options:
-    return Options.from_environment()
-
-
-@functools.cache
-def _parsed(text: str) -> Options:
-    import ast
-
-    return Options.make(ast.literal_eval(text))
-
-
-def options_of(config: Any) -> Options:
-    stored = getattr(config, "tokensparse", None)
-    return _environment_options() if stored is None else _parsed(repr(stored))
+def why_short(q_length: int) -> str:
+    """Why a call of so few query rows is not ours; empty when there are enough."""
+    if q_length >= _serve_rows():
+        return ""
+    return "decode" if q_length == 1 else "short call"
 
 
 def _spans(
@@ -40,19 +32,18 @@ def _spans(
     mask_function: Any,
     attention_mask: Any,
     allow_is_causal_skip: bool,
-    config: Any,
 ) -> Any:
     """int32 [batch, 1, q_length, 3] on the host: first and one past the last real token of each row
-    of the batch, and the position of the first query. A sentence where the mask is anything but causal
-    over such spans.
+    of the batch, and the position of the first query. Where the mask is anything but causal over such
+    spans, text that says why.
 
     The shape is one that transformers hands on where it would build the mask a second time (`generate`
     builds it before the forward for caches of a fixed size), and it tells the call it belongs to.
     """
     if is_tracing(attention_mask):
-        return "compiled"
-    if q_length < options_of(config).min_query:
-        return "decode" if q_length == 1 else "short call"
+        return ""
+    if short := why_short(q_length):
+        return short
     if mask_function is not causal_mask_function or not allow_is_causal_skip:
         return "mask is not plain causal"
     if kv_offset != 0:
@@ -90,7 +81,6 @@ def mask(
     mask_function: Any = causal_mask_function,
     attention_mask: Any = None,
     allow_is_causal_skip: bool = True,
-    config: Any = None,
     **kwargs: Any,
 ) -> Any:
     """The mask of a forward pass: spans for calls that tokensparse serves, else sdpa's mask."""
@@ -103,7 +93,6 @@ def mask(
         mask_function,
         attention_mask,
         allow_is_causal_skip,
-        config,
     )
     if not isinstance(spans, str):
         return spans
@@ -116,10 +105,9 @@ def mask(
         mask_function=mask_function,
         attention_mask=attention_mask,
         allow_is_causal_skip=allow_is_causal_skip,
-        config=config,
         **kwargs,
     )
-    if made is not None:
+    if made is not None and spans:
         made.tokensparse_reason = spans
     return made
 

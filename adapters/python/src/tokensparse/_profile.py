@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
+
+from .setting import Setting
 
 
 @dataclass(frozen=True)
@@ -14,28 +14,38 @@ class Profile:
     """Result of `profile`.
 
     Attributes:
-      sparse_layers: the layers that may drop tokens, ascending.
+      layers: the ones chosen, ascending.
       drift: of each layer, mean over the tokens of |h_out - h_in| / |h_in|.
       tokens: of the calibration text that were used.
       delta: the share of the layers that was asked for.
+      model: num_layers, num_heads, num_kv_heads, head_dim.
     """
 
-    sparse_layers: tuple[int, ...]
+    layers: tuple[int, ...]
     drift: tuple[float, ...]
     tokens: int
     delta: float
+    model: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> Setting:
+        """The built-in setting in these layers."""
+        drift = [round(value, 6) for value in self.drift]
+        accuracy = {"drift": drift, "tokens": self.tokens, "delta": self.delta}
+        return Setting(layers=self.layers, model=self.model, accuracy=accuracy)
 
     def save(self, path: str) -> None:
-        """Writes JSON that TOKENSPARSE_PROFILE and the tokensparse program read."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Writes `setting` as a file."""
+        self.setting.save(path)
 
 
-def choose_layers(drift: list[float], delta: float) -> tuple[int, ...]:
-    """The lower `delta` share by drift; never the first or the last layer."""
+def choose_layers(drift: list[float], delta: float, candidates: list[int]) -> tuple[int, ...]:
+    """The lower `delta` share of the candidates by drift; never the first or the last layer."""
     if not 0 <= delta <= 1:
         raise ValueError(f"delta: must be in [0, 1], is {delta}")
-    candidates = sorted(range(1, len(drift) - 1), key=lambda layer: (drift[layer], layer))
-    return tuple(sorted(candidates[: int(delta * len(drift))]))
+    inner = [layer for layer in candidates if 0 < layer < len(drift) - 1]
+    ranked = sorted(inner, key=lambda layer: (drift[layer], layer))
+    return tuple(sorted(ranked[: int(delta * len(candidates))]))
 
 
 def _layers(model: Any) -> Any:
@@ -46,7 +56,9 @@ def _layers(model: Any) -> Any:
     return layers
 
 
-def measure_drift(model: Any, tokens: Any, delta: float) -> Profile:
+def measure_drift(
+    model: Any, tokens: Any, delta: float, candidates: list[int], numbers: dict[str, int]
+) -> Profile:
     """Runs the model once over `tokens` [1, n] and watches what each layer adds."""
     import torch
 
@@ -71,7 +83,8 @@ def measure_drift(model: Any, tokens: Any, delta: float) -> Profile:
     finally:
         for hook in hooks:
             hook.remove()
-    return Profile(choose_layers(drift, delta), tuple(drift), int(tokens.shape[1]), delta)
+    chosen = choose_layers(drift, delta, candidates)
+    return Profile(chosen, tuple(drift), int(tokens.shape[1]), delta, numbers)
 
 
 def _layers_forward(model: Any, tokens: Any) -> None:

@@ -4,44 +4,79 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from ._call import Selection
+from ._pairs import computed_pairs, dense_pairs
 
 
 @dataclass
 class LayerReport:
-    """One layer since the last reset.
+    """One layer since the last configure or reset.
 
     Attributes:
       layer: index in the model.
-      sparse: whether the options let this layer drop tokens.
-      served: calls by tokensparse (one a sequence).
+      named: whether the setting names this layer as one that may leave tokens out.
+      served: sequences of calls that tokensparse served.
+      sparse_calls: of these, the ones that were sparse.
+      exact: of these, the ones of a layer that the setting names which were exact, by reason.
       stock: calls handed to the engine's own kernel, by reason.
       query_tokens: rows of the served calls.
-      too_short: served calls of a sparse layer that were attended exactly: nothing to gain.
     """
 
     layer: int
-    sparse: bool = False
+    named: bool = False
     served: int = 0
+    sparse_calls: int = 0
+    exact: Counter[str] = field(default_factory=Counter)
     stock: Counter[str] = field(default_factory=Counter)
     query_tokens: int = 0
-    too_short: int = 0
     _key_tokens: int = 0
+    _dense_pairs: int = 0
     _kept: Any = 0
+    _pairs: Any = 0
 
-    def count(self, q_len: int, k_len: int, kept: Any, sparse: bool) -> None:
-        # A device tensor is added up where it lives: reading it would wait for the GPU.
-        self.served += 1
-        self.query_tokens += q_len
-        self._key_tokens += k_len
+    def _count(self, sequences: list[tuple[int, int]], kept: Any, pairs: Any) -> None:
+        self.served += len(sequences)
+        self.query_tokens += sum(q_len for q_len, _ in sequences)
+        self._key_tokens += sum(k_len for _, k_len in sequences)
+        self._dense_pairs += sum(dense_pairs(*sequence) for sequence in sequences)
         self._kept = self._kept + kept
-        self.sparse = sparse
+        self._pairs = self._pairs + pairs
+
+    def count_exact(self, sequences: list[tuple[int, int]], reason: str) -> None:
+        """Adds a served call that attended to everything.
+
+        Args:
+          sequences: query rows and keys of each.
+          reason: why, in a layer that the setting names.
+        """
+        keys = sum(k_len for _, k_len in sequences)
+        self._count(sequences, keys, sum(dense_pairs(*sequence) for sequence in sequences))
+        if self.named:
+            self.exact[reason or "the method chose so"] += len(sequences)
+
+    def count_sparse(self, sequences: list[tuple[int, int]], sets: Selection, near: int) -> None:
+        """Adds a served call that attended to sets. Tensors of a GPU are added up where they live:
+        reading them would wait for it.
+
+        Args:
+          sequences: query rows and keys of each.
+          sets: torch tensors.
+          near: keys that a query sees which its set left out.
+        """
+        kept = sets.kept.sum()
+        kept = int(kept) if kept.device.type == "cpu" else kept
+        self._count(sequences, kept, computed_pairs(sets, sequences, near))
+        self.sparse_calls += len(sequences)
 
     def clear(self) -> None:
         """Forgets the calls."""
-        self.served, self.query_tokens, self._key_tokens, self._kept = 0, 0, 0, 0
-        self.too_short = 0
+        self.served = self.sparse_calls = self.query_tokens = 0
+        self._key_tokens = self._dense_pairs = self._kept = self._pairs = 0
+        self.exact.clear()
         self.stock.clear()
 
     @property
@@ -50,41 +85,93 @@ class LayerReport:
         return float(self._kept) / self._key_tokens if self._key_tokens else None
 
     def __str__(self) -> str:
-        text = f"layer {self.layer:3d}  {'sparse' if self.sparse else 'exact ':6s}"
+        text = f"layer {self.layer:3d}  {'sparse' if self.named else 'exact ':6s}"
         if self.served:
             text += f"  served {self.served} calls, {self.query_tokens} query tokens"
             text += f", kept {self.kept_share:.1%}"
-        if self.too_short:
-            text += f"; exact {self.too_short} calls (too short to gain, min_keys)"
+        for reason, calls in self.exact.items():
+            text += f"; exact {calls} calls ({reason})"
         for reason, calls in self.stock.items():
             text += f"; stock {calls} calls ({reason})"
         return text
 
 
 class Report(list):
-    """LayerReports in layer order; prints as a table."""
+    """LayerReports in layer order; prints as a table.
+
+    Args:
+      layers: the reports.
+      named: layers that the setting names, with and without an attention call.
+    """
+
+    def __init__(self, layers: Iterable[LayerReport] = (), named: Iterable[int] = ()) -> None:
+        super().__init__(sorted(layers, key=lambda r: r.layer))
+        self.named = sorted({*named, *(r.layer for r in self if r.named)})
+
+    def _share(self, layers: list[LayerReport]) -> float | None:
+        keys = sum(r._key_tokens for r in layers)
+        return sum(float(r._kept) for r in layers) / keys if keys else None
 
     @property
     def kept_share(self) -> float | None:
-        """Over the sparse layers together; None when none served a call."""
-        layers = [r for r in self if r.sparse and r._key_tokens]
-        keys = sum(r._key_tokens for r in layers)
-        return sum(float(r._kept) for r in layers) / keys if keys else None
+        """Of the layers that the setting names, together; None when none served a call."""
+        return self._share([r for r in self if r.named])
+
+    @property
+    def kept_share_of_all(self) -> float | None:
+        """Of all layers together, exact ones too; None when none served a call."""
+        return self._share(self)
+
+    @property
+    def pairs_share(self) -> float | None:
+        """Query-key pairs computed over those of dense attention, of all layers together."""
+        dense = sum(r._dense_pairs for r in self)
+        return sum(float(r._pairs) for r in self) / dense if dense else None
+
+    @property
+    def never_sparse(self) -> dict[int, str]:
+        """Layers that the setting names, but that were sparse in no call, and why."""
+        found = {layer: "no attention call" for layer in self.named}
+        for report in self:
+            if report.layer not in found:
+                continue
+            if report.sparse_calls:
+                del found[report.layer]
+                continue
+            why = [reason for reason in (*report.exact, *report.stock) if reason != "decode"]
+            found[report.layer] = ", ".join(why) or "decode alone"
+        return found
 
     def asdict(self) -> list[dict[str, Any]]:
         """JSON-able."""
         return [
             {
                 "layer": r.layer,
-                "sparse": r.sparse,
+                "sparse": r.named,
                 "served": r.served,
+                "sparse_calls": r.sparse_calls,
                 "query_tokens": r.query_tokens,
                 "kept_share": r.kept_share,
-                "too_short": r.too_short,
+                "exact": dict(r.exact),
                 "stock": dict(r.stock),
             }
             for r in self
         ]
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self)) or "no attention call yet"
+        if not self:
+            return "no attention call yet"
+        lines = [str(report) for report in self]
+        if self.kept_share_of_all is not None:
+            sparse = "none" if self.kept_share is None else f"{self.kept_share:.1%}"
+            lines.append(
+                f"kept: sparse layers {sparse}, all layers {self.kept_share_of_all:.1%}; "
+                f"{self.pairs_share:.1%} of the query-key pairs computed"
+            )
+        by_reason: dict[str, list[int]] = {}
+        for layer, reason in self.never_sparse.items():
+            by_reason.setdefault(reason, []).append(layer)
+        for reason, layers in by_reason.items():
+            listed = ", ".join(map(str, layers))
+            lines.append(f"named sparse, never were: layers {listed} ({reason})")
+        return "\n".join(lines)

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 from . import _library
+from ._environment import default_backend, threads_from_environment
 from ._need import need
-from .options import default_backend, threads_from_environment
 
 AT_LEAST = "2.10"
 

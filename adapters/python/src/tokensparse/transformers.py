@@ -3,30 +3,33 @@
 
     import tokensparse.transformers as ts
     model.set_attn_implementation("tokensparse")          # or attn_implementation="tokensparse"
-    ts.configure(model, coverage=0.01, share="kv_group",
-                 sparse_layers=ts.profile(model, tokenizer, text).sparse_layers)
+    ts.configure(model)                                    # sparse, by the built-in setting
+    ts.configure(model, setting="model.json", coverage=0.05)
 
 Importing this module registers an attention function and its mask function under the name
-"tokensparse"; no model is patched. Prompts of more than 64 tokens are served by tokensparse, exactly
-until `configure` (or TOKENSPARSE_COVERAGE) says otherwise. Decode, short calls, sliding windows,
-training and every mask that is not plain causal go to the stock kernel. `report(model)` says what
-happened in each layer.
+"tokensparse"; no model is patched. Calls of 64 query rows and more are served by tokensparse, exactly
+until `configure` (or TOKENSPARSE_SETTING, TOKENSPARSE_COVERAGE, ...) says otherwise. Decode, short
+calls, sliding windows, training and every mask that is not plain causal go to the stock kernel.
+`report(model)` says what happened in each layer.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import sys
 import warnings
 import weakref
 from typing import Any
 
-from . import ops
+from . import methods
+from ._environment import setting_from_environment
 from ._library import Unsupported
+from ._model import check_setting, numbers, sparse_layers, text_config, whole_prompt_layers
 from ._need import need
 from ._profile import Profile, measure_drift
-from ._report import LayerReport, Report
-from .options import Options, TokensparseWarning
+from ._report import Report
+from ._served import ServedLayer
+from .setting import Setting, TokensparseWarning
 
 torch = need("torch", "2.6", "tokensparse.transformers")
 need("transformers", "5.0", "tokensparse.transformers")
@@ -34,89 +37,144 @@ need("transformers", "5.0", "tokensparse.transformers")
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ._masks import as_mask, check_spans, dense_mask, is_spans, mask, options_of
+from ._masks import as_mask, check_spans, dense_mask, is_spans, mask, why_short
 
-__all__ = ["Options", "Profile", "Report", "configure", "profile", "report"]
+__all__ = ["Profile", "Report", "Setting", "configure", "profile", "report"]
 
 NAME = "tokensparse"
+METHOD = "tokensparse_method"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_reports: weakref.WeakKeyDictionary[Any, LayerReport] = weakref.WeakKeyDictionary()
+# Of each attention module its layer, and what of the config that was made from.
+_layers: weakref.WeakKeyDictionary[Any, tuple[ServedLayer, tuple[Any, Any]]]
+_layers = weakref.WeakKeyDictionary()
+_environment = functools.cache(setting_from_environment)
+
+
+def _stored(config: Any) -> tuple[Any, Any]:
+    return getattr(config, NAME, None), getattr(config, METHOD, None)
+
+
+def _setting(config: Any) -> Setting:
+    stored, _ = _stored(config)
+    return _environment() if stored is None else Setting.make(stored)
+
+
+def _layer(module: Any, serve: bool) -> ServedLayer:
+    """The layer of a module; one that is to serve a call follows what its config says now."""
+    found, made_from = _layers.get(module, (None, None))
+    if found is None or serve:
+        config = getattr(module, "config", None)
+        stored = _stored(config)
+        if found is None or made_from[0] is not stored[0] or made_from[1] != stored[1]:
+            index = getattr(module, "layer_idx", None) or 0
+            found = ServedLayer(index, _setting(config), config, stored[1] or methods.default())
+            _layers[module] = found, stored
+    return found
 
 
 def _attention_modules(model: Any) -> list[Any]:
     return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "config")]
 
 
-def configure(model: Any, options: Options | None = None, **changes: Any) -> Options:
-    """Sets the options of a model; they are stored in its config and saved with it.
+def _configs(model: Any) -> list[Any]:
+    return list({id(m.config): m.config for m in [model, *_attention_modules(model)]}.values())
+
+
+def configure(
+    model: Any, setting: Any = None, *, method: str | None = None, **changes: Any
+) -> Setting:
+    """Makes a model sparse, or exact again. The setting is stored in its config and saved with it.
 
     Args:
       model: a transformers model.
-      options: new options; None = the present ones.
-      **changes: fields of Options to change, e.g. coverage=0.01.
+      setting: a Setting, a dict with its keys, or the path of a setting file; None = what the model
+        has, at first what the environment asks for or else the built-in setting.
+      method: who chooses, a name of `tokensparse.methods`.
+      **changes: keys of Setting to change, e.g. coverage=0.05 or layers="none" for exact attention.
 
     Returns:
-      The options now in force.
+      The setting now in force. The report starts anew.
 
     Raises:
-      InvalidArgument: an option that is not one, or breaks its rule.
+      InvalidArgument: a key that is not one, a value that breaks its rule, layers that the model does
+        not have, or a setting that was made for another model.
     """
-    base = options if options is not None else options_of(model.config)
-    merged = Options.make({**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}})
-    if changes:
-        fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-        merged = Options.make({**fields, **changes})
-    if merged.caution:
-        warnings.warn(merged.caution, TokensparseWarning, stacklevel=2)
-    configs = {id(m.config): m.config for m in [model, *_attention_modules(model)]}
-    for config in configs.values():
-        setattr(config, NAME, merged.asdict())
-    return merged
+    if setting is not None:
+        base = Setting.make(setting)
+    elif _stored(model.config)[0] is not None or _environment().is_sparse:
+        base = _setting(model.config)
+    else:
+        base = Setting(precision=_environment().precision)
+    made = base.changed(**changes)
+    method = method or _stored(model.config)[1] or methods.default()
+    methods.chooser(method)
+    cautions = [check_setting(made, model.config)]
+    implementation = getattr(text_config(model.config), "_attn_implementation", NAME)
+    if made.is_sparse and implementation != NAME:
+        cautions.append(
+            f'the model attends with "{implementation}" until '
+            f'model.set_attn_implementation("{NAME}") is called'
+        )
+    for caution in filter(None, cautions):
+        warnings.warn(caution, TokensparseWarning, stacklevel=2)
+    for config in _configs(model):
+        setattr(config, NAME, made.asdict())
+        setattr(config, METHOD, method)
+    for module in _attention_modules(model):
+        _layers.pop(module, None)
+    return made
 
 
 def report(model: Any, reset: bool = False) -> Report:
-    """What happened in each attention layer since the last reset.
+    """What happened in each attention layer since the last `configure`, `profile` or reset.
 
     Args:
       model: a model that ran with attn_implementation="tokensparse".
       reset: forget it afterwards.
     """
-    modules = [m for m in _attention_modules(model) if m in _reports]
-    found = Report(sorted((_reports[m] for m in modules), key=lambda r: r.layer))
+    modules = [m for m in _attention_modules(model) if m in _layers]
+    layers = [_layers[m][0].report for m in modules]
+    named = sparse_layers(_setting(model.config), model.config) if modules else ()
+    found = Report((r for r in layers if r.served or r.stock), named)
     if reset:
         for module in modules:
-            del _reports[module]
+            del _layers[module]
     return found
 
 
 def profile(
     model: Any, tokenizer: Any, text: str, *, delta: float = 0.5, max_tokens: int = 4096
 ) -> Profile:
-    """Finds the layers that may drop tokens: those that change the residual stream least.
+    """Ranks the layers by how little they change the residual stream, and chooses the lower part.
 
     The drift of a layer is the mean over the tokens of |h_out - h_in| / |h_in| on a calibration
-    text, with exact attention; the lower `delta` share of the layers is sparse, the first and the
-    last never. A text of 4,096 tokens is enough.
+    text, with exact attention. Of the layers that attend to the whole prompt the lower `delta` share
+    is chosen, never the model's first and last. A text of 4,096 tokens is enough.
 
     Args:
       model, tokenizer: of transformers.
       text: ordinary text, like the prompts to come.
-      delta: share of the layers to make sparse, [0, 1].
+      delta: share of the layers to choose, [0, 1].
       max_tokens: of the text that are used.
 
     Returns:
-      Profile with `sparse_layers` and `drift`; `save(path)` writes JSON for TOKENSPARSE_PROFILE.
+      Profile with `layers` and `drift`; `save(path)` writes a setting file.
     """
     tokens = tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens]
-    stored = getattr(model.config, NAME, None)
-    configs = {id(m.config): m.config for m in [model, *_attention_modules(model)]}.values()
-    for config in configs:
-        setattr(config, NAME, {})
+    stored = [(config, getattr(config, NAME, None)) for config in _configs(model)]
+    for config, _ in stored:
+        setattr(config, NAME, Setting(layers="none").asdict())
     try:
-        return measure_drift(model, tokens.to(model.device), delta)
+        return measure_drift(
+            model,
+            tokens.to(model.device),
+            delta,
+            whole_prompt_layers(model.config),
+            numbers(model.config),
+        )
     finally:
-        for config in configs:
-            setattr(config, NAME, stored)
+        for config, before in stored:
+            setattr(config, NAME, before)
 
 
 def _stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any):
@@ -171,8 +229,8 @@ def _foreign(query: Any, attention_mask: Any, kwargs: Any) -> str:
         return "decode"
     if kwargs.get("sliding_window") is not None:
         return "sliding window"
-    if query.shape[2] < options_of(None).min_query:
-        return "short call"
+    if short := why_short(query.shape[2]):
+        return short
     if attention_mask is None:
         return "no mask, or not made by this package"
     return getattr(attention_mask, "tokensparse_reason", "a mask of the caller's own")
@@ -201,10 +259,8 @@ def attention(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
         )  # fmt: skip
-    seen = _reports.get(module)
-    if seen is None:
-        seen = _reports[module] = LayerReport(getattr(module, "layer_idx", None) or 0)
     ours = is_spans(attention_mask)
+    layer = _layer(module, ours)
     if ours:
         spans = check_spans(attention_mask, query, key)
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
@@ -212,10 +268,10 @@ def attention(
         reason = _foreign(query, attention_mask, kwargs)
     if not reason:
         try:
-            return _serve(module, seen, query, key, value, spans, scaling), None
+            return _serve(layer, query, key, value, spans, attention_mask, scaling), None
         except Unsupported as error:  # a shape that this backend cannot serve
             reason = str(error)
-    seen.stock[reason] += 1
+    layer.report.stock[reason] += 1
     if ours:
         attention_mask = dense_mask(attention_mask, query, key)
     return _stock(
@@ -225,19 +281,19 @@ def attention(
 
 
 def _serve(
-    module: Any,
-    seen: LayerReport,
+    layer: ServedLayer,
     query: Any,
     key: Any,
     value: Any,
     spans: list[list[int]],
+    attention_mask: Any,
     scaling: float | None,
 ) -> Any:
-    config = getattr(module, "config", None)
-    options = options_of(config)
-    sparse = options.is_sparse(seen.layer, getattr(config, "num_hidden_layers", None))
     batch, heads, q_len, dim = query.shape
     out = query.new_empty((batch, q_len, heads, dim))
+    # All layers of a forward pass see the same mask.
+    if not hasattr(attention_mask, "tokensparse_memory"):
+        attention_mask.tokensparse_memory = [{} for _ in spans]
     for row, (first, past, offset) in enumerate(spans):
         low, high = max(first - offset, 0), max(past - offset, 0)
         out[row, :low] = 0  # padding
@@ -245,19 +301,14 @@ def _serve(
         if high <= low:
             continue
         keys = slice(first, offset + high)
-        long = options.is_long_enough(high - low, keys.stop - keys.start)
-        seen.too_short += sparse and not long
-        _, kept = ops.prefill(
+        layer.attend(
             query[row, :, low:high].transpose(0, 1),
             key[row, :, keys].transpose(0, 1),
             value[row, :, keys].transpose(0, 1),
-            out=out[row, low:high],
-            scale=scaling,
-            return_kept=True,
-            **options.prefill_arguments(sparse and long, str(query.dtype)),
+            out[row, low:high],
+            scaling,
+            attention_mask.tokensparse_memory[row],
         )
-        kept = int(kept[0]) if query.device.type == "cpu" else kept[0].long()
-        seen.count(high - low, keys.stop - keys.start, kept, sparse)
     return out
 
 

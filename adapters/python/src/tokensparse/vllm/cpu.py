@@ -19,9 +19,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
 )
 
-from .._library import Unsupported
-from ..options import Options
-from .steps import Layer, Run, Step, plan
+from .steps import SHORT, Layer, Run, Step, plan, serve_step
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -77,7 +75,7 @@ class CPUImpl(CPUAttentionBackendImpl):
         super().__init__(*args, **kwargs)
         model = get_current_vllm_config().model_config
         text = getattr(model, "hf_text_config", None)
-        self.tokensparse = Layer(getattr(text, "num_hidden_layers", None))
+        self.tokensparse = Layer(text)
         self._never = self._why_never()
 
     def _why_never(self) -> str:
@@ -124,31 +122,32 @@ class CPUImpl(CPUAttentionBackendImpl):
             return stock(
                 query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
             )
-        report = self.tokensparse.named(layer.layer_name, query.dtype)
-        options = self.tokensparse.options
-        reason = "short calls and decode"
+        report = self.tokensparse.named(layer.layer_name)
+        reason = SHORT
         step: Step | None = None
-        if attn_metadata.max_query_len >= options.min_query:
+        if attn_metadata.max_query_len >= self.tokensparse.least:
             reason = self._why_not(layer, query, kv_cache, attn_metadata)
-            step = None if reason else _step(attn_metadata, options)
+            step = None if reason else _step(attn_metadata, self.tokensparse)
         if step is None or not step.ours:
-            report.stock[reason or "short calls and decode"] += 1
+            report.stock[reason or SHORT] += 1
             return stock(query, key, value, kv_cache, attn_metadata, output)
 
-        k_pages, v_pages = pages(kv_cache)
-        table = attn_metadata.block_table
-        try:
-            for run in step.ours:
-                self.tokensparse.serve(run, query, k_pages, v_pages, table, self.scale, output)
-        except Unsupported as error:  # a shape that the backend cannot serve
-            self._never = str(error)
-            report.stock[self._never] += 1
-            return stock(query, key, value, kv_cache, attn_metadata, output)
-        for index, run in enumerate(step.stock):
-            report.stock["short calls and decode"] += 1
-            part = self._part(layer, attn_metadata, index, run, query.dtype)
-            rows = run.rows
+        def serve_stock(index: int, run: Run) -> None:
+            part, rows = self._part(layer, attn_metadata, index, run, query.dtype), run.rows
             stock(query[rows], key[rows], value[rows], kv_cache, part, output[rows])
+
+        self._never = serve_step(
+            self.tokensparse,
+            step,
+            query,
+            pages(kv_cache),
+            self.scale,
+            attn_metadata,
+            output,
+            serve_stock,
+        )
+        if self._never:
+            return stock(query, key, value, kv_cache, attn_metadata, output)
         return output
 
     def _part(
@@ -190,11 +189,12 @@ class CPUImpl(CPUAttentionBackendImpl):
         return part
 
 
-def _step(metadata: CPUAttentionMetadata, options: Options) -> Step:
+def _step(metadata: CPUAttentionMetadata, layer: Layer) -> Step:
     """The plan of a step, made by its first layer."""
     found = metadata.__dict__.get("_tokensparse_step")
     if found is None:
-        found = plan(metadata.query_start_loc.tolist(), metadata.seq_lens.tolist(), options)
+        starts, seq_lens = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
+        found = plan(starts, seq_lens, layer.setting, layer.least)
         metadata.__dict__["_tokensparse_step"] = found
     return found
 

@@ -17,8 +17,7 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from .._library import Unsupported
-from .steps import Layer, Run, Step, plan
+from .steps import SHORT, Layer, Run, Step, plan, serve_step
 
 _DTYPES = (torch.float16, torch.bfloat16)
 
@@ -52,7 +51,7 @@ class CUDAImpl(FlashAttentionImpl):
         super().__init__(*args, **kwargs)
         model = get_current_vllm_config().model_config
         text = getattr(model, "hf_text_config", None)
-        self.tokensparse = Layer(getattr(text, "num_hidden_layers", None))
+        self.tokensparse = Layer(text)
         self._never = self._why_never()
 
     def _why_never(self) -> str:
@@ -86,7 +85,7 @@ class CUDAImpl(FlashAttentionImpl):
             return None
         found = metadata.__dict__.get("_tokensparse_step")
         if found is None:
-            found = plan(*lengths, self.tokensparse.options)
+            found = plan(*lengths, self.tokensparse.setting, self.tokensparse.least)
             metadata._tokensparse_step = found
         return found
 
@@ -106,27 +105,31 @@ class CUDAImpl(FlashAttentionImpl):
         stock = functools.partial(super().forward, layer)
         step = None
         if attn_metadata is not None and output_scale is None and output_block_scale is None:
-            report = self.tokensparse.named(layer.layer_name, query.dtype)
+            report = self.tokensparse.named(layer.layer_name)
             step = self._step(attn_metadata, query, kv_cache)
         if step is None or not step.ours:
             if attn_metadata is not None:
-                report.stock[self._never or "short calls and decode"] += 1
+                report.stock[self._never or SHORT] += 1
             return stock(
                 query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
             )
-        k_pages, v_pages = pages(kv_cache, self.head_size)
-        table = attn_metadata.block_table
-        try:
-            for run in step.ours:
-                self.tokensparse.serve(run, query, k_pages, v_pages, table, self.scale, output)
-        except Unsupported as error:  # a shape that the backend cannot serve
-            self._never = str(error)
-            report.stock[self._never] += 1
-            return stock(query, key, value, kv_cache, attn_metadata, output)
-        for index, run in enumerate(step.stock):
-            report.stock["short calls and decode"] += 1
+
+        def serve_stock(index: int, run: Run) -> None:
             part, rows = self._part(attn_metadata, index, run), run.rows
             stock(query[rows], key[rows], value[rows], kv_cache, part, output[rows])
+
+        self._never = serve_step(
+            self.tokensparse,
+            step,
+            query,
+            pages(kv_cache, self.head_size),
+            self.scale,
+            attn_metadata,
+            output,
+            serve_stock,
+        )
+        if self._never:
+            return stock(query, key, value, kv_cache, attn_metadata, output)
         return output
 
     def _part(self, whole: Any, index: int, run: Run) -> FlashAttentionMetadata:

@@ -7,21 +7,29 @@ import copy
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 
-from .. import ops
+from .. import methods
 from .._arrays import Paged
+from .._environment import SERVE_ROWS, serve_rows, setting_from_environment
+from .._library import Unsupported, version
+from .._model import check_setting, numbers, sparse_layers
 from .._report import LayerReport, Report
-from ..options import Options
+from .._served import ServedLayer
+from ..setting import Setting
+
+SHORT = "short calls and decode"
 
 _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
-_reports: dict[str, LayerReport] = {}
+_layers: dict[str, ServedLayer] = {}
 _last_log = 0.0
+_said = False
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,9 @@ def _run(requests: list[int], starts: list[int], seq_lens: list[int], long: bool
     return Run(first, past, rows, tuple(q_offsets), tuple(k_offsets), max(lengths), long)
 
 
-def plan(starts: list[int], seq_lens: list[int], options: Options) -> Step:
-    """Splits a batch: requests with at least `min_query` rows are ours, the rest stock; those that
-    are long enough for sparse layers apart from those that are not.
+def plan(starts: list[int], seq_lens: list[int], setting: Setting, least: int = SERVE_ROWS) -> Step:
+    """Splits a batch: requests with at least `least` rows are ours, the rest stock; those that are
+    long enough for sparse layers apart from those that are not.
 
     Args:
       starts: cumulative query rows, [requests + 1].
@@ -67,8 +75,7 @@ def plan(starts: list[int], seq_lens: list[int], options: Options) -> Step:
 
     def kind(request: int) -> tuple[bool, bool]:
         rows = starts[request + 1] - starts[request]
-        served = rows >= options.min_query
-        return served, served and options.is_long_enough(rows, seq_lens[request])
+        return rows >= least, rows >= least and setting.is_long_enough(rows, seq_lens[request])
 
     runs: dict[bool, list[Run]] = {True: [], False: []}
     requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
@@ -78,28 +85,30 @@ def plan(starts: list[int], seq_lens: list[int], options: Options) -> Step:
 
 
 class Layer:
-    """One attention layer as tokensparse serves it."""
+    """One attention layer of the engine.
 
-    def __init__(self, num_layers: int | None) -> None:
-        self.options = Options.from_environment()
-        self.num_layers = num_layers
-        self.report: LayerReport | None = None
-        self.arguments: dict[bool, dict[str, Any]] = {}  # of prefill, for runs that are `long`
-        self.sparse = False
+    Args:
+      config: of the model, `hf_text_config`.
 
-    def named(self, name: str, dtype: torch.dtype) -> LayerReport:
-        """The report of the layer, whose name and dtype only the first call tells."""
-        if self.report is None:
+    Raises:
+      InvalidArgument: what the environment asks for is wrong, or not for this model.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.setting = setting_from_environment()
+        self.least = serve_rows()  # query rows of a request that is ours
+        self.served: ServedLayer | None = None
+        self._config = config
+        _say_what_happens(self.setting, config)
+
+    def named(self, name: str) -> LayerReport:
+        """The report of the layer, whose name only the first call tells."""
+        if self.served is None:
             found = re.search(r"layers\.(\d+)\.", name) or re.search(r"(\d+)", name)
             index = int(found.group(1)) if found else 0
-            if self.options.caution and not _reports:
-                _log.warning("tokensparse: %s", self.options.caution)
-            self.sparse = self.options.is_sparse(index, self.num_layers)
-            for long in (False, True):
-                arguments = self.options.prefill_arguments(long and self.sparse, str(dtype))
-                self.arguments[long] = arguments
-            self.report = _reports.setdefault(name, LayerReport(index))
-        return self.report
+            self.served = ServedLayer(index, self.setting, self._config, methods.default())
+            _layers[name] = self.served
+        return self.served.report
 
     def serve(
         self,
@@ -110,6 +119,7 @@ class Layer:
         block_table: torch.Tensor,
         scale: float,
         output: torch.Tensor,
+        memory: dict[str, Any],
     ) -> None:
         """Writes output rows of the requests of a run.
 
@@ -117,29 +127,79 @@ class Layer:
           query, output: [tokens, heads, dim] of the whole batch.
           k_pages, v_pages: [num_blocks, block_size, kv heads, dim], any strides.
           block_table: int32 [requests, max_blocks] of the whole batch.
+          memory: of the method, for this run of this step.
         """
         table = block_table[run.first : run.past]
-        _, kept = ops.prefill(
+        self.served.attend(
             query[run.rows],
             Paged(k_pages, table),
             Paged(v_pages, table),
-            q_offsets=run.q_offsets,
-            k_offsets=run.k_offsets,
-            scale=scale,
-            out=output[run.rows],
-            return_kept=True,
-            **self.arguments[run.long],
+            output[run.rows],
+            scale,
+            memory,
+            run.q_offsets,
+            run.k_offsets,
         )
-        on_host = query.device.type == "cpu"
-        kept = int(kept.sum()) if on_host else kept.sum()
-        self.report.count(run.q_offsets[-1], run.k_offsets[-1], kept, self.sparse)
-        self.report.served += run.past - run.first - 1
-        self.report.too_short += (run.past - run.first) * (self.sparse and not run.long)
-        if on_host and self.sparse:
-            log_kept_share()
+        if query.device.type == "cpu" and self.served.index == self.served.last_sparse:
+            log_kept_share(self.served)
 
 
-def log_kept_share() -> None:
+def serve_step(
+    layer: Layer,
+    step: Step,
+    query: torch.Tensor,
+    pages: tuple[torch.Tensor, torch.Tensor],
+    scale: float,
+    metadata: Any,
+    output: torch.Tensor,
+    stock: Callable[[int, Run], None],
+) -> str:
+    """Writes the output rows of a batch: our runs, and by `stock` the others.
+
+    Args:
+      query, output: [tokens, heads, dim].
+      pages: of K and V, [num_blocks, block_size, kv heads, dim].
+      metadata: of the step; all its layers share it.
+      stock: called with the number of a run of `step.stock`, and the run.
+
+    Returns:
+      Why the backend cannot serve the layer; nothing is written then. Empty when it did.
+    """
+    report = layer.served.report
+    memory = metadata.__dict__.setdefault("_tokensparse_memory", [{} for _ in step.ours])
+    try:
+        for run, notes in zip(step.ours, memory):
+            layer.serve(run, query, *pages, metadata.block_table, scale, output, notes)
+    except Unsupported as error:  # a shape that the backend cannot serve
+        report.stock[str(error)] += 1
+        return str(error)
+    for index, run in enumerate(step.stock):
+        report.stock[SHORT] += 1
+        stock(index, run)
+    return ""
+
+
+def _say_what_happens(setting: Setting, config: Any) -> None:
+    """One line in each process that has layers, when the first is made."""
+    global _said
+    if _said:
+        return
+    _said = True
+    caution = check_setting(setting, config)
+    count, of = len(sparse_layers(setting, config)), numbers(config).get("num_layers", "?")
+    _log.info(
+        "tokensparse %s is active: %s%s; prompts of %d query rows and more; TOKENSPARSE_DISABLE=1 "
+        "switches it off",
+        version(),
+        setting,
+        f" ({count} of {of} layers)" if setting.is_sparse else "",
+        serve_rows(),
+    )
+    if caution:
+        _log.warning("tokensparse: %s", caution)
+
+
+def log_kept_share(layer: ServedLayer) -> None:
     """One line every ten seconds of work, for people who watch a server."""
     global _last_log
     now = time.monotonic()
@@ -148,18 +208,19 @@ def log_kept_share() -> None:
     _last_log = now
     found = collect(reset=False)
     _log.info(
-        "tokensparse: kept %.1f %% of the tokens in %d sparse layers of %d",
+        "tokensparse: kept %.1f %% of the tokens in %d sparse layers, %.1f %% in all %d",
         100 * (found.kept_share or 1),
-        sum(r.sparse for r in found),
-        len(found),
+        len(found.named),
+        100 * (found.kept_share_of_all or 1),
+        layer.num_layers or len(found),
     )
 
 
 def collect(reset: bool) -> Report:
     """The reports of this process's layers."""
-    found = sorted(_reports.values(), key=lambda r: r.layer)
-    answer = Report(copy.deepcopy(found))
+    reports = [layer.report for layer in _layers.values()]
+    answer = Report(copy.deepcopy(reports))
     if reset:
-        for report in found:
+        for report in reports:
             report.clear()
     return answer

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""One attention layer as tokensparse serves it, in whatever engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import methods
+from ._model import check_setting, numbers, sparse_layers
+from ._report import LayerReport
+from .setting import Setting
+
+
+class ServedLayer:
+    """A layer with its setting, its method and its report.
+
+    Args:
+      index: of the layer in the model.
+      setting: in force.
+      config: of the model.
+      method: a name that `methods.chooser` knows.
+    """
+
+    def __init__(self, index: int, setting: Setting, config: Any, method: str = "tsa") -> None:
+        self.index = index
+        self.setting = setting
+        self.num_layers = numbers(config).get("num_layers")
+        self.choose = methods.chooser(method)
+        sparse = sparse_layers(setting, config)
+        self.last_sparse = max(sparse, default=-1)
+        self.report = LayerReport(index, named=index in sparse)
+        self._config = config
+        self._checked = False
+
+    def attend(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        out: Any,
+        scale: float | None,
+        memory: dict[str, Any],
+        q_offsets: Any = None,
+        k_offsets: Any = None,
+    ) -> None:
+        """Chooses, attends, writes `out` and counts. Arrays as in `tokensparse.prefill`.
+
+        Raises:
+          InvalidArgument: the setting is not one for this model.
+        """
+        if not self._checked:
+            check_setting(self.setting, self._config)
+            self._checked = True
+        state = methods.State(
+            setting=self.setting,
+            named=self.report.named,
+            num_layers=self.num_layers,
+            precision=self.setting.products(str(q.dtype)),
+            scale=scale,
+            q_offsets=q_offsets,
+            k_offsets=k_offsets,
+            memory=memory,
+        )
+        choice = self.choose(self.index, q, k, state)
+        selected = methods.attend(choice, q, k, v, out, state)
+        sequences = state.lengths(q, k)
+        if selected is None:
+            self.report.count_exact(sequences, getattr(choice, "reason", ""))
+        else:
+            local = self.setting.dropped == "local"
+            near = self.setting.sink + self.setting.band if local else 0
+            self.report.count_sparse(sequences, selected, near)

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Who decides what a layer attends to, in front of the attention call of transformers and vLLM.
+
+A method is a function `choose(layer, q, k, state)` that returns one of
+
+    Dense()      attend to everything
+    Vote(...)    the library's own vote, taken inside the attention call
+    Selection    the sets of tokens to attend to, made by whatever means
+
+`register` gives it a name; `configure(model, method=NAME)` and TOKENSPARSE_METHOD take that. The
+default is "tsa", Token Sparse Attention. Methods work where attention is called: one that drops rows
+for all layers that follow does not fit here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import ops
+from .._call import Selection, lengths
+from .._library import InvalidArgument
+from ..setting import Setting
+
+__all__ = [
+    "Choice",
+    "Dense",
+    "Selection",
+    "State",
+    "Vote",
+    "attend",
+    "chooser",
+    "default",
+    "register",
+]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Attend to everything.
+
+    Attributes:
+      reason: why a layer that the setting names does, for the report.
+    """
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Attend to what the library's `score` and `select` choose, in one call with attention.
+
+    Attributes:
+      coverage, keep, window, pool, min_tokens, share: see `tokensparse.prefill`.
+    """
+
+    coverage: float
+    keep: float | None
+    window: int
+    pool: int
+    min_tokens: int
+    share: str
+
+
+Choice = Dense | Vote | Selection
+
+
+@dataclass
+class State:
+    """What a method may know beside q and k.
+
+    Attributes:
+      setting: in force.
+      named: whether the setting names this layer.
+      num_layers: of the model, where known.
+      precision: of the products, "f32" or "bf16".
+      scale: of q k; None = 1 / sqrt(D).
+      q_offsets, k_offsets: the batch, None for one sequence, see `tokensparse.ops`.
+      memory: a method's own notes, shared by the layers of one forward pass (and one sequence of a
+        batch, where sequences are served one by one).
+    """
+
+    setting: Setting
+    named: bool
+    num_layers: int | None
+    precision: str
+    scale: float | None
+    q_offsets: Any = None
+    k_offsets: Any = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def lengths(self, q: Any, k: Any) -> list[tuple[int, int]]:
+        """Query rows and keys of each sequence."""
+        k_len = 0 if self.k_offsets is not None else k.shape[0]
+        return lengths(q.shape[0], k_len, self.q_offsets, self.k_offsets)
+
+
+Chooser = Callable[[int, Any, Any, State], Choice]
+_choosers: dict[str, Chooser] = {}
+
+
+def register(name: str, choose: Chooser) -> None:
+    """Gives a method a name; one that has it already is replaced."""
+    _choosers[name] = choose
+
+
+def chooser(name: str) -> Chooser:
+    """The method of a name.
+
+    Raises:
+      InvalidArgument: there is none.
+    """
+    if name not in _choosers:
+        known = ", ".join(sorted(_choosers))
+        raise InvalidArgument(f"method: must be one of {known}, is {name!r}")
+    return _choosers[name]
+
+
+def default() -> str:
+    """TOKENSPARSE_METHOD, else "tsa"."""
+    return os.environ.get("TOKENSPARSE_METHOD") or "tsa"
+
+
+def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> Selection | None:
+    """Attends as chosen and writes to `out`. Arrays as in `tokensparse.prefill`.
+
+    Returns:
+      The sets that were attended to; None = everything.
+    """
+    call: dict[str, Any] = dict(
+        out=out,
+        scale=state.scale,
+        precision=state.precision,
+        q_offsets=state.q_offsets,
+        k_offsets=state.k_offsets,
+    )
+    if isinstance(choice, Dense):
+        ops.prefill(q, k, v, coverage=0.0, **call)
+        return None
+    setting = state.setting
+    call.update(dropped=setting.dropped, sink=setting.sink, band=setting.band)
+    if isinstance(choice, Vote):
+        return ops.prefill(q, k, v, return_selection=True, **vars(choice), **call)[1]
+    ops.prefill(q, k, v, sets=choice, **call)
+    return choice
+
+
+from . import tsa
+
+register("tsa", tsa.choose)
