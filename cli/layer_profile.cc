@@ -101,9 +101,8 @@ std::vector<int32_t> layers_of_lowest_drift(const std::vector<double>& drift, do
 
 LayerProfile measure_profile(const Model& model, const std::string& text, int32_t threads,
                              bool show_progress) {
-  std::vector<llama_token> tokens = model.tokens_of(text, false);
-  const int32_t limit = std::min(kProfileTokens, model.trained_context());
-  if (tokens.size() > static_cast<size_t>(limit)) tokens.resize(static_cast<size_t>(limit));
+  const std::vector<llama_token> tokens =
+      model.first_tokens(text, std::min(kProfileTokens, model.trained_context()));
   constexpr size_t kFewest = 256;
   if (tokens.size() < kFewest) {
     throw Failure("a profile needs a text of at least 256 tokens, got " +

@@ -13,6 +13,7 @@ namespace tsp::cli {
 
 inline constexpr double kSparseShare = 0.5;  // of the layers, by drift; the paper's delta
 inline constexpr int32_t kProfileTokens = 4096;
+inline constexpr size_t kProfileBytes = size_t{8} << 20;  // of a text that are read for them
 
 struct LayerProfile {
   /// By layer: mean over tokens of |h_out - h_in| / (|h_in| + 1e-8). -1 where it is not known: the

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 # The verbs that run models, in a library of their own so that tests reach their parts.
 add_library(tokensparse_cli_llama STATIC
-  interrupt.cc layer_profile.cc linear.cc llama_model.cc llama_session.cc node_timer.cc
+  chat_template.cc interrupt.cc layer_profile.cc linear.cc llama_model.cc llama_session.cc node_timer.cc
   openmp_threads.cc
   peak_memory.cc profile.cc progress.cc
   run.cc run_report.cc)
-target_link_libraries(tokensparse_cli_llama PUBLIC tokensparse_cli_core tokensparse_ggml tsp_llama)
+target_link_libraries(tokensparse_cli_llama
+  PUBLIC tokensparse_cli_core tokensparse_ggml tsp_llama PRIVATE tsp_llama_jinja)
 tsp_target_defaults(tokensparse_cli_llama)
 target_link_libraries(tokensparse_cli PRIVATE tokensparse_cli_llama)
 find_package(OpenMP REQUIRED COMPONENTS CXX)

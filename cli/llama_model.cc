@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 #include "cli/llama_model.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <mutex>
-#include <sstream>
 
+#include "cli/chat_template.h"
 #include "cli/interrupt.h"
 #include "cli/verbs.h"
 #include "ggml.h"
@@ -56,18 +58,6 @@ std::string llama_reason(const std::string& otherwise) {
   return reason.empty() ? otherwise : reason;
 }
 
-std::string read_text(const std::string& path) {
-  errno = 0;
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) {
-    // Streaming an empty file fails as well, without an error of the system.
-    if (errno != 0) throw Failure("cannot read " + path + ": " + std::strerror(errno));
-    throw Failure(path + " is empty");
-  }
-  return text.str();
-}
-
 Model::Model(const std::string& path, bool verbose, bool repack) : path_(path) {
   llama_log = {verbose, false, ""};
   llama_log_set(on_log, nullptr);
@@ -92,41 +82,68 @@ Model::Model(const std::string& path, bool verbose, bool repack) : path_(path) {
 }
 
 std::vector<llama_token> Model::tokens_of(const std::string& text, bool parse_markers) const {
+  if (text.size() > kMaxTextBytes) {
+    throw Failure("a text of " + std::to_string(text.size()) + " bytes is too long");
+  }
   const auto length = static_cast<int32_t>(text.size());
-  const int32_t count =
-      -llama_tokenize(vocab(), text.data(), length, nullptr, 0, false, parse_markers);
-  if (count < 0) throw Failure("a text of " + std::to_string(text.size()) + " bytes is too long");
-  std::vector<llama_token> tokens(static_cast<size_t>(count));
-  llama_tokenize(vocab(), text.data(), length, tokens.data(), count, false, parse_markers);
-  return tokens;
+  std::vector<llama_token> tokens(text.size() / 2 + 16);
+  for (;;) {
+    const int32_t count = llama_tokenize(vocab(), text.data(), length, tokens.data(),
+                                         static_cast<int32_t>(tokens.size()), false, parse_markers);
+    if (count == INT32_MIN) {
+      throw Failure("a text of " + std::to_string(text.size()) + " bytes has too many tokens");
+    }
+    tokens.resize(static_cast<size_t>(std::abs(count)));
+    if (count >= 0) return tokens;
+  }
 }
 
-std::vector<llama_token> Model::prompt_tokens(const std::string& text,
-                                              const std::string& question) const {
-  std::string before, after;
-  if (const char* chat = llama_model_chat_template(get(), nullptr)) {
-    const char marker[] = "TOKENSPARSE-MESSAGE";
-    const llama_chat_message message = {"user", marker};
-    std::vector<char> buffer(1 << 16);
-    const int32_t length = llama_chat_apply_template(chat, &message, 1, true, buffer.data(),
-                                                     static_cast<int32_t>(buffer.size()));
-    if (length > 0 && length <= static_cast<int32_t>(buffer.size())) {
-      const std::string whole(buffer.data(), static_cast<size_t>(length));
-      const size_t at = whole.find(marker);
-      if (at != std::string::npos) {
-        before = whole.substr(0, at);
-        after = whole.substr(at + std::strlen(marker));
-      }
-    }
+std::vector<llama_token> Model::first_tokens(const std::string& text, int32_t count) const {
+  const auto wanted = static_cast<size_t>(count);
+  for (size_t bytes = 8 * wanted;; bytes *= 4) {
+    const bool whole = bytes >= text.size();
+    std::vector<llama_token> tokens =
+        tokens_of(whole ? text : whole_characters(text.substr(0, bytes)), false);
+    // The last token may be another one in the whole text.
+    if (!whole && tokens.size() <= wanted) continue;
+    tokens.resize(std::min(tokens.size(), wanted));
+    return tokens;
   }
+}
+
+size_t Model::longest_token_bytes() const {
+  int32_t longest = 1;
+  char none;
+  for (llama_token token = 0; token < llama_vocab_n_tokens(vocab()); ++token) {
+    longest = std::max(longest, -llama_token_to_piece(vocab(), token, &none, 0, 0, true));
+  }
+  return static_cast<size_t>(longest);
+}
+
+void Model::check_length(const std::string& text, const std::string& name, int32_t limit) const {
+  const auto allowed = static_cast<size_t>(limit);
+  const auto fail = [&](const std::string& tokens) {
+    return Failure(name + " is too long: its " + std::to_string(text.size()) + " bytes are " +
+                   tokens + ", and the context holds " + std::to_string(limit) + " (--ctx)");
+  };
+  if (text.size() <= allowed) return;  // a token is a byte or more
+  const size_t fewest = text.size() / longest_token_bytes();
+  if (fewest > allowed) throw fail(std::to_string(fewest) + " tokens or more");
+  const bool too_long = first_tokens(text, limit + 1).size() > allowed;
+  if (too_long) throw fail("more than " + std::to_string(limit) + " tokens");
+}
+
+std::vector<llama_token> Model::prompt_tokens(const std::string& text, const std::string& question,
+                                              const std::string& chat_template,
+                                              std::string* used) const {
+  const ChatPrompt prompt = chat_prompt(*get(), chat_template, text + "\n\n" + question);
+  if (used != nullptr) *used = prompt.used;
   std::vector<llama_token> tokens;
   if (llama_vocab_get_add_bos(vocab())) tokens.push_back(llama_vocab_bos(vocab()));
-  const auto append = [&](const std::vector<llama_token>& more) {
+  for (const PromptPart& part : prompt.parts) {
+    const std::vector<llama_token> more = tokens_of(part.text, !part.of_user);
     tokens.insert(tokens.end(), more.begin(), more.end());
-  };
-  append(tokens_of(before, true));
-  append(tokens_of(text + "\n\n" + question, false));
-  append(tokens_of(after, true));
+  }
   return tokens;
 }
 

@@ -6,12 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "cli/text_file.h"
 #include "llama.h"
 
 namespace tsp::cli {
-
-/// A file that was asked for by name. Throws Failure where it is missing, not readable or empty.
-std::string read_text(const std::string& path);
 
 class Model {
  public:
@@ -30,18 +28,25 @@ class Model {
   }
   int32_t trained_context() const { return llama_model_n_ctx_train(model_.get()); }
 
-  /// The chat template of the model around one message: text, empty line, question. Text that looks
-  /// like a marker of the template stays text. A model without a template that llama.cpp knows gets
-  /// the message as it is.
-  std::vector<llama_token> prompt_tokens(const std::string& text,
-                                         const std::string& question) const;
+  /// One message, text, empty line, question, in a chat template (see chat_prompt()); what was used
+  /// is told in `used` where that is not null.
+  std::vector<llama_token> prompt_tokens(const std::string& text, const std::string& question,
+                                         const std::string& chat_template = "model",
+                                         std::string* used = nullptr) const;
+  /// Throws Failure, which names `name`, where a text has more tokens than `limit`. Of a text that
+  /// is far too long it reads the start alone.
+  void check_length(const std::string& text, const std::string& name, int32_t limit) const;
   std::vector<llama_token> tokens_of(const std::string& text, bool parse_markers) const;
+  /// At most `count`, of as much of the text as that takes.
+  std::vector<llama_token> first_tokens(const std::string& text, int32_t count) const;
   std::string text_of(llama_token token) const;
 
  private:
   struct Free {
     void operator()(llama_model* model) const { llama_model_free(model); }
   };
+  size_t longest_token_bytes() const;
+
   std::string path_;
   std::unique_ptr<llama_model, Free> model_;
 };

@@ -38,7 +38,8 @@ void print_table(const LayerProfile& profile, const std::string& path) {
 
 void profile(const ProfileOptions& options) {
   const CatchInterrupt catch_interrupt;
-  const std::string text = options.text.empty() ? default_profile_text() : read_text(options.text);
+  const std::string text =
+      options.text.empty() ? default_profile_text() : read_text_start(options.text, kProfileBytes);
   if (text.empty()) throw Failure("no text to read: name one with -f", kExitUsage);
   const std::string path = options.out.empty() ? profile_path(options.model) : options.out;
   { const OutputFile writable(path); }  // says so before the work, not after

@@ -28,6 +28,7 @@ struct RunOptions {
   std::string sparse_layers = "auto";
   std::string isa;
   std::string precision = "auto";
+  std::string chat_template = "model";
   tsp_prefill_params_t op;
   int32_t answer_tokens = 64;
   int32_t context = 0;
@@ -250,7 +251,9 @@ class Runner {
 
 void run(RunOptions& options) {
   const CatchInterrupt catch_interrupt;
-  const std::string text = read_text(options.text);
+  std::string note;
+  const std::string text = read_text(options.text, &note);
+  if (!note.empty() && !options.json) std::fprintf(stderr, "tokensparse: note: %s\n", note.c_str());
   const tokensparse::Context probe = open_context({TSP_BACKEND_CPU, options.isa, options.threads});
   const int32_t threads = probe.threads();
   open_linear(options.linear, threads);
@@ -264,7 +267,10 @@ void run(RunOptions& options) {
   report.precision = options.op.precision == TSP_PRECISION_BF16 ? "bf16" : "f32";
   report.model = std::filesystem::path(options.model).filename().string();
   report.threads = threads;
-  const std::vector<llama_token> prompt = model->prompt_tokens(text, options.question);
+  model->check_length(text, options.text,
+                      options.context > 0 ? options.context : model->trained_context());
+  const std::vector<llama_token> prompt =
+      model->prompt_tokens(text, options.question, options.chat_template, &report.chat_template);
   report.prompt_tokens = static_cast<int64_t>(prompt.size());
   Runner(options, *model, prompt, threads).probe();
   report.why_exact = why_exact(options, prompt.size());
@@ -316,9 +322,19 @@ void add_run(CLI::App& app) {
   options->op.dropped = TSP_DROPPED_LOCAL;
 
   verb->add_option("-m,--model", options->model, "The model, a GGUF file")->required();
-  verb->add_option("-f,--file", options->text, "The text that the question is about")->required();
+  verb->add_option(
+          "-f,--file", options->text,
+          "The text that the question is about, UTF-8; - reads standard input. A byte order\n"
+          "mark and the CR of line ends are dropped, bytes that are not UTF-8 are Latin-1")
+      ->required();
   verb->add_option("-p,--prompt", options->question, "The question; it follows the text")
       ->required();
+  verb->add_option(
+          "--chat-template", options->chat_template,
+          "How text and question become a user's turn: model, by the template in the model\n"
+          "file; none; the name of one that llama.cpp has built in; or a file with one")
+      ->type_name("NAME|FILE|none")
+      ->capture_default_str();
   verb->add_option("-n,--predict", options->answer_tokens, "Longest answer, in tokens")
       ->check(between(1, 1 << 20))
       ->capture_default_str();

@@ -125,9 +125,10 @@ nlohmann::ordered_json layers_json(const VariantResult& variant) {
 
 void print_report(const RunReport& report, bool with_layers) {
   std::printf(
-      "%lld prompt tokens, %d threads, %zu sparse layers%s, attention in %s, linear layers by "
-      "%s\n\n",
-      static_cast<long long>(report.prompt_tokens), report.threads, report.sparse_layers.size(),
+      "%lld prompt tokens, chat template: %s, %d threads, %zu sparse layers%s, attention in %s, "
+      "linear layers by %s\n\n",
+      static_cast<long long>(report.prompt_tokens), report.chat_template.c_str(), report.threads,
+      report.sparse_layers.size(),
       report.why_exact.empty() ? "" : (" (" + report.why_exact + ")").c_str(),
       report.precision.c_str(), report.linear.c_str());
   const VariantResult* stock = find(report, "stock");
@@ -137,7 +138,9 @@ void print_report(const RunReport& report, bool with_layers) {
   std::printf("\n");
   for (const VariantResult& variant : report.variants) print_variant(variant, stock);
   for (const VariantResult& variant : report.variants) {
-    std::printf("\n%s answers:\n  %s\n", variant.name.c_str(), variant.answer.c_str());
+    const bool silent = variant.answer.empty();
+    std::printf("\n%s answers:\n  %s\n", variant.name.c_str(),
+                silent ? "(nothing: the model ended its answer at once)" : variant.answer.c_str());
   }
   if (!with_layers) return;
   for (const VariantResult& variant : report.variants) {
@@ -147,10 +150,13 @@ void print_report(const RunReport& report, bool with_layers) {
 }
 
 std::string to_json(const RunReport& report, bool with_layers) {
-  nlohmann::ordered_json json = {
-      {"model", report.model},         {"prompt_tokens", report.prompt_tokens},
-      {"threads", report.threads},     {"sparse_layers", report.sparse_layers},
-      {"precision", report.precision}, {"linear", report.linear}};
+  nlohmann::ordered_json json = {{"model", report.model},
+                                 {"prompt_tokens", report.prompt_tokens},
+                                 {"chat_template", report.chat_template},
+                                 {"threads", report.threads},
+                                 {"sparse_layers", report.sparse_layers},
+                                 {"precision", report.precision},
+                                 {"linear", report.linear}};
   if (!report.why_exact.empty()) json["why_exact"] = report.why_exact;
   for (const VariantResult& variant : report.variants) {
     nlohmann::ordered_json entry = {{"answer", variant.answer},

@@ -28,6 +28,7 @@ struct VariantResult {
 struct RunReport {
   std::string model;
   int64_t prompt_tokens = 0;
+  std::string chat_template;  // as in ChatPrompt::used
   int32_t threads = 0;
   std::vector<int32_t> sparse_layers;
   std::string why_exact;  // why there are none, where sparse layers were wanted

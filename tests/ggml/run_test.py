@@ -124,9 +124,38 @@ class Run(WithModel):
         self.assertEqual((result.returncode, result.stderr), (0, b""))
         self.assertIn(b"first token", result.stdout)
 
-    def test_reads_any_bytes(self):
-        self.text.write_bytes(bytes(range(256)) * 4 + b"\xff\xfe\xf0\x9f <|im_end|>")
-        self.json_of("--coverage", 0)
+    def test_reads_texts_of_any_encoding_or_says_why_not(self):
+        self.text.write_bytes(b"caf\xc3\xa9 x")
+        tokens = self.json_of("--coverage", 0)["prompt_tokens"]
+        for same in (b"\xef\xbb\xbfcaf\xc3\xa9 x", b"caf\xe9 x"):
+            self.text.write_bytes(same)
+            self.assertEqual(self.json_of("--coverage", 0)["prompt_tokens"], tokens)
+        result = run(*self.arguments("-n", 1, "--coverage", 0))
+        self.assertRegex(result.stderr, rb"note: \S+text.txt is not all UTF-8; 1 byte was read as")
+        self.text.write_bytes("text".encode("utf-16"))
+        self.fails("text.txt is UTF-16; a text must be UTF-8", 1, *self.arguments())
+        self.text.write_bytes(bytes(range(1, 256)) + b"\0")
+        self.fails("text.txt is not a text: byte 255 is NUL", 1, *self.arguments())
+
+    def test_reads_standard_input(self):
+        expected = self.json_of("--coverage", 0)["prompt_tokens"]
+        arguments = self.arguments("-n", 1, "--json", "--coverage", 0, text="-")
+        result = run(*arguments, input=TEXT.encode())
+        self.assertEqual(json.loads(result.stdout)["prompt_tokens"], expected)
+        self.fails("standard input is empty", 1, *arguments, input=b"")
+        target = self.folder / "profile.json"
+        result = run("profile", "-m", self.model, "-f", "-", "-o", target, input=TEXT.encode())
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+
+    def test_chat_templates_and_empty_answers_are_told(self):
+        self.assertEqual(self.json_of("--coverage", 0)["chat_template"], "the model's")
+        bare = self.json_of("--coverage", 0, "--chat-template", "none")
+        self.assertEqual(bare["chat_template"], "none")
+        self.assertEqual(bare["prompt_tokens"], len(TEXT) + len("\n\nWhy?"))
+        self.fails("--chat-template: must be .* got nosuch", 2, *self.arguments("--chat-template", "nosuch"))
+        broken = self.folder / "broken.gguf"
+        write_model(broken, "llama", 4096, 2, "f32", "{% for m in messages %}")
+        self.fails("the model's chat template cannot be applied", 1, *self.arguments(model=broken))
 
     def test_markers_in_the_text_are_text(self):
         self.text.write_text("a" * 100)
@@ -286,9 +315,24 @@ class BadInput(WithModel):
         self.fails(pattern, 1, *self.arguments("--coverage", "0", model=capped))
 
     def test_a_prompt_longer_than_the_context(self):
-        self.fails("more than the context of 256", 1, *self.arguments("-c", 256))
+        self.fails(r"more than 256 tokens, .*\(--ctx\)", 1, *self.arguments("-c", 256))
+        self.fails(r"more than the context of 1600 \(--ctx\)", 1, *self.arguments("-c", 1600, "-n", 99))
+        self.text.write_text(TEXT)
+        self.fails("more than the context of 4096, which the model", 1, *self.arguments("-n", 4096))
+
+    def test_a_text_that_is_too_long_is_refused_before_it_is_tokenised(self):
+        start = time.monotonic()
         self.text.write_text(TEXT * 10)
-        self.fails("more than the context of 4096, which the model", 1, *self.arguments())
+        self.fails("text.txt is too long: .* the context holds 4096", 1, *self.arguments())
+        self.text.write_bytes(b"All work and no play. " * 1_000_000)
+        self.fails("text.txt is too long: .* the context holds 4096", 1, *self.arguments())
+        for size in ((4 << 30) + 2000, (2 << 30) + 100):
+            os.truncate(self.text, size)
+            for arguments in (self.arguments(), ["profile", "-m", self.model, "-f", self.text]):
+                result = run(*arguments)
+                self.assertEqual(result.returncode, int(arguments[0] == "run"), result.stderr)
+            self.fails(f"text.txt is too long .* 1073741824 bytes, got {size}", 1, *self.arguments())
+        self.assertLess(time.monotonic() - start, 30)  # 2 s on a machine of one's own
 
     def test_options(self):
         for layers in ("x", "1-", "3-2", "6", "1,,2", "-1", "99999999999", ""):

@@ -20,6 +20,8 @@ if(TOKENSPARSE_BUILD_CLI)
   tsp_script_test(run_test ggml/run_test.py LABELS llama)
   set_property(TEST run_test APPEND PROPERTY ENVIRONMENT
                WRITE_TINY_MODEL=$<TARGET_FILE:write_tiny_model>)
+  tsp_test(chat_template_test SOURCES cli/chat_template_test.cc
+           LIBRARIES tokensparse_cli_llama tsp_tiny_model LABELS llama)
   tsp_test(model_test SOURCES ggml/model_test.cc
            LIBRARIES tokensparse_cli_llama tsp_tiny_model LABELS model TIMEOUT 900)
   target_compile_definitions(model_test PRIVATE TSP_SOURCE_DIR="${PROJECT_SOURCE_DIR}")

@@ -33,7 +33,7 @@ std::string byte_token(int byte) {
   return {static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))};
 }
 
-void set_vocabulary(gguf_context* gguf) {
+void set_vocabulary(gguf_context* gguf, const TinyModel& model) {
   constexpr int32_t kNormal = 1, kControl = 3;
   std::vector<std::string> tokens;
   for (int byte = 0; byte < 256; ++byte) tokens.push_back(byte_token(byte));
@@ -52,10 +52,9 @@ void set_vocabulary(gguf_context* gguf) {
   gguf_set_arr_str(gguf, "tokenizer.ggml.merges", merges, 1);
   gguf_set_val_u32(gguf, "tokenizer.ggml.bos_token_id", 258);
   gguf_set_val_u32(gguf, "tokenizer.ggml.eos_token_id", 257);
-  gguf_set_val_bool(gguf, "tokenizer.ggml.add_bos_token", false);
-  gguf_set_val_str(gguf, "tokenizer.chat_template",
-                   "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
-                   "{% endfor %}<|im_start|>assistant\n");
+  gguf_set_val_bool(gguf, "tokenizer.ggml.add_bos_token", model.add_bos);
+  if (model.chat_template.empty()) return;
+  gguf_set_val_str(gguf, "tokenizer.chat_template", model.chat_template.c_str());
 }
 
 constexpr int64_t kVocab = 259;
@@ -148,7 +147,7 @@ void add_layer(Weights& weights, const TinyModel& model, int32_t layer) {
 void write_tiny_model(const TinyModel& model, const std::string& path) {
   const std::unique_ptr<gguf_context, Free> gguf(gguf_init_empty());
   set_hyperparameters(gguf.get(), model);
-  set_vocabulary(gguf.get());
+  set_vocabulary(gguf.get(), model);
   Weights weights(gguf.get(), model.seed);
   weights.matrix("token_embd.weight", model.embd, kVocab);
   weights.norm("output_norm.weight", model.embd);

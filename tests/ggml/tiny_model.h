@@ -22,6 +22,11 @@ struct TinyModel {
   ggml_type weights = GGML_TYPE_F32;  // of the layers, where a row fills whole blocks of the type
   int32_t sliding_window = 128;       // gemma: of every second layer
   uint32_t seed = 1;
+  bool add_bos = false;  // <|endoftext|> before every text
+  /// Empty for none; the ChatML one that llama.cpp knows by its looks.
+  std::string chat_template =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+      "{% endfor %}<|im_start|>assistant\n";
 };
 
 /// Writes the model; byte-level vocabulary with the ChatML markers. Throws std::runtime_error.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A tiny random GGUF for the tests that start the program.
-// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS [WEIGHTS]]]]
+// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS [WEIGHTS [CHAT-TEMPLATE]]]]]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0}) {
     if (argc > 5 && std::strcmp(argv[5], ggml_type_name(type)) == 0) model.weights = type;
   }
+  if (argc > 6) model.chat_template = argv[6];
   try {
     tsp::test::write_tiny_model(model, argv[1]);
   } catch (const std::exception& error) {
