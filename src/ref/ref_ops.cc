@@ -41,7 +41,7 @@ const OpTable* ref_ops() {
       .compress = ref::compress,
       .attend = ref::attend,
       .decompress = ref::decompress,
-      .prefill = nullptr,
+      .prefill = nullptr,  // composed by dispatch
       .score_workspace = ref::score_workspace,
       .select_workspace = ref::select_workspace,
       .attend_workspace = ref::attend_workspace,

@@ -153,14 +153,8 @@ struct Case {
   tsp_index_sets_t sets{};
 };
 
-struct Tally {
-  const char* name;
-  long succeeded = 0;
-  long refused = 0;
-};
-std::array<Tally, 6> tallies{
-    {{"score"}, {"select"}, {"attend"}, {"prefill"}, {"compress"}, {"decompress"}}};
-Tally* tally = nullptr;  // of the operation under way
+long succeeded = 0;  // calls of the operation under way
+long refused = 0;
 
 void expect(bool holds, const char* what) {
   if (holds) return;
@@ -212,7 +206,7 @@ void call(Case& c, Params& params, std::initializer_list<const tsp_tensor_t*> vi
   if (!safe) return;
   const tsp_status_t status = op(c.ctx, exact(c, params));
   expect(!(must_fail && status == TSP_OK), "impossible arguments were accepted");
-  ++(status == TSP_OK ? tally->succeeded : tally->refused);
+  ++(status == TSP_OK ? succeeded : refused);
   expect(status == TSP_OK || std::strlen(tsp_last_error()) > 0, "failed without a sentence");
 }
 
@@ -322,6 +316,16 @@ void fuzz_decompress(Case& c) {
   call<tsp_decompress_params_t>(c, p, {&p.in, &p.out}, nullptr, tsp_decompress);
 }
 
+struct Operation {
+  const char* name;
+  void (*fuzz)(Case&);
+  long succeeded = 0;
+  long refused = 0;
+};
+Operation operations[] = {{"score", fuzz_score},       {"select", fuzz_select},
+                          {"attend", fuzz_attend},     {"prefill", fuzz_prefill},
+                          {"compress", fuzz_compress}, {"decompress", fuzz_decompress}};
+
 }  // namespace
 }  // namespace tsp::fuzz
 
@@ -343,19 +347,19 @@ std::vector<std::string> fuzz_seeds() {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tsp::fuzz;
   Bytes bytes(data, size);
-  static constexpr void (*kOps[])(Case&) = {fuzz_score,   fuzz_select,   fuzz_attend,
-                                            fuzz_prefill, fuzz_compress, fuzz_decompress};
-  const auto op = static_cast<size_t>(bytes.below(std::size(kOps)));
-  tally = &tallies[op];
+  Operation& operation = operations[bytes.below(static_cast<int32_t>(std::size(operations)))];
+  succeeded = refused = 0;
   Case c(bytes);
   c.spoil_some();
-  kOps[op](c);
+  operation.fuzz(c);
+  operation.succeeded += succeeded;
+  operation.refused += refused;
   return 0;
 }
 
 bool fuzz_reached_enough() {
   bool enough = true;
-  for (const tsp::fuzz::Tally& op : tsp::fuzz::tallies) {
+  for (const tsp::fuzz::Operation& op : tsp::fuzz::operations) {
     std::printf("%-10s %ld calls succeeded, %ld were refused\n", op.name, op.succeeded, op.refused);
     enough = enough && op.succeeded > 100 && op.refused > 100;
   }
