@@ -97,6 +97,7 @@ def test_what_is_sparse():
     assert not Setting().exact.is_sparse
     assert Setting().is_long_enough(1024, 4096)
     assert not Setting().is_long_enough(1023, 4096) and not Setting().is_long_enough(1024, 4095)
+    assert (Setting().when, Setting(min_keys=0).when) == ("pays", "always")
     assert Setting(precision="auto").products("torch.bfloat16") == "bf16"
     assert Setting(precision="f32").products("torch.bfloat16") == "f32"
     assert str(Setting().exact) == "exact attention" and "coverage 0.1" in str(Setting())

@@ -121,7 +121,10 @@ def test_configure(tmp_path):
     Setting(model={"num_layers": 5}).save(tmp_path / "other.json")
     for wrong, message in [
         (dict(setting=tmp_path / "other.json"), "is for a model with num_layers 5, this one has 4"),
-        (dict(setting={}, layers=[99]), "layers: must be below 4, the layers of this model, are 99"),
+        (
+            dict(setting={}, layers=[99]),
+            "layers: must be below 4, the layers of this model, are 99",
+        ),
         (dict(layers="2-1"), "layers: must be middle, all, none or"),
         (dict(min_query=65), "min_query: is now min_rows"),
         (dict(method="magic"), "method: must be one of tsa"),
@@ -140,12 +143,30 @@ def test_middle_means_layers_that_attend_to_the_whole_prompt():
     ts.configure(special, **VOTE, min_keys=0, min_rows=2)
     special(tokens())
     report = ts.report(special)
-    assert [r.layer for r in report if r.named] == [1, 3] == [r.layer for r in report if r.sparse_calls]
+    assert (
+        [r.layer for r in report if r.named]
+        == [1, 3]
+        == [r.layer for r in report if r.sparse_calls]
+    )
     assert ts.profile(special, Letters(), "some text " * 30, delta=0.5).layers in ((1,), (3,))
-    with pytest.warns(tokensparse.TokensparseWarning, match="layers 2 will never be sparse: sliding"):
+    with pytest.warns(
+        tokensparse.TokensparseWarning, match="layers 2 will never be sparse: sliding"
+    ):
         ts.configure(special, layers=[2, 3])
     special(tokens())
     assert ts.report(special).never_sparse == {2: "sliding window"}
+
+
+def test_a_set_that_keeps_everything_is_not_sparse(model):
+    model.set_attn_implementation("tokensparse")
+    ts.configure(model, SPARSE, coverage=1e-7, min_tokens=LENGTH)
+    try:
+        model(tokens())
+        report = ts.report(model)
+    finally:
+        ts.configure(model, layers="none")
+    assert report.never_sparse == dict.fromkeys((1, 2), "leaving tokens out would not have paid")
+    assert report.pairs_share == 1
 
 
 def test_reasons_are_told_apart(model):

@@ -127,7 +127,9 @@ def check_spans(spans: Any, query: Any, key: Any) -> list[list[int]]:
     Raises:
       InvalidArgument: they were made for another call.
     """
-    rows = spans[:, 0, 0].tolist()
+    rows = getattr(spans, "tokensparse_rows", None)
+    if rows is None:  # all layers of a forward pass see the same mask; on a GPU this waits for it
+        rows = spans.tokensparse_rows = spans[:, 0, 0].tolist()
     batch, _, q_len, _ = query.shape
     longest = max(past for _, past, _ in rows)
     if (len(rows), spans.shape[2]) != (batch, q_len) or longest > key.shape[2]:

@@ -67,10 +67,16 @@ class LayerReport:
           sets: torch tensors.
           near: keys that a query sees which its set left out.
         """
-        kept = sets.kept.sum()
-        kept = int(kept) if kept.device.type == "cpu" else kept
+        dense = 0
+        kept: Any = sets.kept.sum()
+        if kept.device.type == "cpu":
+            kept = int(kept)
+            counts = zip(sets.kept.tolist(), sequences)
+            dense = sum(count >= k_len for count, (_, k_len) in counts)
         self._count(sequences, kept, computed_pairs(sets, sequences, near))
-        self.sparse_calls += len(sequences)
+        self.sparse_calls += len(sequences) - dense
+        if dense:
+            self.exact["leaving tokens out would not have paid"] += dense
 
     def clear(self) -> None:
         """Forgets the calls."""

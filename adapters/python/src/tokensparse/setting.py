@@ -196,6 +196,12 @@ class Setting:
             f"layers {layers}, from {self.min_keys} keys and {self.min_rows} query rows up"
         )
 
+    @property
+    def when(self) -> str:
+        """For `tokensparse.prefill`. Fewer keys than are built in: the user wants tokens left out where
+        the library expects no gain, too."""
+        return "pays" if self.min_keys >= Setting.min_keys else "always"
+
     def products(self, dtype: str) -> str:
         """The precision of products of tensors of a dtype."""
         if self.precision != "auto":

@@ -142,6 +142,7 @@ def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> Se
     setting = state.setting
     call.update(dropped=setting.dropped, sink=setting.sink, band=setting.band)
     if isinstance(choice, Vote):
+        call["when"] = setting.when
         return ops.prefill(q, k, v, return_selection=True, **vars(choice), **call)[1]
     ops.prefill(q, k, v, sets=choice, **call)
     return choice
