@@ -37,8 +37,7 @@ void open_linear(LinearChoice& choice, int32_t threads) {
     why = "oneDNN is not known to be faster on this processor";
   }
   if (choice.server != nullptr) {
-    choice.description =
-        "oneDNN " + choice.server->library_version() + (choice.server->bf16() ? ", bf16" : ", f32");
+    choice.description = choice.server->description();
   } else {
     choice.description = "ggml (" + why + ")";
   }
@@ -48,7 +47,7 @@ void keep_exact_weights(LinearChoice& choice, llama_ftype weights) {
   if (choice.who != "auto" || choice.server == nullptr) return;
   if (weights == LLAMA_FTYPE_ALL_F32) {
     choice.description = "ggml (f32 weights)";
-  } else if (weights == LLAMA_FTYPE_MOSTLY_F16 && choice.server->bf16()) {
+  } else if (weights == LLAMA_FTYPE_MOSTLY_F16 && choice.server->rounds()) {
     choice.description = "ggml (f16 weights lose accuracy in bf16)";
   } else {
     return;

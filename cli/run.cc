@@ -134,7 +134,7 @@ void choose_precision(RunOptions& options, const Model& model, const tokensparse
   const bool possible = ggml_adapter::has_bf16(ctx.get());
   if (options.precision == "bf16" && !possible) throw Failure(tsp_last_error());
   const bool rounded =
-      linear != nullptr && linear->bf16() && model.weight_type() != LLAMA_FTYPE_ALL_F32;
+      linear != nullptr && linear->rounds() && model.weight_type() != LLAMA_FTYPE_ALL_F32;
   const bool bf16 = options.precision == "auto" ? rounded && possible : options.precision == "bf16";
   options.op.precision = bf16 ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
 }

@@ -5,9 +5,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <utility>
-#include <vector>
 
-#include "adapters/ggml/weight_rows.h"
+#include "adapters/ggml/onednn_engine.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -28,9 +27,6 @@ bool is_dense_f32(const ggml_tensor& tensor) {
   }
   return true;
 }
-
-/// Rows of k elements that a thread takes at once: enough to make taking them cheap.
-int64_t rows_at_once(int64_t k) { return std::max(int64_t{1}, (int64_t{1} << 16) / k); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -128,11 +124,12 @@ std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options,
     why = "this processor has no dot product of bf16";
     return nullptr;
   }
-  return std::unique_ptr<LinearServer>(new LinearServer(std::move(library), options, bf16));
+  auto engine = std::make_unique<OneDnnEngine>(std::move(library), bf16);
+  return std::unique_ptr<LinearServer>(new LinearServer(std::move(engine), options));
 }
 
-LinearServer::LinearServer(std::unique_ptr<OneDnn> library, const LinearOptions& options, bool bf16)
-    : library_(std::move(library)), options_(options), bf16_(bf16) {}
+LinearServer::LinearServer(std::unique_ptr<LinearEngine> engine, const LinearOptions& options)
+    : engine_(std::move(engine)), options_(options) {}
 
 LinearRefusal LinearServer::check(const ggml_tensor& node) {
   LinearRefusal refusal = refusal_of_shape(node, options_);
@@ -145,25 +142,32 @@ LinearRefusal LinearServer::check(const ggml_tensor& node) {
 
 LinearServer::Plan LinearServer::plan_of(const ggml_tensor& node) const {
   Plan plan = {rows_of(node), node.ne[0], node.src[0]->ne[0], 0, 0};
-  const auto row_bytes = plan.k * static_cast<int64_t>(element_bytes());
-  plan.block_rows = part_of(plan.m, std::max(int64_t{kActivationBytes} / row_bytes, kMinBlockRows));
-  plan.slice_rows = part_of(plan.n, std::max(int64_t{kWeightBytes} / row_bytes, int64_t{1}));
+  constexpr int64_t kMany = 64;  // engines may round a number of rows up
+  const auto fitting = [](int64_t limit, size_t bytes_of_many) {
+    return limit * kMany / static_cast<int64_t>(bytes_of_many);
+  };
+  const int64_t block = fitting(kActivationBytes, engine_->input_bytes(kMany, plan.k));
+  const int64_t slice = fitting(kWeightBytes, engine_->weight_bytes(kMany, plan.k));
+  plan.block_rows = part_of(plan.m, std::max(block, kMinBlockRows));
+  plan.slice_rows = part_of(plan.n, std::max(slice, int64_t{1}));
   return plan;
 }
 
 bool LinearServer::prepare(const ggml_tensor& node) {
   const Plan plan = plan_of(node);
   const bool kept = kept_weight(*node.src[0]) != nullptr;
-  const auto bytes = [&](int64_t rows) {
-    return static_cast<size_t>(rows * plan.k) * element_bytes();
-  };
-  if (!kept && !weight_buffer_.reserve(bytes(plan.slice_rows))) return false;
-  if (bf16_ && !activation_buffer_.reserve(bytes(plan.block_rows))) return false;
+  if (!kept && !weight_buffer_.reserve(engine_->weight_bytes(plan.slice_rows, plan.k))) {
+    return false;
+  }
+  if (engine_->converts_inputs() &&
+      !activation_buffer_.reserve(engine_->input_bytes(plan.block_rows, plan.k))) {
+    return false;
+  }
   const int64_t slice = kept ? plan.n : plan.slice_rows;
   for (const int64_t rows : {plan.block_rows, plan.m % plan.block_rows}) {
     for (const int64_t columns : {slice, plan.n % slice}) {
       if (rows == 0 || columns == 0) continue;
-      if (!library_->prepare({rows, columns, plan.k, plan.n, bf16_})) return false;
+      if (!engine_->prepare({rows, columns, plan.k, plan.n})) return false;
     }
   }
   return true;
@@ -180,10 +184,12 @@ bool LinearServer::serve(ggml_tensor& node) {
     const void* input = activations(*node.src[1], row, rows);
     for (int64_t column = 0; column < plan.n; column += slice) {
       const int64_t columns = std::min(slice, plan.n - column);
-      if (kept == nullptr) dequantise(weight, column, columns, weight_buffer_.memory.get());
+      if (kept == nullptr) read_weights(weight, column, columns, weight_buffer_.memory.get());
       float* out = static_cast<float*>(node.data) + row * plan.n + column;
-      const Gemm gemm = {rows, columns, plan.k, plan.n, bf16_};
-      if (!library_->run(gemm, input, kept ? kept : weight_buffer_.memory.get(), out)) return false;
+      const Product product = {rows, columns, plan.k, plan.n};
+      if (!engine_->run(product, input, kept ? kept : weight_buffer_.memory.get(), out)) {
+        return false;
+      }
     }
   }
   ++stats_.served;
@@ -193,61 +199,39 @@ bool LinearServer::serve(ggml_tensor& node) {
   return true;
 }
 
-/// The whole weight, dequantised now or before; null where keep_bytes has no room for it.
+/// The whole weight in the engine's form, made now or before; null where keep_bytes has no room.
 const void* LinearServer::kept_weight(const ggml_tensor& weight) {
   const auto at = kept_.find(weight.data);
   if (at != kept_.end()) return at->second.get();
-  const size_t bytes = static_cast<size_t>(weight.ne[0] * weight.ne[1]) * element_bytes();
+  const size_t bytes = engine_->weight_bytes(weight.ne[1], weight.ne[0]);
   if (kept_bytes_ + bytes > options_.keep_bytes) return nullptr;
   Buffer buffer;
   if (!buffer.reserve(bytes)) return nullptr;
-  dequantise(weight, 0, weight.ne[1], buffer.memory.get());
+  read_weights(weight, 0, weight.ne[1], buffer.memory.get());
   kept_bytes_ += buffer.bytes;
   return (kept_[weight.data] = std::move(buffer.memory)).get();
 }
 
-void LinearServer::dequantise(const ggml_tensor& weight, int64_t first, int64_t count, void* out) {
+void LinearServer::read_weights(const ggml_tensor& weight, int64_t first, int64_t count,
+                                void* out) {
   const auto start = std::chrono::steady_clock::now();
-  const ggml_to_float_t to_float = options_.type_traits(weight.type)->to_float;
-  const ReadBf16 direct = bf16_ ? direct_read_bf16(weight.type) : nullptr;
-  const int64_t k = weight.ne[0];
   const char* rows =
       static_cast<const char*>(weight.data) + static_cast<size_t>(first) * weight.nb[1];
-  const int64_t at_once = rows_at_once(k);
-  library_->parallel(ceil_div(count, at_once), [&](int64_t part) {
-    thread_local std::vector<float> scratch;
-    if (bf16_ && direct == nullptr) scratch.resize(static_cast<size_t>(k));
-    const int64_t end = std::min(count, (part + 1) * at_once);
-    for (int64_t row = part * at_once; row < end; ++row) {
-      const char* packed = rows + static_cast<size_t>(row) * weight.nb[1];
-      if (direct != nullptr) {
-        direct(packed, static_cast<uint16_t*>(out) + row * k, k);
-      } else if (bf16_) {
-        to_float(packed, scratch.data(), k);
-        to_bf16(scratch.data(), static_cast<uint16_t*>(out) + row * k, k);
-      } else {
-        to_float(packed, static_cast<float*>(out) + row * k, k);
-      }
-    }
-  });
+  const ggml_to_float_t to_float = options_.type_traits(weight.type)->to_float;
+  engine_->read_weights({rows, weight.nb[1], count, weight.ne[0], weight.type, to_float}, out);
   stats_.weight_s += seconds_since(start);
 }
 
 const void* LinearServer::activations(const ggml_tensor& input, int64_t first, int64_t count) {
   const int64_t k = input.ne[0];
   const float* rows = static_cast<const float*>(input.data) + first * k;
-  if (!bf16_) return rows;
-  auto* out = static_cast<uint16_t*>(activation_buffer_.memory.get());
-  const int64_t at_once = rows_at_once(k);
-  library_->parallel(ceil_div(count, at_once), [&](int64_t part) {
-    const int64_t begin = part * at_once, end = std::min(count, begin + at_once);
-    to_bf16(rows + begin * k, out + begin * k, (end - begin) * k);
-  });
-  return out;
+  if (!engine_->converts_inputs()) return rows;
+  engine_->read_inputs(rows, count, k, activation_buffer_.memory.get());
+  return activation_buffer_.memory.get();
 }
 
 size_t LinearServer::buffer_bytes() const {
-  return weight_buffer_.bytes + activation_buffer_.bytes + library_->scratch_bytes();
+  return weight_buffer_.bytes + activation_buffer_.bytes + engine_->scratch_bytes();
 }
 
 }  // namespace tsp::ggml_adapter

@@ -12,7 +12,7 @@
 #include <memory>
 #include <string>
 
-#include "adapters/ggml/onednn.h"
+#include "adapters/ggml/linear_engine.h"
 #include "ggml.h"
 
 namespace tsp::ggml_adapter {
@@ -79,14 +79,12 @@ class LinearServer {
   /// False where the library failed.
   [[nodiscard]] bool serve(ggml_tensor& node);
 
-  void set_threads(int32_t threads) { library_->set_threads(threads); }
+  void set_threads(int32_t threads) { engine_->set_threads(threads); }
   const LinearStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
-  bool bf16() const { return bf16_; }
-  /// Whether this should beat ggml's own products: both arithmetics do on a Zen 5 (docs/linear.md);
-  /// a processor with AVX-512 and without bf16 was not tried.
-  bool pays_off() const { return bf16_ || library_->has_avx512(); }
-  std::string library_version() const { return library_->version(); }
+  bool rounds() const { return engine_->rounds(); }
+  bool pays_off() const { return engine_->pays_off(); }
+  std::string description() const { return engine_->description(); }
 
   /// Memory held, without kept_bytes(): at most max_buffer_bytes() and the library's own scratch,
   /// whatever the prompt's length and the model.
@@ -112,17 +110,15 @@ class LinearServer {
   };
   struct Plan;
 
-  LinearServer(std::unique_ptr<OneDnn> library, const LinearOptions& options, bool bf16);
+  LinearServer(std::unique_ptr<LinearEngine> engine, const LinearOptions& options);
   Plan plan_of(const ggml_tensor& node) const;
   bool prepare(const ggml_tensor& node);
   const void* kept_weight(const ggml_tensor& weight);
-  void dequantise(const ggml_tensor& weight, int64_t first, int64_t count, void* out);
+  void read_weights(const ggml_tensor& weight, int64_t first, int64_t count, void* out);
   const void* activations(const ggml_tensor& input, int64_t first, int64_t count);
-  size_t element_bytes() const { return bf16_ ? 2 : 4; }
 
-  std::unique_ptr<OneDnn> library_;
+  std::unique_ptr<LinearEngine> engine_;
   LinearOptions options_;
-  bool bf16_;
   LinearStats stats_;
   Buffer weight_buffer_, activation_buffer_;
   std::map<const void*, Memory> kept_;  // by the weight's data

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/ggml/onednn.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
@@ -180,7 +181,7 @@ TEST(LinearNode, LargeNodesAreCutAndMemoryStaysBounded) {
 TEST(LinearNode, KeepsWeightsAsFarAsItMay) {
   LinearOptions options = options_of(LinearPrecision::kAuto);
   const Shape shape = {.m = 200, .n = 512, .k = 1024};
-  const size_t element = make_server(options)->bf16() ? 2 : 4;
+  const size_t element = make_server(options)->rounds() ? 2 : 4;
   options.keep_bytes = 512 * 1024 * element + 100;
   const auto server = make_server(options);
   Node first(shape), second(shape, 2);

@@ -157,7 +157,7 @@ TEST(RealModel, Bf16StaysWithinTheNoiseAndFindsTheNeedle) {
     EXPECT_EQ(callback.error(), "");
     const double difference = test::relative_rms(ours, stock);
     std::printf("logits: %s linear layers, %s attention %.4f; flash attention off %.4f\n",
-                linear->bf16() ? "bf16" : "f32", precision == TSP_PRECISION_BF16 ? "bf16" : "f32",
+                linear->rounds() ? "bf16" : "f32", precision == TSP_PRECISION_BF16 ? "bf16" : "f32",
                 difference, noise);
     EXPECT_LE(difference, 1.1 * noise);
     EXPECT_GE(linear->stats().served, 7 * (llama_model_n_layer(engine.model()) - 1));

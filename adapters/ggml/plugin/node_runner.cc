@@ -57,7 +57,7 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
     runner->linear_ = ggml_adapter::LinearServer::create(linear_options(settings, host), without);
   }
   ggml_adapter::Options attention = attention_options(settings, host);
-  const bool rounds = runner->linear_ != nullptr && runner->linear_->bf16();
+  const bool rounds = runner->linear_ != nullptr && runner->linear_->rounds();
   if (settings.auto_precision && rounds && ggml_adapter::has_bf16(runner->ctx_)) {
     attention.op.precision = TSP_PRECISION_BF16;
   }
