@@ -3,48 +3,91 @@
 
 #include <cstdlib>
 
+#include "cli/openmp_threads.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {
+namespace {
+
+using ggml_adapter::LinearKind;
+
+/// Null with a reason where the engine is missing or, under auto, not known to pay.
+std::unique_ptr<ggml_adapter::LinearServer> open(const LinearChoice& choice, LinearKind kind,
+                                                 std::string& why) {
+  ggml_adapter::LinearOptions options;
+  options.kind = kind;
+  options.threads = choice.threads;
+  options.parallel = run_on_openmp;
+  options.keep_bytes = static_cast<size_t>(choice.keep_mb) * 1'000'000;
+  options.type_traits = ggml_get_type_traits;
+  const char* library = std::getenv("TOKENSPARSE_ONEDNN_LIBRARY");
+  if (library != nullptr) options.library = library;
+  auto server = ggml_adapter::LinearServer::create(options, why);
+  if (choice.who != "auto" || server == nullptr || server->pays_off()) return server;
+  why = "oneDNN is not known to be faster on this processor";
+  return nullptr;
+}
+
+void use(LinearChoice& choice, LinearKind kind, std::string& why) {
+  choice.server = open(choice, kind, why);
+  choice.kind = kind;
+  choice.description =
+      choice.server != nullptr ? choice.server->description() : "ggml (" + why + ")";
+}
+
+const char* unquantised_name(llama_ftype weights) {
+  switch (weights) {
+    case LLAMA_FTYPE_ALL_F32:
+      return "f32";
+    case LLAMA_FTYPE_MOSTLY_F16:
+      return "f16";
+    case LLAMA_FTYPE_MOSTLY_BF16:
+      return "bf16";
+    default:
+      return nullptr;
+  }
+}
+
+}  // namespace
 
 void add_linear_options(CLI::App& app, LinearChoice& choice) {
   app.add_option(
          "--linear", choice.who,
-         "Who multiplies by the weights while the prompt is read: ggml; onednn, with weights\n"
-         "and activations rounded to bf16; auto: onednn where it is there and faster, and the\n"
-         "weights are not f16 or f32")
-      ->check(CLI::IsMember({"auto", "ggml", "onednn"}))
+         "Who multiplies by the weights while the prompt is read: ggml; int8, with quantised\n"
+         "weights and activations as 8-bit integers; onednn, with both rounded to bf16; auto:\n"
+         "int8 where the processor has AVX512-VNNI and the weights are quantised, else onednn\n"
+         "where it is there and faster and the weights are not f16 or f32")
+      ->check(CLI::IsMember({"auto", "ggml", "onednn", "int8"}))
       ->capture_default_str();
   app.add_option("--linear-keep", choice.keep_mb,
-                 "Megabytes for weights that onednn keeps dequantised, 2 bytes a parameter")
+                 "Megabytes for weights that stay as they are multiplied: 1.06 bytes a parameter\n"
+                 "for int8, 2 for onednn")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
 }
 
 void open_linear(LinearChoice& choice, int32_t threads) {
+  choice.threads = threads;
   if (choice.who == "ggml") return;
-  ggml_adapter::LinearOptions options;
-  options.threads = threads;
-  options.keep_bytes = static_cast<size_t>(choice.keep_mb) * 1'000'000;
-  options.type_traits = ggml_get_type_traits;
-  const char* library = std::getenv("TOKENSPARSE_ONEDNN_LIBRARY");
-  if (library != nullptr) options.library = library;
   std::string why;
-  choice.server = ggml_adapter::LinearServer::create(options, why);
-  if (choice.who == "onednn" && choice.server == nullptr) throw Failure("--linear onednn: " + why);
-  if (choice.who == "auto" && choice.server != nullptr && !choice.server->pays_off()) {
-    choice.server.reset();
-    why = "oneDNN is not known to be faster on this processor";
-  }
-  if (choice.server != nullptr) {
-    choice.description = choice.server->description();
-  } else {
-    choice.description = "ggml (" + why + ")";
+  if (choice.who != "onednn") use(choice, LinearKind::kInt8, why);
+  if (choice.server == nullptr && choice.who != "int8") use(choice, LinearKind::kOneDnn, why);
+  if (choice.server == nullptr && choice.who != "auto") {
+    throw Failure("--linear " + choice.who + ": " + why);
   }
 }
 
-void keep_exact_weights(LinearChoice& choice, llama_ftype weights) {
-  if (choice.who != "auto" || choice.server == nullptr) return;
+void fit_linear_to_weights(LinearChoice& choice, llama_ftype weights) {
+  const char* name = unquantised_name(weights);
+  if (choice.server == nullptr || name == nullptr) return;
+  if (choice.who == "int8") {
+    throw Failure(std::string("--linear int8: the weights must be quantised, these are ") + name +
+                  "; use onednn or ggml");
+  }
+  if (choice.who != "auto") return;
+  std::string why;
+  if (choice.kind == LinearKind::kInt8) use(choice, LinearKind::kOneDnn, why);
+  if (choice.server == nullptr) return;
   if (weights == LLAMA_FTYPE_ALL_F32) {
     choice.description = "ggml (f32 weights)";
   } else if (weights == LLAMA_FTYPE_MOSTLY_F16 && choice.server->rounds()) {

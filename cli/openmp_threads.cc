@@ -4,14 +4,11 @@
 #include "cli/options.h"
 
 namespace tsp::cli {
-namespace {
 
 void run_on_openmp(void*, int32_t num_threads, void (*fn)(void* arg, int32_t i), void* arg) {
 #pragma omp parallel for num_threads(num_threads) schedule(static, 1)
   for (int32_t i = 0; i < num_threads; ++i) fn(arg, i);
 }
-
-}  // namespace
 
 tokensparse::Context open_on_openmp(const std::string& isa, int32_t threads) {
   tokensparse::ContextOptions options;

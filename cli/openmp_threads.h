@@ -9,6 +9,9 @@
 
 namespace tsp::cli {
 
+/// A tsp_parallel_fn on OpenMP's team.
+void run_on_openmp(void*, int32_t num_threads, void (*fn)(void* arg, int32_t i), void* arg);
+
 /// A CPU context whose thread pool is OpenMP. Used from the thread that calls llama_decode(), with
 /// the number of threads that llama.cpp was given, it wakes the very team of ggml, which otherwise
 /// spins beside our own threads after each of its nodes. Attention of 3,782 tokens through the 0.5B

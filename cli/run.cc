@@ -259,7 +259,7 @@ void run(RunOptions& options) {
   open_linear(options.linear, threads);
   const bool repack = options.linear.server == nullptr;
   auto model = std::make_unique<const Model>(options.model, options.verbose, repack);
-  keep_exact_weights(options.linear, model->weight_type());
+  fit_linear_to_weights(options.linear, model->weight_type());
   choose_precision(options, *model, probe);
 
   RunReport report;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "adapters/ggml/int8/int8_engine.h"
 #include "adapters/ggml/onednn_engine.h"
 
 namespace tsp::ggml_adapter {
@@ -55,7 +56,7 @@ const char* refusal_text(LinearRefusal refusal) {
     case LinearRefusal::kNotWeight:
       return "both sides are computed";
     case LinearRefusal::kWeightType:
-      return "weights that are f32 or cannot be dequantised";
+      return "weights of a type that is not served";
     case LinearRefusal::kRepacked:
       return "weights that ggml has repacked or split over devices";
     case LinearRefusal::kBatched:
@@ -63,7 +64,7 @@ const char* refusal_text(LinearRefusal refusal) {
     case LinearRefusal::kLayout:
       return "an unexpected layout of weight, activations or result";
     case LinearRefusal::kLibrary:
-      return "oneDNN cannot serve the shape, or memory is short";
+      return "the shape cannot be served, or memory is short";
     case LinearRefusal::kCount:
       break;
   }
@@ -82,7 +83,8 @@ LinearRefusal refusal_of_shape(const ggml_tensor& node, const LinearOptions& opt
                     (weight.flags & GGML_TENSOR_FLAG_INPUT) == 0;
   if (!leaf) return LinearRefusal::kNotWeight;
   const ggml_type_traits* traits = options.type_traits(weight.type);
-  if (weight.type == GGML_TYPE_F32 || traits == nullptr || traits->to_float == nullptr) {
+  if (weight.type == GGML_TYPE_F32 || traits == nullptr || traits->to_float == nullptr ||
+      (options.kind == LinearKind::kInt8 && !traits->is_quantized)) {
     return LinearRefusal::kWeightType;
   }
   if (weight.extra != nullptr) return LinearRefusal::kRepacked;
@@ -114,7 +116,9 @@ struct LinearServer::Plan {
   int64_t block_rows, slice_rows;
 };
 
-std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options, std::string& why) {
+namespace {
+
+std::unique_ptr<LinearEngine> open_onednn(const LinearOptions& options, std::string& why) {
   std::unique_ptr<OneDnn> library = OneDnn::open(options.library, options.threads, why);
   if (library == nullptr) return nullptr;
   const bool bf16 = options.precision == LinearPrecision::kAuto
@@ -124,7 +128,19 @@ std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options,
     why = "this processor has no dot product of bf16";
     return nullptr;
   }
-  auto engine = std::make_unique<OneDnnEngine>(std::move(library), bf16);
+  return std::make_unique<OneDnnEngine>(std::move(library), bf16);
+}
+
+}  // namespace
+
+std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options, std::string& why) {
+  std::unique_ptr<LinearEngine> engine;
+  if (options.kind == LinearKind::kInt8) {
+    engine = Int8Engine::create(options.threads, options.parallel, options.parallel_user, why);
+  } else {
+    engine = open_onednn(options, why);
+  }
+  if (engine == nullptr) return nullptr;
   return std::unique_ptr<LinearServer>(new LinearServer(std::move(engine), options));
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Serves GGML_OP_MUL_MAT nodes of a prompt (many rows times a quantised weight) with oneDNN, in the
-// way that attention_node.h serves attention: check(), then serve() or leave the node to ggml. The
-// weights are dequantised slice by slice into a buffer of bounded size, or kept dequantised as far
-// as LinearOptions::keep_bytes allows. Decoding (few rows) stays ggml's.
+// Serves GGML_OP_MUL_MAT nodes of a prompt (many rows times a weight) with an engine of ours, in
+// the way that attention_node.h serves attention: check(), then serve() or leave the node to ggml.
+// The weights are brought into the engine's form slice by slice, in a buffer of bounded size, or
+// kept in it as far as LinearOptions::keep_bytes allows. Decoding (few rows) stays ggml's.
 #pragma once
 
 #include <array>
@@ -14,6 +14,7 @@
 
 #include "adapters/ggml/linear_engine.h"
 #include "ggml.h"
+#include "tokensparse/context.h"
 
 namespace tsp::ggml_adapter {
 
@@ -24,7 +25,7 @@ enum class LinearRefusal {
   kFewRows,     // decoding, or the tail of a prompt
   kExperts,     // GGML_OP_MUL_MAT_ID
   kNotWeight,   // both sides are computed
-  kWeightType,  // f32, or a type without a way to f32
+  kWeightType,  // f32, a type without a way to f32; for kInt8 any that is not quantised
   kRepacked,    // ggml holds the weight in a layout of its own, or split over devices
   kBatched,
   kLayout,
@@ -34,18 +35,27 @@ enum class LinearRefusal {
 /// "few rows" and so on: completes "left to ggml: ...".
 const char* refusal_text(LinearRefusal refusal);
 
-enum class LinearPrecision {
-  kAuto,  // bf16 where the processor multiplies it, f32 elsewhere
-  kBf16,  // weights and activations rounded to bf16, summed in f32
+enum class LinearKind {
+  kOneDnn,
+  kInt8,  // 8-bit integers, own code; for weights that are quantised already
+};
+
+enum class LinearPrecision {  // of oneDNN's
+  kAuto,                      // bf16 where the processor multiplies it, f32 elsewhere
+  kBf16,                      // weights and activations rounded to bf16, summed in f32
   kF32,
 };
 
 struct LinearOptions {
-  int32_t threads = 1;  // those of ggml: its OpenMP team is then the one that computes here
+  LinearKind kind = LinearKind::kOneDnn;
+  int32_t threads = 1;  // those of ggml: its OpenMP team is then the one that oneDNN computes on
+  /// The threads that kInt8 computes on; null for the calling one alone.
+  tsp_parallel_fn parallel = nullptr;
+  void* parallel_user = nullptr;
   int32_t min_rows = 64;
   LinearPrecision precision = LinearPrecision::kAuto;
-  /// Memory for weights that stay dequantised: 2 bytes an element (4 in f32), first come first
-  /// kept. It saves dequantising each weight once a chunk. Weights outlive the server.
+  /// Memory for weights that stay in the engine's form: 2 bytes an element in bf16, 4 in f32, 1.06
+  /// in int8, first come first kept. It saves making it once a chunk. Weights outlive the server.
   size_t keep_bytes = 0;
   /// Path of oneDNN's shared library; empty for the one that OneDnn::open() finds.
   std::string library;
@@ -59,7 +69,7 @@ struct LinearStats {
   int64_t served_rows = 0;  // rows in them
   double gflop = 0;         // 2 m n k of them
   double seconds = 0;       // in serve() ...
-  double weight_s = 0;      // ... of which for dequantising weights
+  double weight_s = 0;      // ... of which for bringing weights into form
   std::array<int64_t, static_cast<size_t>(LinearRefusal::kCount)> refused{};
 };
 
@@ -69,7 +79,8 @@ LinearRefusal refusal_of_shape(const ggml_tensor& node, const LinearOptions& opt
 
 class LinearServer {
  public:
-  /// Null where oneDNN is missing or of no use, with the reason in `why`: one clause, no full stop.
+  /// Null where the engine is missing or of no use, with the reason in `why`: one clause, no full
+  /// stop.
   static std::unique_ptr<LinearServer> create(const LinearOptions& options, std::string& why);
 
   /// refusal_of_shape(), and the memory and code that serve() needs, made here; counts a refusal.
@@ -95,7 +106,7 @@ class LinearServer {
  private:
   // A slice of a weight, at most; one row of a weight if that is more.
   static constexpr size_t kWeightBytes = size_t{16} << 20;
-  // Activations as bf16, at most; kMinBlockRows of them if that is more.
+  // Activations in the engine's form, at most; kMinBlockRows of them if that is more.
   static constexpr size_t kActivationBytes = size_t{48} << 20;
   static constexpr int64_t kMinBlockRows = 256;
 

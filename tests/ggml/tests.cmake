@@ -11,7 +11,9 @@ tsp_test(attention_node_test SOURCES ggml/attention_node_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(adapter_test SOURCES ggml/adapter_test.cc
          LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
-set(slow_waiting adapter_test)
+tsp_test(int8_linear_test SOURCES ggml/int8_linear_test.cc
+         LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+set(slow_waiting adapter_test int8_linear_test)
 
 if(TOKENSPARSE_BUILD_CLI)
   add_executable(write_tiny_model ggml/write_tiny_model.cc)

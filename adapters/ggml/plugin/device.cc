@@ -228,7 +228,7 @@ ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledg
   device.ledger = &ledger;
   device.options = attention_options(settings, host);
   device.linear_options = linear_options(settings, host);
-  if (settings.linear != 0) {
+  if (settings.linear != Settings::kGgml) {
     std::string why;
     device.linear = ggml_adapter::LinearServer::create(device.linear_options, why) != nullptr;
     if (!device.linear) log_line("linear layers are left to ggml: " + why);

@@ -31,6 +31,7 @@ ggml_adapter::Options attention_options(const Settings& settings, const Host& ho
 
 ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host& host) {
   ggml_adapter::LinearOptions options;
+  if (settings.linear == Settings::kInt8) options.kind = ggml_adapter::LinearKind::kInt8;
   options.min_rows = settings.min_rows;
   options.type_traits = host.ggml_get_type_traits;
   return options;
@@ -52,9 +53,12 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
     why = tsp_last_error();
     return nullptr;
   }
-  if (settings.linear != 0) {
+  if (settings.linear != Settings::kGgml) {
     std::string without;  // the device has said so
-    runner->linear_ = ggml_adapter::LinearServer::create(linear_options(settings, host), without);
+    ggml_adapter::LinearOptions linear = linear_options(settings, host);
+    linear.parallel = CpuBackend::parallel;
+    linear.parallel_user = &runner->cpu_;
+    runner->linear_ = ggml_adapter::LinearServer::create(linear, without);
   }
   ggml_adapter::Options attention = attention_options(settings, host);
   const bool rounds = runner->linear_ != nullptr && runner->linear_->rounds();

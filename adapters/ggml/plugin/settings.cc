@@ -251,7 +251,7 @@ Settings read_settings(const Environment& environment) {
   source.read_switch("verify", settings.verify);
   source.read_switch("summary", settings.summary);
   read_layers(source, settings);
-  source.read_choice("linear", settings.linear, {"ggml", "onednn"});
+  source.read_choice("linear", settings.linear, {"ggml", "onednn", "int8"});
   if (settings.sparse() && settings.sparse_layers.empty() && !settings.all_layers_sparse) {
     source.warn(
         "sparse attention needs to know its layers: set TOKENSPARSE_PROFILE to a file that "
@@ -272,7 +272,8 @@ std::string describe(const Settings& settings) {
                                        : std::to_string(settings.sparse_layers.size()) + " layers";
   }
   if (settings.op.precision == TSP_PRECISION_BF16) text += ", bf16";
-  if (settings.linear != 0) text += ", linear layers by oneDNN";
+  if (settings.linear == Settings::kOneDnn) text += ", linear layers by oneDNN";
+  if (settings.linear == Settings::kInt8) text += ", linear layers in int8";
   text += " for " + std::to_string(settings.min_rows) + " query rows and more";
   if (settings.threads > 0) text += ", " + std::to_string(settings.threads) + " threads";
   if (settings.verify) text += ", verified against ggml";

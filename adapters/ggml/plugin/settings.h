@@ -20,9 +20,10 @@ struct Settings {
   int32_t profile_layers = 0;          // layers of the model that the profile was made for
   bool all_layers_sparse = false;      // sparse_layers = all
   int32_t threads = 0;                 // 0 = the host's number
-  int32_t linear = 0;                  // 1: linear layers of prompts through oneDNN
-  bool auto_precision = false;         // attention in bf16 where linear layers are
-  int32_t min_rows = 64;               // nodes with fewer query rows are the host's
+  enum Linear : int32_t { kGgml, kOneDnn, kInt8 };
+  int32_t linear = kGgml;                           // who multiplies for linear layers of prompts
+  bool auto_precision = false;                      // attention in bf16 where linear layers are
+  int32_t min_rows = 64;                            // nodes with fewer query rows are the host's
   int32_t min_keys = ggml_adapter::kMinSparseKeys;  // 0: chunks of any length are sparse
   size_t memory_bytes = size_t{1} << 30;
   bool disabled = false;

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+// Built with flags of its own: includes no header with inline functions of linkage, which another
+// unit might end up calling.
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "adapters/ggml/int8/kernels.h"
+#include "adapters/ggml/int8/layout.h"
+
+namespace tsp::ggml_adapter {
+namespace {
+
+inline void store(__m512 values, float* out) { _mm512_storeu_ps(out, values); }
+
+}  // namespace
+}  // namespace tsp::ggml_adapter
+
+#define TSP_READER
+#include "adapters/ggml/weight_blocks-inl.h"
+
+#define TSP_UNROLL _Pragma("GCC unroll 32")
+
+namespace tsp::ggml_adapter::int8 {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kVectors = kPanelRows / kLanes;
+constexpr int kGroupVectors = kGroup / kLanes;  // of f32
+constexpr int kQuads = kGroup / 4;
+
+/// A group's values, as far as there are, and zeros.
+struct Values {
+  __m512 v[kGroupVectors];
+};
+
+inline Values load(const float* at, int64_t count) {
+  Values values;
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) {
+    const int64_t left = count - i * kLanes;
+    const auto mask = static_cast<__mmask16>(left >= kLanes ? 0xFFFF
+                                             : left > 0     ? (1u << left) - 1
+                                                            : 0);
+    values.v[i] = _mm512_maskz_loadu_ps(mask, at + i * kLanes);
+  }
+  return values;
+}
+
+struct Quantised {
+  __m512i v[kGroupVectors];  // int32 in [-127, 127]
+  float scale;
+};
+
+/// A value that is no number, or infinite, gives a scale that is no number: so does every result
+/// that it takes part in. Magnitudes too small to be divided by become zero.
+inline Quantised quantise(const Values& values) {
+  constexpr int kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
+  constexpr float kSmallest = 0x1p-100f;
+  __m512i largest = _mm512_setzero_si512();  // compared as integers, NaN is the largest
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) {
+    const __m512i bits = _mm512_castps_si512(values.v[i]);
+    largest =
+        _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(kMagnitude)));
+  }
+  const int bits = _mm512_reduce_max_epi32(largest);
+  const float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+  const bool usable = bits < kInfinity && magnitude >= kSmallest;
+  Quantised out;
+  out.scale = bits >= kInfinity ? __builtin_nanf("")
+              : usable          ? magnitude / static_cast<float>(kLevels)
+                                : 0;
+  const __m512 factor = _mm512_set1_ps(usable ? static_cast<float>(kLevels) / magnitude : 0);
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) {
+    const __m512 scaled = usable ? _mm512_mul_ps(values.v[i], factor) : _mm512_setzero_ps();
+    out.v[i] = _mm512_cvtps_epi32(scaled);
+  }
+  return out;
+}
+
+/// The low byte of each value, four neighbours at a time, `stride` bytes apart.
+inline void store_quads(const Quantised& values, uint8_t* out, int64_t stride) {
+  alignas(64) uint8_t bytes[kGroup];
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) {
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes + i * kLanes),
+                    _mm512_cvtepi32_epi8(values.v[i]));
+  }
+  for (int i = 0; i < kQuads; ++i) memcpy(out + i * stride, bytes + 4 * i, 4);
+}
+
+void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
+  const __m512i offset = _mm512_set1_epi32(128);
+  for (int64_t first = 0; first < k; first += kGroup, tile += kTileGroupBytes) {
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      const int64_t left = row < count ? k - first : 0;
+      const float* from = row < count ? rows + row * k + first : rows;
+      Quantised values = quantise(load(from, left));
+      TSP_UNROLL
+      for (int i = 0; i < kGroupVectors; ++i) values.v[i] = _mm512_add_epi32(values.v[i], offset);
+      store_quads(values, tile + 4 * row, 4 * kTileRows);
+      memcpy(tile + kTileRows * kGroup + row * int64_t{sizeof(float)}, &values.scale,
+             sizeof(float));
+    }
+  }
+}
+
+void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* panel) {
+  for (int64_t first = 0; first < count; first += kGroup, panel += kPanelGroupBytes) {
+    const Quantised group = quantise(load(values + first, count - first));
+    store_quads(group, panel + 4 * row, 4 * kPanelRows);
+    __m512i sum = group.v[0];
+    TSP_UNROLL
+    for (int i = 1; i < kGroupVectors; ++i) sum = _mm512_add_epi32(sum, group.v[i]);
+    const int32_t start = -128 * _mm512_reduce_add_epi32(sum);
+    uint8_t* scales = panel + kPanelRows * kGroup;
+    memcpy(scales + 4 * row, &group.scale, sizeof(float));
+    memcpy(scales + 4 * (kPanelRows + row), &start, sizeof start);
+  }
+}
+
+/// sum += the products of four neighbours, a's unsigned by b's signed, in each lane. As assembly:
+/// g++ 12 copies every sum of the intrinsic's.
+inline void add_products(__m512i& sum, __m512i a, __m512i b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+
+inline __m512i broadcast_quad(const uint8_t* at) {
+  int32_t quad;
+  memcpy(&quad, at, sizeof quad);
+  return _mm512_set1_epi32(quad);
+}
+
+inline __m512 broadcast_float(const uint8_t* at) {
+  float value;
+  memcpy(&value, at, sizeof value);
+  return _mm512_set1_ps(value);
+}
+
+inline __mmask16 mask_of(int64_t columns, int vector) {
+  const int64_t left = columns - vector * kLanes;
+  return static_cast<__mmask16>(left >= kLanes ? 0xFFFF : left > 0 ? (1u << left) - 1 : 0);
+}
+
+// The sums of a group and those over groups all fit the 32 registers, beside one vector of
+// activations and two of weights.
+void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float* c,
+              int64_t c_stride) {
+  __m512 total[kTileRows][kVectors];
+  TSP_UNROLL
+  for (int row = 0; row < kTileRows; ++row) {
+    TSP_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const bool from_c = part.add && row < part.rows;
+      total[row][v] = _mm512_maskz_loadu_ps(from_c ? mask_of(part.columns, v) : __mmask16{0},
+                                            from_c ? c + row * c_stride + v * kLanes : c);
+    }
+  }
+  for (int64_t group = 0; group < part.groups; ++group) {
+    const uint8_t* scales = panel + kPanelRows * kGroup;
+    const uint8_t* starts = scales + kPanelRows * int64_t{sizeof(float)};
+    __m512i sum[kTileRows][kVectors];
+    TSP_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i start = _mm512_loadu_si512(starts + 64 * v);
+      TSP_UNROLL
+      for (int row = 0; row < kTileRows; ++row) sum[row][v] = start;
+    }
+    _Pragma("GCC unroll 4")
+    for (int quad = 0; quad < kQuads; ++quad, panel += 4 * kPanelRows) {
+      __m512i weights[kVectors];
+      TSP_UNROLL
+      for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(panel + 64 * v);
+      TSP_UNROLL
+      for (int row = 0; row < kTileRows; ++row, tile += 4) {
+        const __m512i input = broadcast_quad(tile);
+        TSP_UNROLL
+        for (int v = 0; v < kVectors; ++v) add_products(sum[row][v], input, weights[v]);
+      }
+    }
+    TSP_UNROLL
+    for (int row = 0; row < kTileRows; ++row, tile += sizeof(float)) {
+      const __m512 input_scale = broadcast_float(tile);
+      TSP_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512 scale = _mm512_mul_ps(input_scale, _mm512_loadu_ps(scales + 64 * v));
+        total[row][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[row][v]), scale, total[row][v]);
+      }
+    }
+    panel += kPanelRows * int64_t{sizeof(float) + sizeof(int32_t)};
+  }
+  TSP_UNROLL
+  for (int row = 0; row < kTileRows; ++row) {
+    TSP_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      if (row < part.rows) {
+        _mm512_mask_storeu_ps(c + row * c_stride + v * kLanes, mask_of(part.columns, v),
+                              total[row][v]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels kAvx512Vnni;
+const Kernels kAvx512Vnni = {"AVX512-VNNI", block_reader<float>, pack_tile, pack_panel_row,
+                             multiply};
+
+}  // namespace tsp::ggml_adapter::int8
