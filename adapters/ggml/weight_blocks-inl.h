@@ -106,8 +106,7 @@ TSP_READER void read_q8_0(const void* packed, Out* out, int64_t count) {
 }
 
 template <class Out>
-TSP_READER inline void store_above_minimum(__m128i values, float scale, float minimum,
-                                         Out* out) {
+TSP_READER inline void store_above_minimum(__m128i values, float scale, float minimum, Out* out) {
   const __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(values));
   store(_mm512_fmsub_ps(wide, _mm512_set1_ps(scale), _mm512_set1_ps(minimum)), out);
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Linear layers through oneDNN in the plugin: TOKENSPARSE_LINEAR=onednn.
+// Linear layers in the plugin: TOKENSPARSE_LINEAR=onednn and int8.
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <string>
 #include <vector>
 
+#include "adapters/ggml/int8/kernels.h"
 #include "tests/ggml/engine.h"
 #include "tests/ggml/plugin_host.h"
 #include "tests/ggml/tiny_model.h"
@@ -21,14 +23,17 @@ TEST(LinearPlugin, ServesPromptsAndLeavesDecodingToTheHost) {
   const ModelFile model(kQuantised);
   const auto tokens = random_tokens(500, 1);
   const auto stock = Engine(model.path(), {.ubatch = 256, .repack = false}, {}).decode(tokens);
-  const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", "onednn"}});
-  Engine engine(model.path(), {.ubatch = 256, .repack = false}, {});
-  // What rounding activations to bf16 instead of quantising them comes to on random weights.
-  EXPECT_LT(relative_rms(engine.decode(tokens), stock), 0.05);
-  EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
-  EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
-  engine.decode(random_tokens(1, 2));
-  EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+  for (const char* linear : {"onednn", "int8"}) {
+    if (std::string(linear) == "int8" && ggml_adapter::int8::best_kernels() == nullptr) continue;
+    const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", linear}});
+    Engine engine(model.path(), {.ubatch = 256, .repack = false}, {});
+    // What rounding activations differently than ggml does comes to on random weights.
+    EXPECT_LT(relative_rms(engine.decode(tokens), stock), 0.05) << linear;
+    EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+    EXPECT_EQ(plugin.served(), 2 * 3) << plugin.summary();
+    engine.decode(random_tokens(1, 2));
+    EXPECT_EQ(plugin.linear(), 2 * kProducts) << plugin.summary();
+  }
 }
 
 TEST(LinearPlugin, ComputesTheSameOnFewerThreadsThanTheHostAskedFor) {

@@ -165,5 +165,49 @@ TEST(RealModel, Bf16StaysWithinTheNoiseAndFindsTheNeedle) {
   }
 }
 
+// The distance from linear layers in f32, where nothing is rounded: a rounding anywhere turns some
+// roundings of ggml's 8-bit activations, so the distance from stock says little.
+TEST(RealModel, Int8IsAsCloseToF32AsStockAndFindsTheNeedle) {
+  const std::string path = model_path();
+  const std::vector<llama_token> prompt = needle_prompt(path);
+  const Engine::Options engine_options{.context = 4096, .ubatch = 2048, .repack = false};
+  const tokensparse::Context ctx = cli::open_on_openmp("", 2);
+  std::string answer;
+  const auto logits = [&](const LinearOptions& linear_options) -> std::vector<float> {
+    Options options;
+    tsp_prefill_params_init(&options.op, sizeof options.op);
+    AttentionServer server(ctx.get(), options);
+    std::string why;
+    const auto linear = LinearServer::create(linear_options, why);
+    if (linear == nullptr) return {};
+    EvalCallback callback(&server, linear.get());
+    Engine engine(path, engine_options, [&](ggml_tensor* node, bool ask) {
+      return EvalCallback::call(node, ask, &callback);
+    });
+    const std::vector<float> ours = engine.decode(prompt, kOutputs);
+    EXPECT_EQ(callback.error(), "");
+    EXPECT_GE(linear->stats().served, 7 * (llama_model_n_layer(engine.model()) - 1));
+    answer = greedy_answer(engine, ours);
+    return ours;
+  };
+  LinearOptions options;
+  options.threads = 2;
+  options.parallel = cli::run_on_openmp;
+  options.type_traits = ggml_get_type_traits;
+  options.precision = LinearPrecision::kF32;
+  const std::vector<float> exact = logits(options);
+  if (exact.empty()) GTEST_SKIP() << "no oneDNN for products in f32";
+  options.kind = LinearKind::kInt8;
+  const std::vector<float> ours = logits(options);
+  if (ours.empty()) GTEST_SKIP() << "no 8-bit products on this processor";
+  EXPECT_EQ(answer, "7418305");
+  const std::vector<float> stock = Engine(path, engine_options, {}).decode(prompt, kOutputs);
+  const double difference = test::relative_rms(ours, exact);
+  const double stock_difference = test::relative_rms(stock, exact);
+  std::printf("logits from linear layers in f32: int8 %.4f, stock %.4f\n", difference,
+              stock_difference);
+  EXPECT_LE(difference, 1.1 * stock_difference);
+}
+
 }  // namespace
 }  // namespace tsp::ggml_adapter

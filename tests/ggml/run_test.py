@@ -177,6 +177,22 @@ class Run(WithModel):
         self.assertEqual(self.json_of("--coverage", 0, "--linear", "ggml")["linear"], "ggml")
         self.fails("--linear", 2, *arguments, "--linear", "nobody")
 
+    def test_linear_layers_in_int8_are_for_quantised_weights(self):
+        self.use_weights("q8_0")
+        arguments = self.arguments("-n", 2, "--json", "--coverage", 0, "--linear", "int8")
+        result = run(*arguments)
+        if b"AVX512-VNNI" in result.stderr:
+            self.fails("--linear int8: this processor has no AVX512-VNNI", 1, *arguments)
+            self.skipTest("no 8-bit products on this processor")
+        report = json.loads(result.stdout)
+        self.assertRegex(report["linear"], r"^int8 \(")
+        self.assertGreater(report["exact"]["linear"]["served"], 0)
+        self.assertEqual(self.json_of("--coverage", 0)["linear"], report["linear"])
+        for weights in ("f16", "f32"):
+            self.use_weights(weights)
+            message = f"--linear int8: the weights must be quantised, these are {weights}"
+            self.fails(message, 1, *arguments)
+
     def test_answers_the_same_on_fewer_threads_than_asked_for(self):
         self.use_weights("q8_0")
         arguments = self.arguments("-n", 16, "--json", "--coverage", 0, "--threads", 2)
@@ -190,7 +206,7 @@ class Run(WithModel):
     def test_attention_in_bf16_only_where_linear_layers_are_or_asked_for(self):
         self.use_weights("q8_0")
         report = self.json_of("--coverage", 0)
-        rounds = "bf16" in report["linear"]
+        rounds = not report["linear"].startswith("ggml")
         self.assertEqual(report["precision"], "bf16" if rounds else "f32")
         plain = self.json_of("--coverage", 0, "--linear", "ggml")
         self.assertEqual(plain["precision"], "f32")
@@ -200,7 +216,8 @@ class Run(WithModel):
 
     def test_exact_weights_are_not_rounded_unless_asked_for(self):
         self.use_weights("q8_0")
-        if "bf16" not in self.json_of("--coverage", 0)["linear"]:
+        probe = run(*self.arguments("-n", 2, "--json", "--coverage", 0, "--linear", "onednn"))
+        if b"bf16" not in probe.stdout:
             self.skipTest("oneDNN or a dot product of bf16 is missing")
         for weights, rounds in (("f16", "bf16"), ("f32", "f32")):
             self.use_weights(weights)

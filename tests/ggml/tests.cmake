@@ -11,6 +11,11 @@ tsp_test(attention_node_test SOURCES ggml/attention_node_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(adapter_test SOURCES ggml/adapter_test.cc
          LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT TOKENSPARSE_SANITIZE)
+  add_test(NAME int8_isolation_test COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/cpu_isolation_test.sh
+           ${CMAKE_NM} ${PROJECT_BINARY_DIR}/adapters/ggml/CMakeFiles/tokensparse_ggml.dir/int8)
+  set_tests_properties(int8_isolation_test PROPERTIES LABELS llama)
+endif()
 tsp_test(int8_linear_test SOURCES ggml/int8_linear_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 set(slow_waiting adapter_test int8_linear_test)

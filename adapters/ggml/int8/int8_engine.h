@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Linear layers in 8-bit integers: weights and activations quantised in groups of 128 neighbours
-// (layout.h), products summed in int32 within a group and in f32 over groups.
+// Linear layers in 8-bit integers: weights and activations rotated and quantised in groups of 128
+// neighbours (layout.h), products summed in int32 within a group and in f32 over groups. The same
+// bits for any number of threads.
 #pragma once
 
 #include <functional>

@@ -47,13 +47,52 @@ inline Values load(const float* at, int64_t count) {
   return values;
 }
 
+/// One step of rotate(): each lane and its partner, `Shuffle` away, become their sum and
+/// difference.
+template <__m512 (*partner)(__m512)>
+inline void butterfly(__m512& v, __m512 sign) {
+  v = _mm512_fmadd_ps(v, sign, partner(v));
+}
+
+inline __m512 partner8(__m512 v) { return _mm512_shuffle_f32x4(v, v, 0x4E); }
+inline __m512 partner4(__m512 v) { return _mm512_shuffle_f32x4(v, v, 0xB1); }
+inline __m512 partner2(__m512 v) { return _mm512_permute_ps(v, 0x4E); }
+inline __m512 partner1(__m512 v) { return _mm512_permute_ps(v, 0xB1); }
+
+/// 1, and -1 in the lanes of `mask`.
+inline __m512 signs(__mmask16 mask) {
+  return _mm512_mask_blend_ps(mask, _mm512_set1_ps(1), _mm512_set1_ps(-1));
+}
+
+/// Hadamard's matrix times the group.
+inline void rotate(Values& values) {
+  TSP_UNROLL
+  for (int distance = 1; distance < kGroupVectors; distance *= 2) {
+    TSP_UNROLL
+    for (int i = 0; i < kGroupVectors; ++i) {
+      if ((i & distance) != 0) continue;
+      const __m512 a = values.v[i], b = values.v[i + distance];
+      values.v[i] = _mm512_add_ps(a, b);
+      values.v[i + distance] = _mm512_sub_ps(a, b);
+    }
+  }
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) {
+    butterfly<partner8>(values.v[i], signs(0xFF00));
+    butterfly<partner4>(values.v[i], signs(0xF0F0));
+    butterfly<partner2>(values.v[i], signs(0xCCCC));
+    butterfly<partner1>(values.v[i], signs(0xAAAA));
+  }
+}
+
 struct Quantised {
   __m512i v[kGroupVectors];  // int32 in [-127, 127]
   float scale;
 };
 
-/// A value that is no number, or infinite, gives a scale that is no number: so does every result
-/// that it takes part in. Magnitudes too small to be divided by become zero.
+/// A value that is no number, or infinite (after rotate(): or close to the largest there is), gives
+/// a scale that is no number: so does every result that it takes part in. Magnitudes too small to
+/// be divided by become zero.
 inline Quantised quantise(const Values& values) {
   constexpr int kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
   constexpr float kSmallest = 0x1p-100f;
@@ -61,8 +100,7 @@ inline Quantised quantise(const Values& values) {
   TSP_UNROLL
   for (int i = 0; i < kGroupVectors; ++i) {
     const __m512i bits = _mm512_castps_si512(values.v[i]);
-    largest =
-        _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(kMagnitude)));
+    largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(kMagnitude)));
   }
   const int bits = _mm512_reduce_max_epi32(largest);
   const float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
@@ -97,7 +135,9 @@ void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
     for (int64_t row = 0; row < kTileRows; ++row) {
       const int64_t left = row < count ? k - first : 0;
       const float* from = row < count ? rows + row * k + first : rows;
-      Quantised values = quantise(load(from, left));
+      Values floats = load(from, left);
+      rotate(floats);
+      Quantised values = quantise(floats);
       TSP_UNROLL
       for (int i = 0; i < kGroupVectors; ++i) values.v[i] = _mm512_add_epi32(values.v[i], offset);
       store_quads(values, tile + 4 * row, 4 * kTileRows);
@@ -109,7 +149,10 @@ void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
 
 void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* panel) {
   for (int64_t first = 0; first < count; first += kGroup, panel += kPanelGroupBytes) {
-    const Quantised group = quantise(load(values + first, count - first));
+    Values floats = load(values + first, count - first);
+    rotate(floats);
+    Quantised group = quantise(floats);
+    group.scale /= static_cast<float>(kGroup);
     store_quads(group, panel + 4 * row, 4 * kPanelRows);
     __m512i sum = group.v[0];
     TSP_UNROLL
@@ -168,8 +211,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
       TSP_UNROLL
       for (int row = 0; row < kTileRows; ++row) sum[row][v] = start;
     }
-    _Pragma("GCC unroll 4")
-    for (int quad = 0; quad < kQuads; ++quad, panel += 4 * kPanelRows) {
+    _Pragma("GCC unroll 4") for (int quad = 0; quad < kQuads; ++quad, panel += 4 * kPanelRows) {
       __m512i weights[kVectors];
       TSP_UNROLL
       for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(panel + 64 * v);
