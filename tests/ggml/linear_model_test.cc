@@ -91,7 +91,10 @@ TEST_P(LinearModel, LogitsStayWithinTheNoiseOfStock) {
   RecordProperty("change", std::to_string(change));
   // ggml quantises activations: a change anywhere of any size moves some of them by a step, flash
   // attention on or off as well. In f16 it does not, and the rounding to bf16 shows.
-  EXPECT_LT(change, ggml_is_quantized(GetParam().type) ? 1.5 * noise : 0.015);
+  // Random models have no outliers, against which int8 rotates: there its groups of 128 round more
+  // coarsely than ggml's of 32 and 256 (model_test has a real one).
+  const double factor = GetParam().kind == LinearKind::kInt8 ? 2 : 1.5;
+  EXPECT_LT(change, ggml_is_quantized(GetParam().type) ? factor * noise : 0.015);
 }
 
 TEST_P(LinearModel, DecodingIsLeftToGgml) {
