@@ -206,7 +206,7 @@ TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
   expect_one("TOKENSPARSE_CONFIG", "/", "cannot read /");
   expect_one("TOKENSPARSE_CONFIG", "/no/such/file", "cannot read /no/such/file");
   expect_one("TOKENSPARSE_DISABLE", "yes", "one of 0, 1");
-  expect_one("TOKENSPARSE_LINEAR", "mkl", "one of ggml, onednn, got mkl");
+  expect_one("TOKENSPARSE_LINEAR", "mkl", "one of ggml, onednn, int8, got mkl");
 }
 
 TEST(PluginSettings, SparseNeedsLayers) {

@@ -191,7 +191,7 @@ class Run(WithModel):
         for weights in ("f16", "f32"):
             self.use_weights(weights)
             message = f"--linear int8: the weights must be quantised, these are {weights}"
-            self.fails(message, 1, *arguments)
+            self.fails(message, 1, *self.arguments("-n", 2, "--coverage", 0, "--linear", "int8"))
 
     def test_answers_the_same_on_fewer_threads_than_asked_for(self):
         self.use_weights("q8_0")
