@@ -107,6 +107,15 @@ TEST_P(LinearModel, DecodingIsLeftToGgml) {
   EXPECT_GE(linear_->stats().refused[static_cast<size_t>(LinearRefusal::kFewRows)], 3 * 7);
 }
 
+// Decoding does: ggml's flash attention splits the cache over its threads.
+TEST_P(LinearModel, Int8LogitsDoNotDependOnTheNumberOfThreads) {
+  if (GetParam().kind != LinearKind::kInt8) GTEST_SKIP() << "oneDNN promises no such thing";
+  const auto tokens = test::random_tokens(300, 3);
+  const auto one = Engine(path_, {.repack = false, .threads = 1}, hook()).decode(tokens, 300);
+  const auto two = Engine(path_, {.repack = false, .threads = 2}, hook()).decode(tokens, 300);
+  EXPECT_EQ(one, two);
+}
+
 std::string name_of(const testing::TestParamInfo<Case>& info) {
   return std::string(info.param.kind == LinearKind::kInt8 ? "int8_" : "onednn_") +
          ggml_type_name(info.param.type);
