@@ -9,6 +9,7 @@
 
 #include "cli/device_memory.h"
 #include "cli/options.h"
+#include "cli/output_file.h"
 #include "cli/safetensors.h"
 #include "cli/verbs.h"
 
@@ -162,13 +163,15 @@ void print_statistics(const ApplyOptions& options, const tokensparse::Context& c
 void apply(const ApplyOptions& options) {
   tokensparse::Context context = open_context(options.backend);
   SafetensorsReader file(options.in);
+  { const OutputFile writable(options.out, {options.in}); }  // says so before the work, not after
   Input q = load(file, options.in, "q");
   Input k = load(file, options.in, "k");
   Input v = load(file, options.in, "v");
   const Result result = run_operator(context, options.params, q, k, v, options.in);
   write_safetensors(options.out,
                     {{"out", q.info.dtype, q.info.shape, result.out.data()},
-                     {"indices", "I32", {result.num_sets, result.kept}, result.indices.data()}});
+                     {"indices", "I32", {result.num_sets, result.kept}, result.indices.data()}},
+                    {options.in});
   print_statistics(options, context, q, k, result);
 }
 

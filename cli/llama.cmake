@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # The verbs that run models, in a library of their own so that tests reach their parts.
 add_library(tokensparse_cli_llama STATIC
-  chat_template.cc interrupt.cc layer_profile.cc linear.cc llama_model.cc llama_session.cc node_timer.cc
+  chat_template.cc interrupt.cc layer_profile.cc linear.cc llama_cpu.cc llama_model.cc llama_session.cc node_timer.cc
   openmp_threads.cc
   peak_memory.cc profile.cc progress.cc
   run.cc run_report.cc)

@@ -11,6 +11,7 @@
 
 #include "cli/chat_template.h"
 #include "cli/interrupt.h"
+#include "cli/llama_cpu.h"
 #include "cli/verbs.h"
 #include "ggml.h"
 
@@ -62,6 +63,10 @@ Model::Model(const std::string& path, bool verbose, bool repack) : path_(path) {
   llama_log = {verbose, false, ""};
   llama_log_set(on_log, nullptr);
   check_magic(path);
+  if (const std::string missing = missing_for_ggml(); !missing.empty()) {
+    throw Failure("this build's llama.cpp needs a processor with " + missing +
+                  "; cmake -DGGML_NATIVE=OFF builds one for others");
+  }
   static std::once_flag once;
   std::call_once(once, llama_backend_init);
   llama_model_params params = llama_model_default_params();
@@ -154,8 +159,11 @@ std::string Model::text_of(llama_token token) const {
 }
 
 const char* llama_description() {
-  static const std::string description =
-      std::string("llama.cpp ") + llama_version() + ", ggml " + ggml_version();
+  static const std::string description = [] {
+    const std::string missing = missing_for_ggml();
+    return std::string("llama.cpp ") + llama_version() + ", ggml " + ggml_version() +
+           (missing.empty() ? "" : ", which cannot run here: the processor lacks " + missing);
+  }();
   return description.c_str();
 }
 

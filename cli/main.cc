@@ -51,6 +51,9 @@ int complain(const char* sentence, int exit_code) {
 
 int main(int argc, char** argv) {
   using namespace tsp::cli;
+  for (const std::string verb : {"run", "profile", "eval"}) {
+    if (argc > 1 && argv[1] == verb) prepare_to_run_models(argv);
+  }
   CLI::App app(kDescription, "tokensparse");
   app.footer(kFooter);
   app.set_version_flag("--version", tsp_version());
@@ -71,6 +74,13 @@ int main(int argc, char** argv) {
       const bool unknown = argc > 1 && argv[1][0] != '-';
       const std::string what = unknown ? "no verb named " + std::string(argv[1]) : "no verb given";
       return complain((what + "; `tokensparse --help` lists them").c_str(), kExitUsage);
+    }
+    const CLI::App* verb = app.get_subcommands().front();
+    if (verb->get_require_subcommand_min() > verb->get_subcommands().size()) {
+      return complain(("what to " + verb->get_name() + " is not given; `tokensparse " +
+                       verb->get_name() + " --help` lists it")
+                          .c_str(),
+                      kExitUsage);
     }
     return complain(error.what(), kExitUsage);
   } catch (const Failure& failure) {

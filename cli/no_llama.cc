@@ -21,6 +21,7 @@ void add_missing(CLI::App& app, const std::string& name, const std::string& desc
 
 void add_run(CLI::App& app) { add_missing(app, "run", "Answer a question about a long text"); }
 void add_profile(CLI::App& app) { add_missing(app, "profile", "Find a model's sparse layers"); }
+void prepare_to_run_models(char**) {}
 const char* llama_description() { return nullptr; }
 
 }  // namespace tsp::cli

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -21,7 +22,8 @@ std::string join(const std::vector<std::string>& names, const char* between) {
 
 std::string shortest(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.6g", value);
+  const bool whole = value == std::floor(value) && std::fabs(value) < 1e15;
+  std::snprintf(text, sizeof text, whole ? "%.0f" : "%.7g", value);
   return text;
 }
 

@@ -42,7 +42,9 @@ void profile(const ProfileOptions& options) {
       options.text.empty() ? default_profile_text() : read_text_start(options.text, kProfileBytes);
   if (text.empty()) throw Failure("no text to read: name one with -f", kExitUsage);
   const std::string path = options.out.empty() ? profile_path(options.model) : options.out;
-  { const OutputFile writable(path); }  // says so before the work, not after
+  {
+    const OutputFile writable(path, {options.model, options.text});
+  }  // says so before the work, not after
   const Model model(options.model, options.verbose);
   const tokensparse::Context ctx = open_context({TSP_BACKEND_CPU, "", options.threads});
   const LayerProfile result = measure_profile(model, text, ctx.threads(), !options.json);

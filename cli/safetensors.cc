@@ -128,6 +128,17 @@ TensorInfo parse_entry(const std::string& name, const Json& entry, uint64_t data
   return tensor;
 }
 
+/// Texts under names, or null.
+void check_metadata(const Json& metadata, const std::string& path) {
+  if (metadata.is_null()) return;
+  if (!metadata.is_object()) throw Failure(path + ": __metadata__ is not a JSON object");
+  for (const auto& [name, value] : metadata.items()) {
+    if (value.is_string()) continue;
+    throw Failure(path + ": __metadata__: " + Json(name).dump(-1, ' ', true).substr(0, 80) +
+                  " must be a string, got " + value.dump(-1, ' ', true).substr(0, 40));
+  }
+}
+
 /// The data is used once and completely, as the format demands.
 void check_layout(std::vector<TensorInfo>& tensors, uint64_t data_bytes, const std::string& path) {
   std::sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
@@ -166,13 +177,22 @@ uint64_t safetensors_dtype_bytes(std::string_view dtype) {
 
 std::vector<TensorInfo> parse_safetensors_header(std::string_view json, uint64_t data_bytes,
                                                  const std::string& path) {
-  if (json.empty() || json.front() != '{') {
+  const size_t start = json.find_first_not_of(" \t\r\n");
+  if (start == std::string_view::npos || json[start] != '{') {
     throw Failure(path + ": header does not begin with {: not a safetensors file");
+  }
+  // NOTE: the parser takes a NUL for the end of the text, and what follows would not be read.
+  if (const size_t at = json.find('\0'); at != std::string_view::npos) {
+    throw Failure(path + ": header is not valid JSON: byte " + std::to_string(at) + " is NUL");
   }
   const Json header = parse_json(json, path);
   std::vector<TensorInfo> tensors;
   for (const auto& [name, entry] : header.items()) {
-    if (name != "__metadata__") tensors.push_back(parse_entry(name, entry, data_bytes, path));
+    if (name == "__metadata__") {
+      check_metadata(entry, path);
+    } else {
+      tensors.push_back(parse_entry(name, entry, data_bytes, path));
+    }
   }
   check_layout(tensors, data_bytes, path);
   return tensors;
@@ -240,7 +260,8 @@ std::vector<std::byte> SafetensorsReader::read(const TensorInfo& tensor) {
   return bytes;
 }
 
-void write_safetensors(const std::string& path, const std::vector<TensorToWrite>& tensors) {
+void write_safetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                       const std::vector<std::string>& inputs) {
   Json header = Json::object();
   uint64_t end = 0;
   std::vector<uint64_t> sizes;
@@ -254,7 +275,7 @@ void write_safetensors(const std::string& path, const std::vector<TensorToWrite>
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');  // data aligned to 8, as readers like it
-  OutputFile file(path);
+  OutputFile file(path, inputs);
   unsigned char length[kLengthBytes];
   for (size_t i = 0; i < kLengthBytes; ++i) {
     length[i] = static_cast<unsigned char>(text.size() >> (8 * i));

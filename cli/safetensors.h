@@ -62,7 +62,8 @@ struct TensorToWrite {
   std::vector<int64_t> shape;
   const void* data;
 };
-/// Writes the file whole or not at all (see OutputFile). Throws Failure.
-void write_safetensors(const std::string& path, const std::vector<TensorToWrite>& tensors);
+/// Writes the file whole or not at all, and over none of `inputs` (see OutputFile). Throws Failure.
+void write_safetensors(const std::string& path, const std::vector<TensorToWrite>& tensors,
+                       const std::vector<std::string>& inputs = {});
 
 }  // namespace tsp::cli

@@ -31,6 +31,11 @@ void add_info(CLI::App& app);
 void add_run(CLI::App& app);
 void add_profile(CLI::App& app);
 
+/// Before a verb that runs models: starts the program anew with a bound on how long OpenMP's
+/// threads spin where they wait, unless the environment has one, since OpenMP reads it before
+/// main().
+void prepare_to_run_models(char** argv);
+
 /// Which llama.cpp this program runs models with ("llama.cpp 0.5.0, ggml 0.25.3"), for `info`; null
 /// in a build without it.
 const char* llama_description();

@@ -18,7 +18,6 @@ function(tsp_add_llama_cpp)
   set(LLAMA_BUILD_NUMBER 0)
   set(LLAMA_BUILD_COMMIT unknown)
   set(GIT_EXECUTABLE true)  # its source is no repository, and the commit of ours is not theirs
-  set(GGML_NATIVE ON)
   set(GGML_CCACHE OFF)  # cmake/ccache.cmake has set it up
   foreach(language C CXX)
     set(CMAKE_${language}_FLAGS_${build_type} "-O3 -DNDEBUG")

@@ -156,7 +156,7 @@ class Rows(unittest.TestCase):
             (["attend", "--peer", "nobody"], "--peer"),
             (["attend", "--repeat", 0], "--repeat"),
             (["prefill", "--parts", "--backend", "cuda"], "--parts"),
-            ([], "subcommand"),
+            ([], "what to bench is not given"),
         ):
             with self.subTest(arguments=arguments):
                 result = run([PROGRAM, "bench", *arguments])

@@ -116,16 +116,22 @@ class Apply(InFolder):
         for got, value in zip(tensors["out"][2], wanted):
             self.assertAlmostEqual(got, value, delta=1e-5)
 
-    def test_same_bits_on_any_number_of_threads_and_into_its_own_input(self):
+    def test_same_bits_on_any_number_of_threads(self):
         options = ("--coverage", 0.3, "--window", 5, "--min-tokens", 4, "--threads")
         contents = set()
         for threads in (1, 2, 3):
             self.apply(*options, threads)
             contents.add(self.target.read_bytes())
         self.assertEqual(len(contents), 1)
-        result = run("apply", self.source, "--out", self.source, *options, 1)
+
+    def test_a_link_to_the_output_stays_a_link(self):
+        self.target.write_bytes(b"old")
+        link = self.folder / "link"
+        link.symlink_to(self.target)
+        result = run("apply", self.source, "--out", link)
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual(self.source.read_bytes(), contents.pop())
+        self.assertTrue(link.is_symlink())
+        self.assertGreater(len(self.target.read_bytes()), 3)
 
     def test_one_token(self):
         self.write(*(random_tensor(seed, 1, 1, 4) for seed in (1, 2, 3)))
@@ -175,7 +181,9 @@ class BadInput(InFolder):
         self.refuse(2, "--coverage: must be between 0 and", *base, "--coverage", "nan")
         self.refuse(2, "--coverage", *base, "--coverage", "much")
         self.refuse(2, "--keep: must be between 0 and 1, got -1", *base, "--keep=-1")
-        self.refuse(2, "--window: must be between 1 and", *base, "--window", "0")
+        self.refuse(2, "--window: must be between 1 and 1048576, got 0", *base, "--window", "0")
+        self.refuse(2, "--coverage: must be between 0 and 0.9999999,", *base, "--coverage", "1")
+        self.refuse(2, "what to bench is not given; `tokensparse bench --help` lists it", "bench")
         self.refuse(2, "--window", *base, "--window", "99999999999999999999")
         self.refuse(2, "--share: must be one of head, kv_group, layer, got all", *base, "--share", "all")
         self.refuse(2, "--backend: must be one of cpu, ref", *base, "--backend", "tpu")
@@ -236,6 +244,16 @@ class BadInput(InFolder):
         base = ("apply", self.source, "--out")
         self.refuse(1, "No such file or directory", *base, self.folder / "no" / "folder")
         self.refuse(1, "not a regular file", *base, "/dev/null")
+        source = self.source.read_bytes()
+        for name, make in (("hard", os.link), ("soft", os.symlink)):
+            make(self.source, self.folder / name)
+        for name in (self.source.name, "hard", "soft", "./" + self.source.name):
+            # As text: a Path would drop the dot.
+            out = f"{self.folder}/{name}"
+            self.refuse(1, f"{out}: cannot be written: it is an input", *base, out)
+        self.assertEqual(self.source.read_bytes(), source)
+        for name in ("hard", "soft"):
+            (self.folder / name).unlink()
         self.refuse(1, "not a regular file", *base, self.folder)
 
         def small_files_only():  # write() fails half-way, as on a full disk

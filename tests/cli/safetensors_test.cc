@@ -78,10 +78,29 @@ TEST(Safetensors, RefusesWhatIsNotSuchAFile) {
   EXPECT_REFUSED("1234567", "it has 7 bytes");
   EXPECT_REFUSED("GGUFGGUFGGUFGGUF", "beyond the end of the file");
   EXPECT_REFUSED(file_of("", 0), "does not begin with {");
-  EXPECT_REFUSED(file_of(" {}", 0), "does not begin with {");
+  EXPECT_REFUSED(file_of("  []", 0), "does not begin with {");
   EXPECT_REFUSED(file_of("{\"q\":", 0), "not valid JSON");
   EXPECT_REFUSED(file_of("{\"\xff\":1}", 0), "not valid JSON");
   EXPECT_REFUSED(file_of("{} x", 0), "not valid JSON");
+}
+
+// As the format's own loader does, which pads with spaces and takes them in front.
+TEST(Safetensors, ReadsPaddingOfSpacesAndNoOther) {
+  for (const char* header : {" {}", "\n\t {}", "{}  \n"}) {
+    EXPECT_TRUE(parse(file_of(header, 0)).empty()) << header;
+  }
+  EXPECT_REFUSED(file_of(std::string("{}\0\0", 4), 0), "header is not valid JSON: byte 2 is NUL");
+  EXPECT_REFUSED(file_of(std::string("{\0}", 3), 0), "header is not valid JSON: byte 1 is NUL");
+  EXPECT_REFUSED(file_of(std::string("{}\0x", 4), 0), "header is not valid JSON: byte 2 is NUL");
+}
+
+TEST(Safetensors, MetadataIsTexts) {
+  EXPECT_TRUE(parse(file_of(R"({"__metadata__":{"a":"b","":""}})", 0)).empty());
+  EXPECT_TRUE(parse(file_of(R"({"__metadata__":null})", 0)).empty());
+  EXPECT_REFUSED(file_of(R"({"__metadata__":{"a":null}})", 0),
+                 "__metadata__: \"a\" must be a string, got null");
+  EXPECT_REFUSED(file_of(R"({"__metadata__":{"a":1}})", 0), "must be a string, got 1");
+  EXPECT_REFUSED(file_of(R"({"__metadata__":[]})", 0), "__metadata__ is not a JSON object");
 }
 
 TEST(Safetensors, RefusesLengthsThatLie) {

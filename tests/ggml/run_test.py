@@ -6,6 +6,7 @@ usage: TOKENSPARSE=the/program WRITE_TINY_MODEL=its/writer python3 run_test.py""
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import tempfile
@@ -205,6 +206,15 @@ class Run(WithModel):
                 self.assertEqual((result.returncode, result.stderr), (0, b""))
                 answers.add(json.loads(result.stdout)["exact"]["answer"])
             self.assertEqual(len(answers), 1, answers)
+
+    def test_threads_spin_as_the_environment_says_or_for_a_short_time(self):
+        free = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        free["OMP_DISPLAY_ENV"] = "verbose"  # printed where OpenMP starts
+        for given, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")):
+            result = run(*self.arguments("-n", 1, "--coverage", 0), env={**free, **given})
+            self.assertEqual(result.returncode, 0)
+            shown = re.findall(rb"GOMP_SPINCOUNT = '(\d+)'", result.stderr)
+            self.assertEqual(shown[-1].decode(), spins)
 
     def test_attention_in_bf16_only_where_linear_layers_are_or_asked_for(self):
         self.use_weights("q8_0")
