@@ -72,11 +72,11 @@ TSP_INLINE void add_columns(const ScoreTile& tile, const float* factors,
   for (int v = 0; v < kVecs; ++v) store(columns + v * kLanes, sums[v]);
 }
 
+/// Weights and their sums of every block. `running`: against each row's maximum so far; else all
+/// against that of its first block, which saves a look at the scores.
 template <typename Arith>
-void score_tile(const ScoreTile& tile) {
-  const int32_t num_keys = tile.hi[tile.num_rows - 1];
-  const ScoreScratch<Arith> s(tile.scratch, tile.q.dim, num_keys);
-  load_queries<Arith>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
+TSP_INLINE void weigh_blocks(const ScoreTile& tile, const ScoreScratch<Arith>& s, int32_t num_keys,
+                             bool running) {
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     store(s.sums + r * kLanes, zero());
     s.max[r] = kMinusInf;
@@ -93,14 +93,36 @@ void score_tile(const ScoreTile& tile) {
     for (int32_t r = 0; r < tile.num_rows; ++r) {
       const Span span = span_of(0, tile.hi[r], n0, count);
       if (span.empty()) continue;
-      softmax_span<Arith>(s.scores + r * kScoreStride, weights + r * Arith::kWeightStride, span,
-                          tile.scale_log2, s.max + r, s.sums + r * kLanes);
+      float* const scores = s.scores + r * kScoreStride;
+      typename Arith::Unit* const row = weights + r * Arith::kWeightStride;
+      if (running || n0 == 0) {
+        softmax_span<Arith>(scores, row, span, tile.scale_log2, s.max + r, s.sums + r * kLanes);
+      } else {
+        mask_span(scores, span);
+        const Vec sum = weigh_span<Arith>(scores, row, span, tile.scale_log2, s.max[r]);
+        store(s.sums + r * kLanes, add(load(s.sums + r * kLanes), sum));
+      }
     }
     for (int32_t r = 0; r < tile.num_rows; ++r) s.maxima[block * kScoreRows + r] = s.max[r];
   }
   Arith::end();
-  for (int32_t r = 0; r < tile.num_rows; ++r) {
-    s.sums[r * kLanes] = tile.row_weight / reduce_add(load(s.sums + r * kLanes));
+}
+
+template <typename Arith>
+void score_tile(const ScoreTile& tile) {
+  const int32_t num_keys = tile.hi[tile.num_rows - 1];
+  const ScoreScratch<Arith> s(tile.scratch, tile.q.dim, num_keys);
+  load_queries<Arith>(tile.q, tile.q_offset, tile.num_rows, s.q, s.q_stride);
+  bool in_range = false;
+  for (int attempt = 0; attempt < 2 && !in_range; ++attempt) {
+    weigh_blocks<Arith>(tile, s, num_keys, attempt > 0 || !kExp2Overflows);
+    in_range = true;
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      const float sum = reduce_add(load(s.sums + r * kLanes));
+      // Not so: NaN, or later keys drew far more than the first block's.
+      in_range = in_range && sum >= 0.5f && sum < 0x1p64f;
+      s.sums[r * kLanes] = tile.row_weight / sum;
+    }
   }
   for (int32_t n0 = 0; n0 < tile.num_columns; n0 += kBlockKeys) {
     const int64_t block = n0 / kBlockKeys;

@@ -20,12 +20,8 @@ TSP_INLINE Span span_of(int32_t lo, int32_t hi, int32_t n0, int32_t num_keys) {
   return {max32(lo - n0, 0), min32(hi - n0, num_keys)};
 }
 
-/// Scores of the visible columns to weights 2^(scale * score - max), where max is the row's maximum
-/// so far; adds them to `sums`, the row's sum in kLanes parts. Returns the factor by which what the
-/// row summed earlier shrinks. Columns that share a vector with the span get weight 0.
-template <typename Arith>
-TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span span, float scale,
-                              float* max, float* sums) {
+/// Columns that share a vector with the span become minus infinity.
+TSP_INLINE void mask_span(float* scores, Span span) {
   const int32_t first = span.begin / kLanes * kLanes;
   const int32_t last = (span.end - 1) / kLanes * kLanes;
   if (first != span.begin) {
@@ -34,24 +30,20 @@ TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span
   if (last + kLanes != span.end) {
     store(scores + last, keep_lanes(load(scores + last), 0, span.end - last, kMinusInf));
   }
-  Vec top = load(scores + first);
-  Vec top2 = load(scores + last);
-  int32_t j = first;
-  for (; j + 4 * kLanes <= last; j += 4 * kLanes) {
-    top = vmax(top, vmax(load(scores + j), load(scores + j + kLanes)));
-    top2 = vmax(top2, vmax(load(scores + j + 2 * kLanes), load(scores + j + 3 * kLanes)));
-  }
-  for (; j < last; j += kLanes) top = vmax(top, load(scores + j));
+}
 
-  const float old_max = *max;
-  const float block_max = reduce_max(vmax(top, top2)) * scale;
-  const float new_max = old_max > block_max ? old_max : block_max;
+/// Masked scores to weights 2^(scale * score - max); their sum in kLanes parts.
+template <typename Arith>
+TSP_INLINE Vec weigh_span(const float* scores, typename Arith::Unit* weights, Span span,
+                          float scale, float max) {
+  const int32_t last = (span.end - 1) / kLanes * kLanes;
   // A row of nothing but -inf so far: 2^-inf = 0, not 2^(inf - inf).
-  const Vec shift = set1(new_max == kMinusInf ? 0.0f : -new_max);
+  const Vec shift = set1(max == kMinusInf ? 0.0f : -max);
   const Vec scales = set1(scale);
   Vec sum = zero();
   Vec sum2 = zero();
-  for (j = first; j + kLanes <= last; j += 2 * kLanes) {
+  int32_t j = span.begin / kLanes * kLanes;
+  for (; j + kLanes <= last; j += 2 * kLanes) {
     const Vec w = Arith::exp2(fma(load(scores + j), scales, shift));
     const Vec w2 = Arith::exp2(fma(load(scores + j + kLanes), scales, shift));
     sum = add(sum, w);
@@ -63,13 +55,40 @@ TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span
     sum = add(sum, w);
     Arith::store_weights(weights, j, w);
   }
+  return add(sum, sum2);
+}
+
+TSP_INLINE Vec max_of_span(const float* scores, Span span) {
+  const int32_t last = (span.end - 1) / kLanes * kLanes;
+  int32_t j = span.begin / kLanes * kLanes;
+  Vec top = load(scores + j);
+  Vec top2 = load(scores + last);
+  for (; j + 4 * kLanes <= last; j += 4 * kLanes) {
+    top = vmax(top, vmax(load(scores + j), load(scores + j + kLanes)));
+    top2 = vmax(top2, vmax(load(scores + j + 2 * kLanes), load(scores + j + 3 * kLanes)));
+  }
+  for (; j < last; j += kLanes) top = vmax(top, load(scores + j));
+  return vmax(top, top2);
+}
+
+/// Scores of the visible columns to weights 2^(scale * score - max), where max is the row's maximum
+/// so far; adds them to `sums`, the row's sum in kLanes parts. Returns the factor by which what the
+/// row summed earlier shrinks. Columns that share a vector with the span get weight 0.
+template <typename Arith>
+TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span span, float scale,
+                              float* max, float* sums) {
+  mask_span(scores, span);
+  const float old_max = *max;
+  const float block_max = reduce_max(max_of_span(scores, span)) * scale;
+  const float new_max = old_max > block_max ? old_max : block_max;
+  const Vec sum = weigh_span<Arith>(scores, weights, span, scale, new_max);
   float shrink = 1.0f;
   if (new_max != old_max) {  // NaN too
     *max = new_max;
     shrink = first_lane(exp2(set1(old_max - new_max)));
-    store(sums, fma(load(sums), set1(shrink), add(sum, sum2)));
+    store(sums, fma(load(sums), set1(shrink), sum));
   } else {
-    store(sums, add(load(sums), add(sum, sum2)));
+    store(sums, add(load(sums), sum));
   }
   return shrink;
 }

@@ -16,6 +16,7 @@ using Vec = __m256;
 constexpr int32_t kLanes = 8;
 constexpr int32_t kPanelVecs = 2;  // micro-kernel 6 x 16: 12 sums, 2 of K or V, 1 broadcast of 16
 constexpr int32_t kMicroRows = 6;
+constexpr bool kExp2Overflows = false;  // 2^x is infinite for x >= 128; else x must be <= 0
 
 TSP_INLINE Vec zero() { return _mm256_setzero_ps(); }
 TSP_INLINE Vec set1(float x) { return _mm256_set1_ps(x); }

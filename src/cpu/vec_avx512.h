@@ -17,6 +17,7 @@ using Vec = __m512;
 constexpr int32_t kLanes = 16;
 constexpr int32_t kPanelVecs = 4;  // micro-kernel 6 x 64: 24 sums, 4 of K or V, the rest spare
 constexpr int32_t kMicroRows = 6;
+constexpr bool kExp2Overflows = true;  // 2^x is infinite for x >= 128; else x must be <= 0
 
 TSP_INLINE Vec zero() { return _mm512_setzero_ps(); }
 TSP_INLINE Vec set1(float x) { return _mm512_set1_ps(x); }

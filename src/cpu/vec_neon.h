@@ -15,6 +15,7 @@ using Vec = float32x4_t;
 constexpr int32_t kLanes = 4;
 constexpr int32_t kPanelVecs = 4;  // micro-kernel 6 x 16: 24 sums, 4 of K or V, the rest spare
 constexpr int32_t kMicroRows = 6;
+constexpr bool kExp2Overflows = false;  // 2^x is infinite for x >= 128; else x must be <= 0
 
 TSP_INLINE Vec zero() { return vdupq_n_f32(0.0f); }
 TSP_INLINE Vec set1(float x) { return vdupq_n_f32(x); }

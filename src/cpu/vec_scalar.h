@@ -16,6 +16,7 @@ using VecBits = uint32_t __attribute__((vector_size(16)));
 constexpr int32_t kLanes = 4;
 constexpr int32_t kPanelVecs = 2;  // micro-kernel 6 x 8
 constexpr int32_t kMicroRows = 6;
+constexpr bool kExp2Overflows = false;  // 2^x is infinite for x >= 128; else x must be <= 0
 
 TSP_INLINE Vec set1(float x) { return Vec{x, x, x, x}; }
 TSP_INLINE Vec zero() { return set1(0.0f); }

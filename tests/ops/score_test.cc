@@ -71,6 +71,32 @@ TEST_P(Score, MatchesTheOracle) {
   for (const Shape& shape : shapes) check(shape, {});
 }
 
+/// What a row's first keys draw says nothing about the later ones: those may draw 2^100 times as
+/// much, and more than nothing.
+TEST_P(Score, LaterKeysMayDrawFarMoreThanTheFirst) {
+  const Shape shape = {.q_lens = {40}, .k_lens = {1300}, .num_q_heads = 2, .num_kv_heads = 1};
+  if (!serves(backend, shape)) return;
+  const Options options = {.window = 32};
+  for (const float highest : {24.0f, -8.0f}) {
+    Problem problem(shape);
+    for (int64_t token = 0; token < 40; ++token) {
+      for (int64_t head = 0; head < 2; ++head) problem.q.set(token, head, 0, 16.0f);
+    }
+    const auto set_first_keys = [&](float value) {
+      for (int64_t token = 0; token < 900; ++token) problem.k.set(token, 0, 0, value);
+    };
+    set_first_keys(-48.0f);
+    for (int64_t token = 900; token < 1300; ++token) problem.k.set(token, 0, 0, -16.0f);
+    problem.k.set(1000, 0, 0, highest);
+    std::vector<double> scores, bounds;
+    oracle_score(problem, options, roundoff(backend, shape, options.precision).operand, &scores,
+                 &bounds);
+    expect_score(scores, bounds, problem.score(backend, ctx, options), std::to_string(highest));
+    set_first_keys(-3e38f);  // their products are minus infinity
+    expect_score(scores, bounds, problem.score(backend, ctx, options), std::to_string(highest));
+  }
+}
+
 TEST_P(Score, Bf16ArithmeticIsServedOrRefusedByName) {
   for (const int64_t dim : {64, 80, 128, 37}) {
     const Shape shape = {.q_lens = {150, 40},
