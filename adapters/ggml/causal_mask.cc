@@ -2,6 +2,7 @@
 #include "adapters/ggml/causal_mask.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "ggml.h"
 
@@ -10,26 +11,23 @@ namespace {
 
 constexpr ggml_fp16_t kVisible = 0x0000;  // +0.0
 constexpr ggml_fp16_t kHidden = 0xFC00;   // -inf
-constexpr int64_t kFullRowStride = 64;
 
 const ggml_fp16_t* row_of(const ggml_tensor& mask, int64_t row) {
   const char* base = static_cast<const char*>(mask.data);
   return reinterpret_cast<const ggml_fp16_t*>(base + static_cast<size_t>(row) * mask.nb[1]);
 }
 
+/// Each value is `value` where the first is and each equals the next: memcmp reads 40 GB/s of a
+/// mask that the caches do not hold (AMD EPYC Zen 5, 2026-11-27), 3 ms of 2,048 rows and 32,768
+/// keys.
 bool all_equal(const ggml_fp16_t* first, const ggml_fp16_t* last, ggml_fp16_t value) {
-  // Without an early exit the compiler vectorises it.
-  bool equal = true;
-  for (; first != last; ++first) equal &= *first == value;
-  return equal;
+  if (first == last) return true;
+  const auto others = static_cast<size_t>(last - first - 1);
+  return *first == value && std::memcmp(first, first + 1, others * sizeof *first) == 0;
 }
 
-bool is_prefix(const ggml_fp16_t* row, int64_t visible, int64_t n_kv, bool in_full) {
-  if (in_full) {
-    return all_equal(row, row + visible, kVisible) && all_equal(row + visible, row + n_kv, kHidden);
-  }
-  return row[visible - 1] == kVisible &&
-         (visible == n_kv || (row[visible] == kHidden && row[n_kv - 1] == kHidden));
+bool is_prefix(const ggml_fp16_t* row, int64_t visible, int64_t n_kv) {
+  return all_equal(row, row + visible, kVisible) && all_equal(row + visible, row + n_kv, kHidden);
 }
 
 }  // namespace
@@ -44,9 +42,7 @@ CausalMask read_causal_mask(const ggml_tensor& mask) {
   }
   if (k_len < rows) return {MaskKind::kNotPrefix, 0};
   for (int64_t row = 0; row < rows; ++row) {
-    const bool in_full = row % kFullRowStride == 0 || row == rows - 1;
-    if (*row_of(mask, row) != kVisible ||
-        !is_prefix(row_of(mask, row), k_len - rows + row + 1, n_kv, in_full)) {
+    if (!is_prefix(row_of(mask, row), k_len - rows + row + 1, n_kv)) {
       return {MaskKind::kNotPrefix, 0};
     }
   }

@@ -20,9 +20,8 @@ struct CausalMask {
   int32_t k_len;  // Tk, the keys that the last row sees; 0 unless kPrefix
 };
 
-/// `mask` is F16 [n_kv, rows] in host memory, rows >= 1. Reads the first and the last row and every
-/// 64th in full, and of each other row both ends and both sides of the diagonal. A cell that is
-/// hidden from all rows shows in the last one.
+/// `mask` is F16 [n_kv, rows] in host memory, rows >= 1. Reads all of it: nothing else rules out
+/// that one row among many sees something else.
 CausalMask read_causal_mask(const ggml_tensor& mask);
 
 }  // namespace tsp::ggml_adapter

@@ -69,7 +69,7 @@ std::vector<RowGroup> read_row_groups(const ggml_tensor& whole_mask, int64_t str
   ggml_tensor mask = whole_mask;
   mask.data = static_cast<char*>(mask.data) + static_cast<size_t>(stream) * mask.nb[3];
   const int64_t n_kv = mask.ne[0], rows = mask.ne[1];
-  const CausalMask causal = read_causal_mask(mask);  // most are this, and it reads little
+  const CausalMask causal = read_causal_mask(mask);  // most are this
   if (causal.kind == MaskKind::kPrefix) {
     return {{.first_row = 0,
              .num_rows = static_cast<int32_t>(rows),

@@ -85,6 +85,23 @@ TEST(CausalMask, TurnsDownWhatIsNotAPrefix) {
   EXPECT_EQ(kind_with(0, 0, kMinusOne), MaskKind::kNotPrefix) << "a bias on the first key";
 }
 
+TEST(CausalMask, TurnsDownOneOddValueWhereverItIs) {
+  constexpr int64_t kRows = 70, kKeys = 90;
+  Mask mask(kRows, 80, kKeys);
+  for (int64_t row = 0; row < kRows; ++row) {
+    for (int64_t key = 0; key < kKeys; ++key) {
+      ggml_fp16_t& value = mask.at(row, key);
+      const ggml_fp16_t before = value;
+      value = before == kVisible ? kHidden : kVisible;
+      EXPECT_NE(read_causal_mask(mask.tensor).kind, MaskKind::kPrefix) << row << ", " << key;
+      value = kMinusOne;
+      EXPECT_NE(read_causal_mask(mask.tensor).kind, MaskKind::kPrefix) << row << ", " << key;
+      value = before;
+    }
+  }
+  EXPECT_EQ(read_causal_mask(mask.tensor).kind, MaskKind::kPrefix);
+}
+
 TEST(CausalMask, TurnsDownBidirectionalRows) {
   Mask mask(64, 64, 256);
   for (int64_t row = 0; row < 64; ++row) {
