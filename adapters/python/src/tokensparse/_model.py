@@ -58,7 +58,8 @@ def sparse_layers(setting: Setting, config: Any) -> frozenset[int]:
         return frozenset(setting.layers)
     layers = whole_prompt_layers(config)
     if setting.layers == "middle":
-        layers = [i for i in layers if 0 < i < numbers(config)["num_layers"] - 1]
+        last = numbers(config).get("num_layers", 0) - 1
+        layers = [layer for layer in layers if 0 < layer < last]
     return frozenset(layers)
 
 
