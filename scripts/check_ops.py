@@ -126,6 +126,10 @@ def main():
         return 1
     faults = [fault for op in ops for fault in operation_faults(op)]
     faults += source_faults()
+    for name in tracked("include/tokensparse"):
+        for op in re.findall(r"^\} tsp_(\w+)_params_t;", text(name), re.M):
+            if op not in ops:
+                faults.append(f"src/core/op_table.h: no entry {op}, which {name} declares")
     stale = [op for op in UNMEASURED if op not in ops]
     faults += [f"scripts/check_ops.py: {op} is not an operation" for op in stale]
     print("\n".join(faults) if faults else f"{len(ops)} operations in every place: {', '.join(ops)}")

@@ -77,9 +77,11 @@ typedef enum tsp_precision {
   TSP_PRECISION_BF16 = 1,  ///< operands rounded to bf16: about 3e-3 relative RMS error
 } tsp_precision_t;
 
-/// A strided view of `[tokens, heads, dim]`. Never owns. Strides are in elements, so token-major,
-/// head-major and transposed layouts need no copy. A paged view (block_table not null) finds token
-/// t of sequence b in block p = block_table[b * table_stride + t / block_size], row t % block_size:
+/// A strided view of `[tokens, heads, dim]`. Never owns. What a call writes must not overlap itself
+/// or what it reads; views that interleave, such as parts of one tensor, do not. Strides are in
+/// elements, so token-major, head-major and transposed layouts need no copy. A paged view
+/// (block_table not null) finds token t of sequence b in block p = block_table[b * table_stride + t
+/// / block_size], row t % block_size:
 ///   data + p * block_stride + (t % block_size) * token_stride
 ///        + head * head_stride + d * dim_stride
 typedef struct tsp_tensor {
@@ -112,7 +114,8 @@ typedef struct tsp_batch {
 
 /// Which tokens each set keeps: index i of set s of sequence b is
 ///   indices[b * seq_stride + s * set_stride + i],  i < kept[b]
-/// ascending, unique, positions in the sequence. kept[b] = Tk of the sequence means dense.
+/// ascending, unique, positions in the sequence. kept[b] = Tk of the sequence means dense. Checked
+/// where the lists lie in host memory, taken on trust on a GPU.
 typedef struct tsp_index_sets {
   int32_t* indices;    ///< device memory of the context; null = not given
   int32_t* kept;       ///< [num_seqs or 1] tokens each set of the sequence keeps

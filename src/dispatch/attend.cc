@@ -2,6 +2,7 @@
 #include "tokensparse/attend.h"
 
 #include "dispatch/checks.h"
+#include "dispatch/overlap.h"
 
 namespace tsp {
 namespace {
@@ -20,6 +21,14 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_attend_params_t* in, 
     }
     TSP_RETURN_IF_ERROR(
         check_sets(*ctx, "selected", p.selected, p.batch, p.q.heads, p.k.heads, data));
+  }
+  if (data) {
+    TSP_RETURN_IF_ERROR(check_apart({{"out", p.out}, {"lse", p.lse}},
+                                    {{"q", p.q},
+                                     {"k", p.k},
+                                     {"v", p.v},
+                                     lists_region("selected.indices", p.selected, p.batch),
+                                     counts_region("selected.kept", p.selected, p.batch)}));
   }
   return ctx->ops->check_attend == nullptr ? TSP_OK : ctx->ops->check_attend(*ctx, p);
 }

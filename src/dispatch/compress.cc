@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "dispatch/checks.h"
+#include "dispatch/overlap.h"
 
 namespace tsp {
 namespace {
@@ -66,7 +67,14 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_compress_params_t* in
                   p.selected.kept[b], rows);
     }
   }
-  return TSP_OK;
+  tsp_tensor_t q_out = p.q_out;
+  if (!with_q) q_out.data = nullptr;
+  return check_apart({{"q_out", q_out}, {"k_out", p.k_out}, {"v_out", p.v_out}},
+                     {{"q", p.q},
+                      {"k", p.k},
+                      {"v", p.v},
+                      lists_region("selected.indices", p.selected, p.batch),
+                      counts_region("selected.kept", p.selected, p.batch)});
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "dispatch/checks.h"
+#include "dispatch/overlap.h"
 
 namespace tsp {
 namespace {
@@ -50,7 +51,9 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_decompress_params_t* 
                   p.selected.kept[b], rows);
     }
   }
-  return TSP_OK;
+  return check_apart({{"out", p.out}}, {{"in", p.in},
+                                        lists_region("selected.indices", p.selected, p.batch),
+                                        counts_region("selected.kept", p.selected, p.batch)});
 }
 
 }  // namespace

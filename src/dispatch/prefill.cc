@@ -9,9 +9,26 @@
 #include "core/prefill_parts.h"
 #include "core/workspace.h"
 #include "dispatch/checks.h"
+#include "dispatch/overlap.h"
 
 namespace tsp {
 namespace {
+
+/// `selected` may be `given` itself: then what is written is what is there.
+tsp_status_t check_outputs_apart(const tsp_prefill_params_t& p) {
+  Region given_lists = lists_region("given.indices", p.given, p.batch);
+  Region given_counts = counts_region("given.kept", p.given, p.batch);
+  if (p.given.indices == p.selected.indices && p.given.set_stride == p.selected.set_stride &&
+      p.given.seq_stride == p.selected.seq_stride) {
+    given_lists.view.data = nullptr;
+  }
+  if (p.given.kept == p.selected.kept) given_counts.view.data = nullptr;
+  return check_apart({{"out", p.out},
+                      {"lse", p.lse},
+                      lists_region("selected.indices", p.selected, p.batch),
+                      counts_region("selected.kept", p.selected, p.batch)},
+                     {{"q", p.q}, {"k", p.k}, {"v", p.v}, given_lists, given_counts});
+}
 
 tsp_status_t check_given(const tsp_context_t& ctx, const tsp_prefill_params_t& p, bool data) {
   if (data && p.given.kept == nullptr) {
@@ -48,12 +65,14 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
       return fail(TSP_INVALID_ARGUMENT, "selected.num_sets: must be %d for %s, got %d", sets,
                   chosen ? "this share" : "the given sets", p.selected.num_sets);
     }
-    return check_sets(*ctx, "selected", p.selected, p.batch, p.q.heads, p.k.heads, false);
+    TSP_RETURN_IF_ERROR(
+        check_sets(*ctx, "selected", p.selected, p.batch, p.q.heads, p.k.heads, false));
+  } else {
+    p.selected.num_sets = sets;
+    p.selected.set_stride = longest_k(p.batch);
+    p.selected.seq_stride = sets * p.selected.set_stride;
   }
-  p.selected.num_sets = sets;
-  p.selected.set_stride = longest_k(p.batch);
-  p.selected.seq_stride = sets * p.selected.set_stride;
-  return TSP_OK;
+  return data ? check_outputs_apart(p) : TSP_OK;
 }
 
 /// `kept` as in OpTable::prefill_pays.

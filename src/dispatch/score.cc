@@ -2,6 +2,7 @@
 #include "tokensparse/score.h"
 
 #include "dispatch/checks.h"
+#include "dispatch/overlap.h"
 
 namespace tsp {
 namespace {
@@ -23,6 +24,9 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_score_params_t* in, b
   TSP_RETURN_IF_ERROR(check_block_table("k", p.k, p.batch));
   const int64_t prefix = total_prefix(p.batch, p.window);
   TSP_RETURN_IF_ERROR(check_per_row("scores", p.scores, prefix, p.q.heads, data && prefix > 0));
+  if (data) {
+    TSP_RETURN_IF_ERROR(check_apart({{"scores", p.scores}}, {{"q", p.q}, {"k", p.k}}));
+  }
   return ctx->ops->check_score == nullptr ? TSP_OK : ctx->ops->check_score(*ctx, p);
 }
 

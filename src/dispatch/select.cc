@@ -2,6 +2,7 @@
 #include "tokensparse/select.h"
 
 #include "dispatch/checks.h"
+#include "dispatch/overlap.h"
 
 namespace tsp {
 namespace {
@@ -39,7 +40,12 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_select_params_t* in, 
     return fail(TSP_INVALID_ARGUMENT, "selected.%s: must not be null",
                 p.selected.indices == nullptr ? "indices" : "kept");
   }
-  return check_sets(*ctx, "selected", p.selected, p.batch, p.scores.heads, p.num_kv_heads, false);
+  TSP_RETURN_IF_ERROR(
+      check_sets(*ctx, "selected", p.selected, p.batch, p.scores.heads, p.num_kv_heads, false));
+  if (!data) return TSP_OK;
+  return check_apart({lists_region("selected.indices", p.selected, p.batch),
+                      counts_region("selected.kept", p.selected, p.batch)},
+                     {{"scores", p.scores}});
 }
 
 size_t workspace_bytes(const tsp_context_t& ctx, const tsp_select_params_t& p) {

@@ -156,6 +156,122 @@ TEST_F(Errors, NameTheWorkspace) {
             "workspace: must be 64-byte aligned, got 0x");
 }
 
+TEST_F(Errors, NameOutputsThatOverlap) {
+  const auto expect_overlap = [&](const std::function<void(tokensparse::PrefillParams&)>& spoil,
+                                  const std::string& sentence) {
+    tokensparse::PrefillParams bad = p;
+    spoil(bad);
+    const auto status = tokensparse::prefill(ctx, bad);
+    EXPECT_EQ(status.code(), TSP_INVALID_ARGUMENT);
+    EXPECT_EQ(status.message().substr(0, sentence.size()), sentence);
+  };
+  std::vector<float> lse(8 * 4);
+  expect_overlap([](auto& b) { b.out = b.q; }, "out: must not overlap q, got memory at 0x");
+  expect_overlap([](auto& b) { b.q = b.out; }, "out: must not overlap q");
+  expect_overlap([&](auto& b) { b.k.data = out.data() + 511; }, "out: must not overlap k");
+  expect_overlap([&](auto& b) { b.v.data = out.data() + 8; }, "out: must not overlap v");
+  expect_overlap([&](auto& b) { b.lse = tokensparse::view(out.data() + 100, 8, 4, 1); },
+                 "out: must not overlap lse");
+  expect_overlap(
+      [&](auto& b) { b.selected.indices = reinterpret_cast<int32_t*>(out.data() + 500); },
+      "out: must not overlap selected.indices");
+  expect_overlap([&](auto& b) { b.selected.kept = indices.data() + 31; },
+                 "selected.indices: must not overlap selected.kept");
+  expect_overlap([](auto& b) { b.out.token_stride = 63; },
+                 "out: its elements must not overlap each other, got strides 63, 16, 1");
+  std::vector<int32_t> lists(64);
+  for (size_t i = 1; i < lists.size(); i += 8) lists[i] = 7;
+  int32_t count = 2;
+  p.given = {lists.data(), &count, 4, 0, 8, 32};
+  expect_overlap([&](auto& b) { b.selected.indices = lists.data() + 8; },
+                 "selected.indices: must not overlap given.indices");
+  p.selected = p.given;  // in place
+  EXPECT_TRUE(tokensparse::prefill(ctx, p).ok());
+}
+
+TEST_F(Errors, ServeViewsThatInterleave) {
+  const auto before = tokensparse::prefill(ctx, p);
+  ASSERT_TRUE(before.ok()) << before.message();
+  // One tensor of [8, 12, 16], token-major and head-major: q, k, v and out are heads of it.
+  for (const bool head_major : {false, true}) {
+    std::vector<float> fused(8 * 12 * 16, 0.5f);
+    const auto heads = [&](int64_t first, int64_t count) {
+      tsp_tensor_t view = tokensparse::view(fused.data(), 8, 12, 16);
+      if (head_major) view = tokensparse::head_major(view);
+      view.data = fused.data() + first * view.head_stride;
+      view.heads = count;
+      return view;
+    };
+    tokensparse::PrefillParams fine = p;
+    fine.q = heads(0, 4);
+    fine.out = heads(4, 4);
+    fine.k = heads(8, 2);
+    fine.v = heads(10, 2);
+    auto status = tokensparse::prefill(ctx, fine);
+    EXPECT_TRUE(status.ok()) << status.message();
+    // The first tokens of it and the last.
+    std::vector<float> twice(16 * 4 * 16, 0.5f);
+    fine.q = tokensparse::view(twice.data(), 16, 4, 16);
+    if (head_major) fine.q = tokensparse::head_major(fine.q);
+    fine.q.tokens = 8;
+    fine.out = fine.q;
+    fine.out.data = twice.data() + 8 * fine.q.token_stride;
+    status = tokensparse::prefill(ctx, fine);
+    EXPECT_TRUE(status.ok()) << status.message();
+    fine.out.data = twice.data() + 7 * fine.q.token_stride;
+    EXPECT_EQ(tokensparse::prefill(ctx, fine).message().substr(0, 23), "out: must not overlap q");
+  }
+}
+
+TEST_F(Errors, NameTheOutputsOfEveryOpThatOverlap) {
+  const auto refused = [](const tokensparse::Status& status, const std::string& sentence) {
+    EXPECT_EQ(status.message().substr(0, sentence.size()), sentence);
+  };
+  tokensparse::ScoreParams score;
+  score.q = p.q;
+  score.k = p.k;
+  score.window = 2;
+  score.scores = tokensparse::view(k.data() + 40, 6, 4, 1);
+  refused(tokensparse::score(ctx, score), "scores: must not overlap k");
+  tokensparse::SelectParams select;
+  std::vector<float> scores(24);
+  select.scores = tokensparse::view(scores.data(), 6, 4, 1);
+  select.window = 2;
+  select.q_len = select.k_len = 8;
+  select.num_kv_heads = 2;
+  select.selected = p.selected;
+  select.selected.kept = reinterpret_cast<int32_t*>(scores.data() + 23);
+  refused(tokensparse::select(ctx, select), "selected.kept: must not overlap scores");
+  for (size_t i = 0; i < indices.size(); i += 8) indices[i + 1] = 7;
+  kept = 2;
+  tokensparse::AttendParams attend;
+  attend.q = p.q;
+  attend.k = p.k;
+  attend.v = p.v;
+  attend.out = p.v;
+  attend.out.heads = 4;
+  attend.out.token_stride = 64;
+  refused(tokensparse::attend(ctx, attend), "out: must not overlap");
+  tokensparse::CompressParams compress;
+  compress.q = p.q;
+  compress.k = p.k;
+  compress.v = p.v;
+  compress.q_out = p.out;
+  std::vector<float> k_out(k.size() * 2), v_out(k_out);
+  compress.k_out = tokensparse::view(k_out.data(), 8, 4, 16);
+  compress.v_out = compress.k_out;
+  compress.selected = p.selected;
+  refused(tokensparse::compress(ctx, compress), "k_out: must not overlap v_out");
+  compress.v_out = tokensparse::view(v_out.data(), 8, 4, 16);
+  refused(tokensparse::compress(ctx, compress), "");
+  tokensparse::DecompressParams decompress;
+  decompress.k_len = 8;
+  decompress.in = p.out;
+  decompress.out = p.out;
+  decompress.selected = p.selected;
+  refused(tokensparse::decompress(ctx, decompress), "out: must not overlap in");
+}
+
 TEST_F(Errors, NameTheGivenSets) {
   std::vector<int32_t> lists(32);
   int32_t count = 2;
