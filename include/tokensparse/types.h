@@ -102,7 +102,8 @@ typedef struct tsp_tensor {
 /// A list of sequences laid end to end. num_seqs = 0 means one sequence that fills the views.
 /// Sequence b has query rows q_offsets[b] .. q_offsets[b+1]-1 and k_offsets[b+1] - k_offsets[b]
 /// keys (rows k_offsets[b] .. of a view that is not paged). Its queries are the last of its
-/// positions: query row r sits at position Tk - Tq + r and sees the keys 0 .. Tk - Tq + r.
+/// positions: query row r sits at position Tk - Tq + r and sees the keys 0 .. Tk - Tq + r. On host
+/// backends a sequence may have no queries, or no keys either: its scores are 0.
 typedef struct tsp_batch {
   const int32_t*
       q_offsets;  ///< [num_seqs + 1] host memory, ascending from 0; null when num_seqs = 0

@@ -11,7 +11,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_attend_params_t* in, 
                        tsp_attend_params_t& p, SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::attend, "attend"));
   TSP_RETURN_IF_ERROR(read_params(in, &p));
-  TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
+  TSP_RETURN_IF_ERROR(check_qkv_out(*ctx, {p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));
   TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band, p.sink));
   TSP_RETURN_IF_ERROR(check_precision(p.precision));

@@ -117,7 +117,7 @@ tsp_status_t check_tensor(const TensorRule& rule, const tsp_tensor_t& view) {
   } else if (view.tokens < 0 || view.tokens > kMaxTokens) {
     return bad("tokens", "must be between 0 and 2^30", view.tokens);
   }
-  if (rule.data) {
+  if (rule.data && (view.tokens > 0 || view.block_table != nullptr)) {
     if (view.data == nullptr) {
       return fail(TSP_INVALID_ARGUMENT, "%s.data: must not be null", rule.name);
     }
@@ -144,7 +144,8 @@ tsp_status_t check_heads(const tsp_tensor_t& q, const char* kv_name, const tsp_t
   return TSP_OK;
 }
 
-tsp_status_t check_batch(tsp_batch_t& batch, SingleBatch& single, int64_t q_rows, int64_t k_rows) {
+tsp_status_t check_batch(const tsp_context_t& ctx, tsp_batch_t& batch, SingleBatch& single,
+                         int64_t q_rows, int64_t k_rows) {
   if (batch.num_seqs < 0 || batch.num_seqs > (1 << 20)) {
     return fail(TSP_INVALID_ARGUMENT, "batch.num_seqs: must be between 0 and 2^20, got %d",
                 batch.num_seqs);
@@ -169,9 +170,13 @@ tsp_status_t check_batch(tsp_batch_t& batch, SingleBatch& single, int64_t q_rows
   for (int32_t b = 0; b < batch.num_seqs; ++b) {
     const int64_t q_len = int64_t{batch.q_offsets[b + 1]} - batch.q_offsets[b];
     const int64_t k_len = int64_t{batch.k_offsets[b + 1]} - batch.k_offsets[b];
-    if (q_len < 1) {
-      return fail(TSP_INVALID_ARGUMENT, "sequence %d: must have at least one query, got %" PRId64,
-                  b, q_len);
+    if (q_len < 0) {
+      return fail(TSP_INVALID_ARGUMENT,
+                  "batch.q_offsets: must ascend, got %" PRId64 " rows of sequence %d", q_len, b);
+    }
+    if (q_len == 0 && !on_host(ctx)) {
+      return fail(TSP_UNSUPPORTED, "sequence %d: must have at least one query on %s, got 0", b,
+                  ctx.ops->backend);
     }
     if (q_len > k_len) {
       return fail(TSP_INVALID_ARGUMENT,
@@ -236,9 +241,10 @@ tsp_status_t check_sets(const tsp_context_t& ctx, const char* name, const tsp_in
   for (int32_t b = 0; b < batch.num_seqs; ++b) {
     const Seq seq = seq_at(batch, b);
     const int32_t kept = sets.kept[b];
-    if (kept < 1 || kept > seq.k_len) {
-      return fail(TSP_INVALID_ARGUMENT, "%s.kept[%d]: must be between 1 and Tk (%d), got %d", name,
-                  b, seq.k_len, kept);
+    const int32_t least = std::min(1, seq.k_len);
+    if (kept < least || kept > seq.k_len) {
+      return fail(TSP_INVALID_ARGUMENT, "%s.kept[%d]: must be between %d and Tk (%d), got %d", name,
+                  b, least, seq.k_len, kept);
     }
     for (int32_t set = 0; set < sets.num_sets; ++set) {
       const int32_t* const indices = set_indices(sets, b, set);
@@ -276,7 +282,8 @@ tsp_status_t check_same_kv(const tsp_tensor_t& k, const tsp_tensor_t& v) {
   return TSP_OK;
 }
 
-tsp_status_t check_qkv_out(const QkvOut& t, bool data, tsp_batch_t& batch, SingleBatch& single) {
+tsp_status_t check_qkv_out(const tsp_context_t& ctx, const QkvOut& t, bool data, tsp_batch_t& batch,
+                           SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_tensor({.name = "q", .data = data}, t.q));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "k", .paged = true, .data = data}, t.k));
   TSP_RETURN_IF_ERROR(check_tensor({.name = "v", .paged = true, .data = data}, t.v));
@@ -294,7 +301,7 @@ tsp_status_t check_qkv_out(const QkvOut& t, bool data, tsp_batch_t& batch, Singl
     TSP_RETURN_IF_ERROR(check_per_row("lse", t.lse, t.q.tokens, t.q.heads, true));
   }
   const int64_t k_rows = t.k.block_table != nullptr ? -1 : t.k.tokens;
-  TSP_RETURN_IF_ERROR(check_batch(batch, single, t.q.tokens, k_rows));
+  TSP_RETURN_IF_ERROR(check_batch(ctx, batch, single, t.q.tokens, k_rows));
   TSP_RETURN_IF_ERROR(check_block_table("k", t.k, batch));
   return check_block_table("v", t.v, batch);
 }

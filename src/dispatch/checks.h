@@ -80,8 +80,8 @@ struct SingleBatch {
 };
 /// Validates a batch and normalises it to num_seqs >= 1. `q_rows` and `k_rows` are what the views
 /// hold (k_rows < 0: paged, or no view to compare with).
-[[nodiscard]] tsp_status_t check_batch(tsp_batch_t& batch, SingleBatch& single, int64_t q_rows,
-                                       int64_t k_rows);
+[[nodiscard]] tsp_status_t check_batch(const tsp_context_t& ctx, tsp_batch_t& batch,
+                                       SingleBatch& single, int64_t q_rows, int64_t k_rows);
 /// The table of a paged view has room for every block of its sequences.
 [[nodiscard]] tsp_status_t check_block_table(const char* name, const tsp_tensor_t& view,
                                              const tsp_batch_t& batch);
@@ -99,8 +99,8 @@ struct QkvOut {
   const tsp_tensor_t& out;
   const tsp_tensor_t& lse;
 };
-[[nodiscard]] tsp_status_t check_qkv_out(const QkvOut& t, bool data, tsp_batch_t& batch,
-                                         SingleBatch& single);
+[[nodiscard]] tsp_status_t check_qkv_out(const tsp_context_t& ctx, const QkvOut& t, bool data,
+                                         tsp_batch_t& batch, SingleBatch& single);
 [[nodiscard]] tsp_status_t check_same_kv(const tsp_tensor_t& k, const tsp_tensor_t& v);
 [[nodiscard]] tsp_status_t check_precision(int32_t precision);
 [[nodiscard]] tsp_status_t check_dropped(int32_t dropped, int32_t band, int32_t sink);

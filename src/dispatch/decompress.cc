@@ -26,7 +26,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_decompress_params_t* 
   }
   const bool single_seq = p.batch.num_seqs == 0;
   if (single_seq) TSP_RETURN_IF_ERROR(check_range("k_len", p.k_len, 1, 1 << 30));
-  TSP_RETURN_IF_ERROR(check_batch(p.batch, single, p.out.tokens, single_seq ? p.k_len : -1));
+  TSP_RETURN_IF_ERROR(check_batch(*ctx, p.batch, single, p.out.tokens, single_seq ? p.k_len : -1));
   if (p.selected.indices == nullptr || p.selected.kept == nullptr) {
     return fail(TSP_INVALID_ARGUMENT, "selected.%s: must not be null",
                 p.selected.indices == nullptr ? "indices" : "kept");

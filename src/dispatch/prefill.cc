@@ -46,7 +46,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
     TSP_RETURN_IF_ERROR(check_context(ctx, &OpTable::attend, "attend"));
   }
   TSP_RETURN_IF_ERROR(read_params(in, &p));
-  TSP_RETURN_IF_ERROR(check_qkv_out({p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
+  TSP_RETURN_IF_ERROR(check_qkv_out(*ctx, {p.q, p.k, p.v, p.out, p.lse}, data, p.batch, single));
   TSP_RETURN_IF_ERROR(check_scale(&p.scale, p.q.dim));
   TSP_RETURN_IF_ERROR(check_dropped(p.dropped, p.band, p.sink));
   TSP_RETURN_IF_ERROR(check_precision(p.precision));

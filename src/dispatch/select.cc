@@ -22,7 +22,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_select_params_t* in, 
   }
   const bool single_seq = p.batch.num_seqs == 0;
   TSP_RETURN_IF_ERROR(
-      check_batch(p.batch, single, single_seq ? p.q_len : -1, single_seq ? p.k_len : -1));
+      check_batch(*ctx, p.batch, single, single_seq ? p.q_len : -1, single_seq ? p.k_len : -1));
   const int64_t prefix = total_prefix(p.batch, p.window);
   TSP_RETURN_IF_ERROR(
       check_per_row("scores", p.scores, prefix, p.scores.heads, data && prefix > 0));

@@ -28,6 +28,7 @@ std::vector<Shape> shapes() {
        .kv_dtype = bf16,
        .out_dtype = bf16,
        .kv_layout = Layout::kPaged},
+      {.q_lens = {0, 70, 0, 0, 33, 0}, .k_lens = {0, 90, 41, 0, 33, 12}},
       {.q_lens = {77},
        .k_lens = {99},
        .q_layout = Layout::kDimStrided,

@@ -22,6 +22,7 @@ TEST_P(Decompress, PutsRowsBackAndZerosElsewhere) {
        .q_dtype = f16,
        .kv_dtype = f16,
        .out_dtype = f16},
+      {.q_lens = {0, 70, 0, 0, 33, 0}, .k_lens = {0, 90, 41, 0, 33, 12}},
       {.q_lens = {77}, .k_lens = {99}, .q_layout = Layout::kDimStrided},
   };
   for (const Shape& shape : shapes) {
@@ -29,7 +30,9 @@ TEST_P(Decompress, PutsRowsBackAndZerosElsewhere) {
     Problem problem(shape);
     for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
       const Sets sets = problem.random_sets(share, 0.4f, 8, 3);
-      const auto rows = static_cast<int32_t>(sets.back()[0].size() + sets.front()[0].size());
+      size_t longest = 0;
+      for (const auto& sequence : sets) longest = std::max(longest, sequence[0].size());
+      const auto rows = static_cast<int32_t>(longest + 2);
       Tensor in(shape.q_dtype, std::vector<int32_t>(sets.size(), rows), shape.num_q_heads,
                 shape.dim, Layout::kHeadMajor);
       in.randomise(11);

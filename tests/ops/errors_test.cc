@@ -96,7 +96,7 @@ TEST_F(Errors, NameTheOption) {
 
 TEST_F(Errors, NameTheSequence) {
   const int32_t q_offsets[] = {0, 3, 8}, k_offsets[] = {0, 2, 8}, short_offsets[] = {0, 3, 7};
-  const int32_t empty_offsets[] = {0, 0, 8};
+  const int32_t empty_offsets[] = {0, 0, 8}, falling_offsets[] = {0, 9, 8};
   expect(
       [&](auto& b) {
         b.batch = {q_offsets, k_offsets, 2, 0};
@@ -113,7 +113,12 @@ TEST_F(Errors, NameTheSequence) {
       [&](auto& b) {
         b.batch = {empty_offsets, q_offsets, 2, 0};
       },
-      "sequence 0: must have at least one query, got 0");
+      "sequence 1: must not have more queries (Tq = 8) than keys (Tk = 5)");
+  expect(
+      [&](auto& b) {
+        b.batch = {falling_offsets, falling_offsets, 2, 0};
+      },
+      "batch.q_offsets: must ascend, got -1 rows of sequence 1");
   expect(
       [&](auto& b) {
         b.batch = {nullptr, q_offsets, 2, 0};
@@ -121,8 +126,6 @@ TEST_F(Errors, NameTheSequence) {
       "batch.q_offsets: must not be null with num_seqs = 2");
   expect([](auto& b) { b.k.tokens = b.v.tokens = 5; },
          "sequence 0: must not have more queries (Tq = 8) than keys (Tk = 5)");
-  expect([](auto& b) { b.q.tokens = b.out.tokens = 0; },
-         "sequence 0: must have at least one query, got 0");
   expect([](auto& b) { b.batch.num_seqs = -1; },
          "batch.num_seqs: must be between 0 and 2^20, got -1");
   const int32_t table[] = {0, 1}, one[] = {0, 8};

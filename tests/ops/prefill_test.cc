@@ -123,6 +123,32 @@ TEST_P(Prefill, ABatchIsItsSequences) {
   }
 }
 
+TEST_P(Prefill, SequencesWithoutQueriesChangeNothingForTheOthers) {
+  const Shape s = shape({0, 90, 0, 60, 0}, {50, 200, 0, 333, 0});
+  const Options options = {.window = 16, .min_tokens = 20, .coverage = 0.2f};
+  Problem problem(s);
+  if (backend.is_cuda()) {
+    served_or_refused("sequence 0: must have at least one query on cuda",
+                      [&] { problem.prefill(backend, ctx, options); });
+    return;
+  }
+  Problem alone(shape({90, 60}, {200, 333}));
+  std::copy(problem.q.bytes().begin(), problem.q.bytes().end(), alone.q.bytes().begin());
+  const size_t first = 50 * 2 * 64 * sizeof(float);
+  for (Tensor Problem::*tensor : {&Problem::k, &Problem::v}) {
+    const auto& bytes = (problem.*tensor).bytes();
+    std::copy(bytes.begin() + first, bytes.end(), (alone.*tensor).bytes().begin());
+  }
+  const AttendResult with = problem.prefill(backend, ctx, options);
+  const AttendResult without = alone.prefill(backend, ctx, options);
+  EXPECT_EQ(with.out.bits(), without.out.bits());
+  EXPECT_EQ(with.lse.bits(), without.lse.bits());
+  EXPECT_EQ(with.sets[1], without.sets[0]);
+  EXPECT_EQ(with.sets[3], without.sets[1]);
+  EXPECT_EQ(with.sets[0][0].size(), 50u);
+  EXPECT_EQ(with.sets[4][0].size(), 0u);
+}
+
 TEST_P(Prefill, OneTokenBeyondTheWindow) {
   Problem problem(shape({129}, {129}));
   const Options options = {.min_tokens = 0, .keep = 0.5f};  // 65 wanted, the window holds 128

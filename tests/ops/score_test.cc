@@ -31,6 +31,8 @@ TEST_P(Score, MatchesTheOracle) {
       {.q_lens = {300}, .k_lens = {300}, .num_q_heads = 2, .num_kv_heads = 1, .dim = 96},
       {.q_lens = {140}, .k_lens = {140}, .num_q_heads = 2, .num_kv_heads = 1, .dim = 256},
       {.q_lens = {1}, .k_lens = {90}},
+      {.q_lens = {0, 70, 0, 0, 33, 0}, .k_lens = {0, 90, 41, 0, 33, 12}},
+      {.q_lens = {0}, .k_lens = {20}},
       {.q_lens = {130, 20, 140}, .k_lens = {500, 21, 140}},
       {.q_lens = {200}, .k_lens = {900}, .kv_dtype = f16},
       {.q_lens = {200},

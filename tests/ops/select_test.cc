@@ -65,6 +65,10 @@ TEST_P(Select, SameSetsAsTheReference) {
       {.q_lens = {129}, .k_lens = {129}, .num_q_heads = 1, .num_kv_heads = 1},
       {.q_lens = {5000}, .k_lens = {5000}, .num_q_heads = 8, .num_kv_heads = 2},
       {.q_lens = {300, 17, 129}, .k_lens = {900, 4000, 140}, .num_q_heads = 4, .num_kv_heads = 4},
+      {.q_lens = {0, 300, 0, 0, 33, 0},
+       .k_lens = {0, 900, 41, 0, 33, 12},
+       .num_q_heads = 4,
+       .num_kv_heads = 2},
       {.q_lens = {128}, .k_lens = {70000}, .num_q_heads = 2, .num_kv_heads = 1},
   };
   for (const Shape& shape : shapes) {

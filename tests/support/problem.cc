@@ -325,10 +325,12 @@ Roundoff roundoff(const Backend& backend, const Shape& shape, int32_t precision)
 
 bool serves(const Backend& backend, const Shape& shape) {
   if (!backend.is_cuda()) return true;
-  return shape.q_dtype != TSP_F32 && shape.q_dtype == shape.kv_dtype &&
-         shape.q_dtype == shape.out_dtype && (shape.dim == 64 || shape.dim == 128) &&
-         shape.kv_layout != Layout::kDimStrided && shape.q_layout != Layout::kDimStrided &&
-         shape.q_layout != Layout::kPadded && shape.kv_layout != Layout::kPadded;
+  const auto& lens = shape.q_lens;
+  return std::find(lens.begin(), lens.end(), 0) == lens.end() && shape.q_dtype != TSP_F32 &&
+         shape.q_dtype == shape.kv_dtype && shape.q_dtype == shape.out_dtype &&
+         (shape.dim == 64 || shape.dim == 128) && shape.kv_layout != Layout::kDimStrided &&
+         shape.q_layout != Layout::kDimStrided && shape.q_layout != Layout::kPadded &&
+         shape.kv_layout != Layout::kPadded;
 }
 
 }  // namespace tsp::test

@@ -109,7 +109,7 @@ struct Roundoff {
   double operand, weight;
 };
 Roundoff roundoff(const Backend& backend, const Shape& shape, int32_t precision);
-/// False where the backend refuses the shape by name (CUDA: f32, other head dims).
+/// False where the backend refuses the shape by name (CUDA: f32, other head dims, no queries).
 bool serves(const Backend& backend, const Shape& shape);
 
 }  // namespace tsp::test
