@@ -35,8 +35,8 @@ TEST(CudaConfig, WarpgroupAttendVisitsEveryTileOnceLongestFirst) {
     for (const int32_t group : {1, 2, 4}) {
       if (heads % group != 0) continue;
       for (const int32_t rows : {0, 1, 128, 129, 5000}) {
-        const Sm90Order order = make_sm90_order(heads, group, rows, 40000, 128);
-        EXPECT_EQ(order.num_items(), heads * ((rows + kSm90TileQ - 1) / kSm90TileQ));
+        const Sm90Order order = make_sm90_order(heads, group, rows, 40000, 128, 192);
+        EXPECT_EQ(order.num_items(), heads * ((rows + 191) / 192));
         std::set<std::pair<int32_t, int32_t>> seen;
         for (int32_t item = 0; item < order.num_items(); ++item) {
           const Sm90Work work = order.at(item);
@@ -57,11 +57,18 @@ TEST(CudaConfig, WarpgroupAttendVisitsEveryTileOnceLongestFirst) {
 }
 
 TEST(CudaConfig, WarpgroupAttendWorksOnHeadsThatFitTheCache) {
-  EXPECT_EQ(make_sm90_order(32, 4, 16384, 16384, 128).section_heads, 16) << "4 x 8 MiB";
-  EXPECT_EQ(make_sm90_order(32, 4, 131072, 131072, 128).section_heads, 4) << "one, at least";
-  EXPECT_EQ(make_sm90_order(32, 1, 100, 0, 64).section_heads, 32);
-  static_assert(kSm90ProducerRegisters + kSm90Consumers * kSm90ConsumerRegisters <= 3 * 168);
-  static_assert(kSm90TileQ == 64 * kSm90Consumers);
+  EXPECT_EQ(make_sm90_order(32, 4, 16384, 16384, 128, 128).section_heads, 16) << "4 x 8 MiB";
+  EXPECT_EQ(make_sm90_order(32, 4, 131072, 131072, 128, 128).section_heads, 4) << "one, at least";
+  EXPECT_EQ(make_sm90_order(32, 1, 100, 0, 64, 128).section_heads, 32);
+  for (const int head_dim : {64, 128}) {
+    for (const bool lists : {false, true}) {
+      const Sm90Shape shape = sm90_shape(head_dim, lists);
+      const int at_start = 65536 / shape.threads() / 8 * 8;
+      EXPECT_LE(shape.producer_registers() + shape.consumers * shape.consumer_registers(),
+                (1 + shape.consumers) * at_start);
+      EXPECT_TRUE(!lists || shape.tile_q() == kSm90TileKv);
+    }
+  }
 }
 
 TEST(CudaConfig, ScoreCoversEveryHeadAndRow) {

@@ -11,9 +11,9 @@
 
 namespace tsp::cuda {
 
-template <typename Type, int kHeadDim>
+template <typename Type, int kHeadDim, int kConsumers>
 struct Sm90Consumer {
-  using Tile = Sm90Tile<kHeadDim>;
+  using Tile = Sm90Tile<kHeadDim, kConsumers>;
   using Shared = typename Tile::SharedStorage;
   // Of a thread: rows lane / 4 and 8 below of its warp's 16. Element 4 j + 2 h + c is of row h and
   // of column 8 j + 2 (lane % 4) + c, in S and in O.
@@ -21,14 +21,15 @@ struct Sm90Consumer {
   static constexpr int kOutputs = kHeadDim / 2;
   static constexpr int kQSteps = kHeadDim / 16;  // k16 steps of Q K^T
   static constexpr int kPSteps = kSm90TileKv / 16;
-  static constexpr int kTurn = 1;  // named barriers kTurn and kTurn + 1
+  static constexpr int kTurn = 1;  // named barriers kTurn + group
+  static constexpr bool kHoldsQueries = Tile::kShape.queries_in_registers();
 
   const AttendSm90Args& a;
   Shared& shared;
   RingPlace<kSm90Stages> k_at, v_at;
   RingPlace<kSm90Tasks> task_at;
   RingPlace<1> q_at;
-  int group;  // 0 or 1
+  int group;  // of the consumers
   int lane;
   int row;  // of the query tile: the first of this thread's
 
@@ -42,7 +43,9 @@ struct Sm90Consumer {
   /// The consumers take turns at the tensor cores: one's exponentials run under the other's
   /// products.
   __device__ __forceinline__ void take_turn() { sync_named(kTurn + group, 256); }
-  __device__ __forceinline__ void pass_turn() { arrive_named(kTurn + 1 - group, 256); }
+  __device__ __forceinline__ void pass_turn() {
+    arrive_named(kTurn + (group + 1) % kConsumers, 256);
+  }
 
   /// Address for ldmatrix of row `row`: chunk `low` (0 or 1) + 2 `step` of a tile whose column
   /// blocks are `block_bytes`.
@@ -55,14 +58,11 @@ struct Sm90Consumer {
            static_cast<uint32_t>(step / 4 * block_bytes);
   }
 
-  /// Q stays in registers: K and V alone are read from shared memory, once per 64 rows.
-  __device__ __forceinline__ void load_queries(uint32_t (&q)[kQSteps][4]) {
+  /// The warp's rows of Q, channels 16 step and following: the left operand of a product.
+  __device__ __forceinline__ void load_queries(uint32_t (&q)[4], int step) {
     const int first = row - lane / 4;
-    const uint32_t from = row_address(shared_address(shared.q), first + lane % 16, lane / 16);
-#pragma unroll
-    for (int step = 0; step < kQSteps; ++step) {
-      load_matrix(q[step], at_step(from, step, Tile::kQBlockBytes));
-    }
+    load_matrix(q, at_step(row_address(shared_address(shared.q), first + lane % 16, lane / 16),
+                           step, Tile::kQBlockBytes));
   }
 
   /// Starts S = Q K^T of the K tile at k_at.
@@ -73,8 +73,15 @@ struct Sm90Consumer {
                        static_cast<uint32_t>(k_at.index) * (Tile::kKvBytes / 16);
 #pragma unroll
     for (int step = 0; step < kQSteps; ++step) {
-      wgmma_rows<Type, false>(s, q[step], k + step / 4 * (Tile::kKvBlockBytes / 16) + step % 4 * 2,
-                              step > 0);
+      const uint64_t k_step = k + step / 4 * (Tile::kKvBlockBytes / 16) + step % 4 * 2;
+      if constexpr (kHoldsQueries) {
+        wgmma_rows<Type, false>(s, q[step], k_step, step > 0);
+      } else {
+        const uint64_t from =
+            tile_descriptor(shared_address(shared.q) + static_cast<uint32_t>(group) * 64 * 128);
+        wgmma_m64n128k16<Type>(s, from + step / 4 * (Tile::kQBlockBytes / 16) + step % 4 * 2,
+                               k_step, step > 0);
+      }
     }
     wgmma_commit();
   }
@@ -110,6 +117,13 @@ struct Sm90Consumer {
     for (int i = 0; i < kScores; ++i) s[i] = 0.f;
 #pragma unroll
     for (int step = 0; step < kQSteps; ++step) {
+      uint32_t rows[4];
+      if constexpr (kHoldsQueries) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) rows[i] = q[step][i];
+      } else {
+        load_queries(rows, step);
+      }
 #pragma unroll
       for (int j = 0; j < kPSteps; ++j) {
         uint32_t b[4];
@@ -117,7 +131,7 @@ struct Sm90Consumer {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           auto& c = reinterpret_cast<float(&)[4]>(s[8 * j + 4 * half]);
-          mma<Type>(c, q[step], b[2 * half], b[2 * half + 1]);
+          mma<Type>(c, rows, b[2 * half], b[2 * half + 1]);
         }
       }
     }
@@ -125,7 +139,10 @@ struct Sm90Consumer {
 
   /// Hides the keys beyond a row's own entry.
   __device__ __forceinline__ void hide(float (&s)[kScores], const Sm90Task& task) {
-    const int block = const_cast<const volatile int32_t&>(shared.key_block[k_at.index]);
+    // By the lane that releases the stage: racecheck does not follow the others' reads to it.
+    int block = 0;
+    if (lane == 0) block = const_cast<const volatile int32_t&>(shared.key_block[k_at.index]);
+    block = __shfl_sync(~0u, block, 0);
     const int ahead = task.first + row - block * kSm90TileKv - lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
@@ -209,12 +226,15 @@ struct Sm90Consumer {
     float s[kScores];
     float alpha[2];
     uint32_t p[kPSteps][4];
-    uint32_t q[kQSteps][4];
+    uint32_t q[kQSteps][4];  // if it holds them
 
     wait_for(&shared.q_full, q_at.parity);
     q_at.advance();
-    load_queries(q);
-    arrive_once(&shared.q_empty);
+    if constexpr (kHoldsQueries) {
+#pragma unroll
+      for (int step = 0; step < kQSteps; ++step) load_queries(q[step], step);
+      arrive_once(&shared.q_empty);
+    }
 
     wait_for(&shared.k_full[k_at.index], k_at.parity);
     start_scores(s, q);
@@ -259,6 +279,7 @@ struct Sm90Consumer {
 #pragma unroll 1
     for (; step < task.num_steps; ++step) next(std::false_type{});
 
+    if constexpr (!kHoldsQueries) arrive_once(&shared.q_empty);
     wait_for(&shared.v_full[v_at.index], v_at.parity);
     start_outputs(o, p);
     wgmma_wait<0>();
@@ -314,7 +335,7 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void run() {
-    if (group == 1) pass_turn();  // the first one
+    if (group == kConsumers - 1) pass_turn();  // the first one
     for (;;) {
       wait_for(&shared.task_full[task_at.index], task_at.parity);
       const Sm90Task task = shared.task[task_at.index];

@@ -3,12 +3,13 @@
 #pragma once
 
 #include "cuda/attend/sm90/attend_sm90_tile.cuh"
+#include "cuda/sm90/wgmma.cuh"
 
 namespace tsp::cuda {
 
-template <int kHeadDim>
+template <int kHeadDim, int kConsumers>
 struct Sm90Producer {
-  using Tile = Sm90Tile<kHeadDim>;
+  using Tile = Sm90Tile<kHeadDim, kConsumers>;
   using Shared = typename Tile::SharedStorage;
 
   const AttendSm90Args& a;
@@ -24,15 +25,15 @@ struct Sm90Producer {
     const AttendSm90Params& p = a.p;
     const Sm90Work work = shared.order.at(item);
     task.head = p.head_begin + work.head;
-    task.first = first_query(p, task.head / p.sets.heads_per_set) + work.tile * kSm90TileQ;
+    task.first = first_query(p, task.head / p.sets.heads_per_set) + work.tile * Tile::kTileQ;
     if (task.first >= shared.n) return false;
     if (p.blocks.blocks == nullptr) {
-      const int32_t end = min(shared.n, task.first + kSm90TileQ);
+      const int32_t end = min(shared.n, task.first + Tile::kTileQ);
       task.num_steps = (end + kSm90TileKv - 1) / kSm90TileKv;
       task.num_masked = task.num_steps - min(task.num_steps, (task.first + 1) / kSm90TileKv);
     } else {
       task.num_steps = p.blocks.counts[task.head * p.blocks.count_stride + work.tile];
-      task.num_masked = min(task.num_steps, kSm90TileQ / kSm90TileKv + 1);
+      task.num_masked = min(task.num_steps, Tile::kTileQ / kSm90TileKv + 1);
     }
     return true;
   }
@@ -66,7 +67,7 @@ struct Sm90Producer {
     if (p.blocks.blocks != nullptr) {
       const int32_t row = task.first - first_query(p, task.head / p.sets.heads_per_set);
       list = p.blocks.blocks + task.head * p.blocks.head_stride +
-             row / kSm90TileQ * p.blocks.tile_stride;
+             row / Tile::kTileQ * p.blocks.tile_stride;
     }
     int32_t ahead = 0;  // the entry that comes next, read a step early
     if (list != nullptr && task.num_steps > 0) ahead = list[task.num_steps - 1];
@@ -87,8 +88,8 @@ struct Sm90Producer {
     prefetch_map(&a.k_map);
     prefetch_map(&a.v_map);
     shared.n = num_kept(p.sets, p.k_len);
-    shared.order =
-        make_sm90_order(p.num_heads, p.heads_per_unit, min(shared.n, p.q_len), shared.n, kHeadDim);
+    shared.order = make_sm90_order(p.num_heads, p.heads_per_unit, min(shared.n, p.q_len), shared.n,
+                                   kHeadDim, Tile::kTileQ);
     int32_t next = static_cast<int32_t>(blockIdx.x);
     for (;;) {
       const int32_t item = next;
@@ -126,17 +127,18 @@ struct Sm90Producer {
       wait_for(&shared.q_empty, q_at.parity ^ 1);
       q_at.advance();
 #pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x) % 128 - 32; i < kSm90TileQ * Tile::kChunks;
+      for (int i = static_cast<int>(threadIdx.x) % 128 - 32; i < Tile::kTileQ * Tile::kChunks;
            i += kSm90QueryWarps * 32) {
         const int row = i / Tile::kChunks;
         const int chunk = i % Tile::kChunks;
         const bool there = task.first + row < shared.n;
         const int32_t token = there ? position_of(list, task.first + row) - q_pos : 0;
-        uint4* to = shared.q + (chunk / 8 * kSm90TileQ + row) * 8 + ((chunk ^ row) & 7);
+        uint4* to = shared.q + (chunk / 8 * Tile::kTileQ + row) * 8 + ((chunk ^ row) & 7);
         copy_async(to, p.q.row(token, task.head) + chunk * 8, there);
       }
       commit_copies();
       wait_copies<0>();
+      if constexpr (!Tile::kShape.queries_in_registers()) fence_for_wgmma();
       arrive(&shared.q_full);
     }
   }

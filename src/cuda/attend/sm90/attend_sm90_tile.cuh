@@ -41,18 +41,20 @@ struct RingPlace {
   }
 };
 
-template <int kHeadDim>
+template <int kHeadDim, int kConsumers>
 struct Sm90Tile {
+  static constexpr Sm90Shape kShape{kConsumers};
+  static constexpr int kTileQ = kShape.tile_q();
   static constexpr int kChunks = kHeadDim / 8;   // 16-byte chunks of a row
   static constexpr int kBlocks = kHeadDim / 64;  // column blocks of 128 bytes
-  static constexpr int kQBlockBytes = kSm90TileQ * 128;
+  static constexpr int kQBlockBytes = kTileQ * 128;
   static constexpr int kKvBlockBytes = kSm90TileKv * 128;
   static constexpr int kKvBytes = kKvBlockBytes * kBlocks;
-  static constexpr int kConsumerWarps = 4 * kSm90Consumers;
+  static constexpr int kConsumerWarps = 4 * kConsumers;
 
   /// Tiles are [column block, row, 64] in the swizzle of sm90/wgmma.cuh.
   struct SharedStorage {
-    uint4 q[kSm90TileQ * kChunks];
+    uint4 q[kTileQ * kChunks];
     uint4 k[kSm90Stages][kSm90TileKv * kChunks];
     uint4 v[kSm90Stages][kSm90TileKv * kChunks];
     uint64_t q_full, q_empty;
