@@ -6,11 +6,12 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "adapters/ggml/setting.h"
 #include "cli/llama_session.h"
+#include "cli/model_run.h"
 #include "cli/openmp_threads.h"
 #include "cli/output_file.h"
 #include "cli/verbs.h"
@@ -21,6 +22,7 @@ namespace {
 
 constexpr const char* kDefaultText = "/usr/share/common-licenses/GPL-3";
 constexpr const char* kFormat = "tokensparse layer profile 1";
+constexpr int32_t kFewestTokens = 256;
 
 /// Collects the drift from the layers' outputs, which llama.cpp names "l_out-<layer>".
 class DriftMeter {
@@ -85,33 +87,63 @@ int64_t size_of(const std::string& path) {
 
 }  // namespace
 
-std::vector<int32_t> layers_of_lowest_drift(const std::vector<double>& drift, double share) {
+std::vector<int32_t> layers_of_lowest_drift(const std::vector<double>& drift,
+                                            const std::vector<bool>& can_be_sparse, double share) {
   std::vector<int32_t> layers;
-  for (size_t layer = 1; layer + 1 < drift.size(); ++layer) {
-    if (drift[layer] >= 0) layers.push_back(static_cast<int32_t>(layer));
+  size_t able = 0;
+  for (size_t layer = 0; layer < drift.size(); ++layer) {
+    able += can_be_sparse[layer];
+    const bool inner = layer > 0 && layer + 1 < drift.size();
+    if (inner && can_be_sparse[layer] && drift[layer] >= 0) {
+      layers.push_back(static_cast<int32_t>(layer));
+    }
   }
   std::stable_sort(layers.begin(), layers.end(), [&](int32_t a, int32_t b) {
     return drift[static_cast<size_t>(a)] < drift[static_cast<size_t>(b)];
   });
-  const auto count = static_cast<size_t>(share * static_cast<double>(drift.size()));
+  const auto count = static_cast<size_t>(share * static_cast<double>(able));
   layers.resize(std::min(layers.size(), count));
   std::sort(layers.begin(), layers.end());
   return layers;
 }
 
-LayerProfile measure_profile(const Model& model, const std::string& text, int32_t threads,
-                             bool show_progress) {
-  const std::vector<llama_token> tokens =
-      model.first_tokens(text, std::min(kProfileTokens, model.trained_context()));
-  constexpr size_t kFewest = 256;
-  if (tokens.size() < kFewest) {
-    throw Failure("a profile needs a text of at least 256 tokens, got " +
+namespace {
+
+/// Long enough to slide a window over; no longer than that, or than what a drift needs.
+std::vector<llama_token> profile_tokens(const Model& model, const std::string& text) {
+  const int32_t window = llama_model_n_swa(model.get());
+  const int32_t wanted = std::max(kProfileTokens, window + kFewestTokens);
+  const int32_t limit = std::min(wanted, model.trained_context());
+  std::vector<llama_token> tokens = model.first_tokens(text, limit);
+  const int32_t fewest = window > 0 ? window + kFewestTokens : kFewestTokens;
+  if (tokens.size() < static_cast<size_t>(fewest)) {
+    throw Failure("a profile needs a text of at least " + std::to_string(fewest) + " tokens, got " +
                   std::to_string(tokens.size()));
   }
+  return tokens;
+}
+
+/// By layer: whether all of the text was served, which a sliding window or linear attention is not.
+std::vector<bool> wholly_served(const ggml_adapter::AttentionServer& server, int32_t num_layers) {
+  using ggml_adapter::Refusal;
+  std::vector<bool> served(static_cast<size_t>(num_layers), false);
+  for (size_t layer = 0; layer < std::min(served.size(), server.layers().size()); ++layer) {
+    const ggml_adapter::LayerStats& stats = server.layers()[layer];
+    int64_t refused = 0;
+    for (const int64_t count : stats.refused) refused += count;
+    refused -= stats.refused[static_cast<size_t>(Refusal::kShortChunk)];
+    served[layer] = stats.served > 0 && refused == 0;
+  }
+  return served;
+}
+
+}  // namespace
+
+LayerProfile measure_profile(const Model& model, const std::string& text, int32_t threads,
+                             bool show_progress) {
+  const std::vector<llama_token> tokens = profile_tokens(model, text);
   const tokensparse::Context ctx = open_on_openmp("", threads);
-  ggml_adapter::Options exact;
-  tsp_prefill_params_init(&exact.op, sizeof exact.op);
-  ggml_adapter::AttentionServer server(ctx.get(), exact);
+  ggml_adapter::AttentionServer server(ctx.get(), {});
   DriftMeter meter(model.num_layers());
   const auto length = static_cast<int32_t>(tokens.size());
   Session session(model, {.context = length, .ubatch = 512, .threads = threads}, &server,
@@ -121,13 +153,15 @@ LayerProfile measure_profile(const Model& model, const std::string& text, int32_
 
   LayerProfile profile;
   profile.drift = meter.drift();
-  profile.sparse_layers = layers_of_lowest_drift(profile.drift, kSparseShare);
+  profile.can_be_sparse = wholly_served(server, model.num_layers());
+  profile.sparse_layers =
+      layers_of_lowest_drift(profile.drift, profile.can_be_sparse, kSparseShare);
   profile.tokens = length;
   profile.model_bytes = size_of(model.path());
   if (profile.sparse_layers.empty()) {
     throw Failure(model.path() +
-                  " has no layer between its first and last whose drift llama.cpp "
-                  "shows; --sparse-layers takes a list");
+                  " has no layer between its first and last that attends to the whole prompt and "
+                  "whose drift llama.cpp shows; --layers takes a list");
   }
   return profile;
 }
@@ -162,23 +196,14 @@ void write_profile(const LayerProfile& profile, const Model& model, const std::s
 
 bool read_profile(const std::string& path, const Model& model, LayerProfile& profile) {
   if (!std::filesystem::is_regular_file(path)) return false;
-  std::ifstream file(path);
-  const nlohmann::json json = nlohmann::json::parse(file, nullptr, false);
-  const auto damaged = [&](const char* what) {
-    return Failure(path + " is not a layer profile: " + what + "; `tokensparse profile` makes one");
-  };
-  if (!json.is_object() || json.value("format", "") != kFormat) throw damaged("wrong format");
-  if (!json.contains("sparse_layers") || !json["sparse_layers"].is_array()) {
-    throw damaged("no sparse_layers");
-  }
-  if (json.value("model_bytes", int64_t{0}) != size_of(model.path())) return false;
+  ggml_adapter::Setting setting;
+  const std::string fault = ggml_adapter::read_setting(path, setting);
+  if (!fault.empty()) throw Failure(fault + "; `tokensparse profile` makes one");
+  const int64_t bytes = setting.model.file_bytes;
+  if (bytes != 0 && bytes != size_of(model.path())) return false;
+  if (!contradiction(setting.model, numbers_of(model)).empty()) return false;
   profile = {};
-  for (const nlohmann::json& layer : json["sparse_layers"]) {
-    if (!layer.is_number_integer() || layer < 0 || layer >= model.num_layers()) {
-      throw damaged("sparse_layers names a layer that the model does not have");
-    }
-    profile.sparse_layers.push_back(layer.get<int32_t>());
-  }
+  profile.sparse_layers = setting.layers.layers(model.num_layers());
   return true;
 }
 

@@ -19,15 +19,20 @@ struct LayerProfile {
   /// By layer: mean over tokens of |h_out - h_in| / (|h_in| + 1e-8). -1 where it is not known: the
   /// first and the last layer, which are never sparse.
   std::vector<double> drift;
+  /// By layer: attends to the whole prompt, in a way that is ours to serve.
+  std::vector<bool> can_be_sparse;
   std::vector<int32_t> sparse_layers;  // ascending
   int32_t tokens = 0;                  // of the text that was read
   int64_t model_bytes = 0;
 };
 
-/// The `share` of all layers with the lowest drift, without the first and the last.
-std::vector<int32_t> layers_of_lowest_drift(const std::vector<double>& drift, double share);
+/// Of the layers that can be sparse the `share` with the lowest drift, never the first or the last
+/// of the model.
+std::vector<int32_t> layers_of_lowest_drift(const std::vector<double>& drift,
+                                            const std::vector<bool>& can_be_sparse, double share);
 
-/// Reads the first kProfileTokens of `text` with exact attention. Throws Failure.
+/// Reads the first tokens of `text` with exact attention: kProfileTokens, or more where a sliding
+/// window is as long. Throws Failure.
 LayerProfile measure_profile(const Model& model, const std::string& text, int32_t threads,
                              bool show_progress);
 

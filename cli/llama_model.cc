@@ -141,7 +141,19 @@ void Model::check_length(const std::string& text, const std::string& name, int32
 std::vector<llama_token> Model::prompt_tokens(const std::string& text, const std::string& question,
                                               const std::string& chat_template,
                                               std::string* used) const {
-  const ChatPrompt prompt = chat_prompt(*get(), chat_template, text + "\n\n" + question);
+  return message_tokens(text + "\n\n" + question, chat_template, used);
+}
+
+std::vector<llama_token> Model::raw_tokens(const std::string& text) const {
+  std::vector<llama_token> tokens = tokens_of(text, true);
+  if (llama_vocab_get_add_bos(vocab())) tokens.insert(tokens.begin(), llama_vocab_bos(vocab()));
+  return tokens;
+}
+
+std::vector<llama_token> Model::message_tokens(const std::string& message,
+                                               const std::string& chat_template,
+                                               std::string* used) const {
+  const ChatPrompt prompt = chat_prompt(*get(), chat_template, message);
   if (used != nullptr) *used = prompt.used;
   std::vector<llama_token> tokens;
   if (llama_vocab_get_add_bos(vocab())) tokens.push_back(llama_vocab_bos(vocab()));

@@ -33,6 +33,12 @@ class Model {
   std::vector<llama_token> prompt_tokens(const std::string& text, const std::string& question,
                                          const std::string& chat_template = "model",
                                          std::string* used = nullptr) const;
+  /// The same for a message that is one text.
+  std::vector<llama_token> message_tokens(const std::string& message,
+                                          const std::string& chat_template = "model",
+                                          std::string* used = nullptr) const;
+  /// The text alone, its markers taken for markers; the model's start in front where it wants one.
+  std::vector<llama_token> raw_tokens(const std::string& text) const;
   /// Throws Failure, which names `name`, where a text has more tokens than `limit`. Of a text that
   /// is far too long it reads the start alone.
   void check_length(const std::string& text, const std::string& name, int32_t limit) const;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include "cli/interrupt.h"
@@ -34,7 +35,8 @@ Session::Session(const Model& model, const SessionOptions& options,
   params.n_ctx = static_cast<uint32_t>(options.context);
   params.n_batch = params.n_ubatch = static_cast<uint32_t>(options.ubatch);
   params.n_threads = params.n_threads_batch = options.threads;
-  params.n_outputs_max = 1;  // the default reserves logits of a whole batch: gigabytes
+  // The default reserves logits of a whole batch: gigabytes.
+  params.n_outputs_max = static_cast<uint32_t>(options.outputs);
   params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   params.abort_callback = should_abort;
   params.cb_eval = on_node;
@@ -55,6 +57,13 @@ double Session::attention_seconds() const {
   return seconds;
 }
 
+std::vector<double> Session::attention_by_layer() const {
+  if (timer_ != nullptr) return timer_->layers();
+  std::vector<double> seconds;
+  for (const ggml_adapter::LayerStats& layer : server_->layers()) seconds.push_back(layer.seconds);
+  return seconds;
+}
+
 bool Session::on_node(ggml_tensor* node, bool ask, void* self) {
   auto& session = *static_cast<Session*>(self);
   if (session.observer_ && session.observer_(node, ask)) return true;
@@ -68,13 +77,43 @@ llama_token Session::read_prompt(const std::vector<llama_token>& prompt, Progres
   const auto length = static_cast<int32_t>(prompt.size());
   for (int32_t done = 0; done < length;) {
     const int32_t count = std::min(options_.ubatch, length - done);
-    decode(prompt.data() + done, count, done + count == length);
+    decode(prompt.data() + done, count, done + count == length ? 1 : 0);
     done += count;
     progress.update(done);
   }
   const llama_token first = likeliest();
   read_seconds_ = seconds_since(start);
   return first;
+}
+
+AnswerLoss Session::loss_of(const std::vector<llama_token>& answer) {
+  AnswerLoss loss;
+  if (answer.empty()) return loss;
+  const int32_t vocabulary = llama_vocab_n_tokens(model_.vocab());
+  const auto add = [&](int32_t row, llama_token token) {
+    const float* logits = llama_get_logits_ith(ctx_.get(), row);
+    if (logits == nullptr) throw Failure("llama.cpp returned no logits");
+    const double highest = *std::max_element(logits, logits + vocabulary);
+    double sum = 0;
+    for (int32_t i = 0; i < vocabulary; ++i) sum += std::exp(logits[i] - highest);
+    loss.mean += std::log(sum) + highest - double{logits[token]};
+    loss.right += logits[token] == static_cast<float>(highest);
+  };
+  add(-1, answer[0]);
+  const int32_t before = position_;
+  const auto rows = static_cast<int32_t>(answer.size()) - 1;  // the last token predicts nothing
+  for (int32_t done = 0; done < rows;) {
+    const int32_t count = std::min(options_.outputs, rows - done);
+    decode(answer.data() + done, count, count);
+    for (int32_t i = 0; i < count; ++i) add(i, answer[static_cast<size_t>(done + i + 1)]);
+    done += count;
+  }
+  position_ = before;
+  if (rows > 0 && !llama_memory_seq_rm(llama_get_memory(ctx_.get()), 0, before, -1)) {
+    throw Failure(model_.path() + " cannot go back to the end of the prompt after an answer");
+  }
+  loss.mean /= static_cast<double>(answer.size());
+  return loss;
 }
 
 std::string Session::answer(llama_token first, int32_t limit) {
@@ -84,7 +123,7 @@ std::string Session::answer(llama_token first, int32_t limit) {
   for (llama_token token = first; !llama_vocab_is_eog(model_.vocab(), token);) {
     text += model_.text_of(token);
     if (decoded + 1 >= limit) break;
-    decode(&token, 1, true);
+    decode(&token, 1, 1);
     ++decoded;
     token = likeliest();
   }
@@ -92,7 +131,7 @@ std::string Session::answer(llama_token first, int32_t limit) {
   return text;
 }
 
-void Session::decode(const llama_token* tokens, int32_t count, bool want_logits) {
+void Session::decode(const llama_token* tokens, int32_t count, int32_t outputs) {
   stop_if_interrupted();
   llama_batch batch = llama_batch_init(count, 0, 1);
   batch.n_tokens = count;
@@ -101,7 +140,7 @@ void Session::decode(const llama_token* tokens, int32_t count, bool want_logits)
     batch.pos[i] = position_++;
     batch.n_seq_id[i] = 1;
     batch.seq_id[i][0] = 0;
-    batch.logits[i] = want_logits && i + 1 == count;
+    batch.logits[i] = i >= count - outputs;
   }
   const int32_t status = llama_decode(ctx_.get(), batch);
   llama_batch_free(batch);

@@ -18,7 +18,13 @@ struct SessionOptions {
   int32_t context = 0;   // tokens of prompt and answer
   int32_t ubatch = 512;  // tokens of the prompt that go through the layers at once
   int32_t threads = 1;
+  int32_t outputs = 1;  // tokens of an answer whose loss is wanted that go through at once
   ggml_adapter::LinearServer* linear = nullptr;  // the prompt's matrix products; null = ggml's
+};
+
+struct AnswerLoss {
+  double mean = 0;    // of -log p(token | everything before it)
+  int32_t right = 0;  // tokens that were the likeliest
 };
 
 /// What an eval callback looks at while the prompt is read, for the profile.
@@ -36,16 +42,21 @@ class Session {
 
   /// Reads the prompt and returns the token that follows it. Throws Failure, also on Ctrl-C.
   llama_token read_prompt(const std::vector<llama_token>& prompt, Progress& progress);
+  /// After read_prompt(): how likely the model finds this answer, token after token. The context is
+  /// then what it was before. Throws Failure, also where the model cannot go back.
+  AnswerLoss loss_of(const std::vector<llama_token>& answer);
   /// Up to `limit` tokens of answer from `first` on. Stops at the model's end marker.
   std::string answer(llama_token first, int32_t limit);
 
   double read_seconds() const { return read_seconds_; }            // time to first token
   double attention_seconds() const;                                // attention's part of it
+  std::vector<double> attention_by_layer() const;                  // the same; a layer each
   double decode_per_second() const { return decode_per_second_; }  // tokens; 0 when none was
 
  private:
   static bool on_node(ggml_tensor* node, bool ask, void* self);
-  void decode(const llama_token* tokens, int32_t count, bool want_logits);
+  /// Logits are kept of the last `outputs` tokens.
+  void decode(const llama_token* tokens, int32_t count, int32_t outputs);
   llama_token likeliest() const;
 
   const Model& model_;

@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   app.formatter(std::make_shared<HelpFormatter>());
   add_run(app);
   add_apply(app);
+  add_eval(app);
   add_profile(app);
   add_bench(app);
   add_info(app);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// `run` and `profile` of a build without llama.cpp: they exist, and say what is missing.
+// `run`, `eval` and `profile` of a build without llama.cpp: they exist, and say what is missing.
 #include <CLI/CLI.hpp>
 
 #include "cli/verbs.h"
@@ -20,6 +20,7 @@ void add_missing(CLI::App& app, const std::string& name, const std::string& desc
 }  // namespace
 
 void add_run(CLI::App& app) { add_missing(app, "run", "Answer a question about a long text"); }
+void add_eval(CLI::App& app) { add_missing(app, "eval", "Answers of many prompts as JSON lines"); }
 void add_profile(CLI::App& app) { add_missing(app, "profile", "Find a model's sparse layers"); }
 void prepare_to_run_models(char**) {}
 const char* llama_description() { return nullptr; }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "cli/node_timer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <new>
 
+#include "adapters/ggml/attention_shape.h"
+#include "adapters/ggml/layer_choice.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 
@@ -42,7 +45,14 @@ bool NodeTimer::on_node(ggml_tensor* node, bool ask) {
   ggml_graph_add_node(graph, node);
   const auto start = std::chrono::steady_clock::now();
   const ggml_status status = ggml_backend_graph_compute(backend_.get(), graph);
-  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+  seconds_ += taken.count();
+  const int32_t layer = ggml_adapter::layer_of(*node);
+  if (layer >= 0 && layer < ggml_adapter::kMaxLayers) {
+    const auto index = static_cast<size_t>(layer);
+    layers_.resize(std::max(layers_.size(), index + 1));
+    layers_[index] += taken.count();
+  }
   return status == GGML_STATUS_SUCCESS;
 }
 

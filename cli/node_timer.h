@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "ggml-backend.h"
 
@@ -20,6 +21,8 @@ class NodeTimer {
   static bool call(ggml_tensor* node, bool ask, void* self);
 
   double seconds() const { return seconds_; }
+  /// By layer; of nodes that have one.
+  const std::vector<double>& layers() const { return layers_; }
   void set_abort(ggml_abort_callback abort, void* data);
 
  private:
@@ -31,6 +34,7 @@ class NodeTimer {
   };
   std::unique_ptr<ggml_backend, Free> backend_;
   double seconds_ = 0;
+  std::vector<double> layers_;
 };
 
 }  // namespace tsp::cli

@@ -12,7 +12,8 @@
 namespace tsp::cli {
 namespace {
 
-constexpr int64_t kMaxTokens = int64_t{1} << 30;
+using ggml_adapter::NumberRule;
+using ggml_adapter::Setting;
 
 std::string join(const std::vector<std::string>& names, const char* between) {
   std::string list;
@@ -58,33 +59,102 @@ CLI::Validator between(double low, double high) {
       "");
 }
 
-void add_operator_options(CLI::App& app, tsp_prefill_params_t& params) {
-  const auto add = [&](const char* flag, auto& value, double low, double high,
+namespace {
+
+CLI::Validator ruled(const NumberRule& rule) {
+  return CLI::Validator(
+      [&rule](const std::string& text) {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        const bool number = end != text.c_str() && *end == '\0';
+        Setting tried;
+        const std::string broken = number ? rule.set(tried, value) : rule.rule();
+        return broken.empty() ? broken : broken + ", got " + text;
+      },
+      "");
+}
+
+template <typename T>
+CLI::Option* add_ruled(CLI::App& app, const std::string& flag, T& value,
                        const std::string& description) {
-    app.add_option(flag, value, description)
-        ->check(between(low, high))
-        ->default_str(shortest(static_cast<double>(value)))
-        ->group("Choosing tokens");
+  std::string key = flag.substr(2);
+  std::replace(key.begin(), key.end(), '-', '_');
+  return app.add_option(flag, value, description)
+      ->check(ruled(ggml_adapter::number_rule(key)))
+      ->default_str(shortest(static_cast<double>(value)))
+      ->group("Choosing tokens");
+}
+
+}  // namespace
+
+void add_operator_options(CLI::App& app, tsp_prefill_params_t& params) {
+  const auto add = [&](const char* flag, auto& value, const char* description) {
+    add_ruled(app, flag, value, description);
   };
-  add("--coverage", params.coverage, 0, 0.9999999,
+  add("--coverage", params.coverage,
       "Share of the attention mass that may be dropped. 0 drops nothing: exact attention");
-  add("--keep", params.keep, 0, 1,
+  add("--keep", params.keep,
       "Keep this share of the tokens, whatever their mass; 0 decides by --coverage");
-  add("--window", params.window, 1, 1 << 20, "The last queries: they vote, and are always kept");
-  add("--pool", params.pool, 1, 1023, "Width of the average over neighbouring tokens, odd");
-  add("--min-tokens", params.min_tokens, 0, kMaxTokens,
-      "Tokens before the window that are kept in any case");
+  add("--window", params.window, "The last queries: they vote, and are always kept");
+  add("--pool", params.pool, "Width of the average over neighbouring tokens, odd");
+  add("--min-tokens", params.min_tokens, "Tokens before the window that are kept in any case");
   add_choice(app, "--share", params.share, {"head", "kv_group", "layer"},
              "Who chooses: each query head, the heads of a KV head together, or all together")
       ->group("Choosing tokens");
   add_choice(app, "--dropped", params.dropped, {"zero", "local"},
-             "Output of a query that was left out: zeros, or attention over the first --sink and "
+             "Output of a query that was left out: zeros, or attention over the first --sink and\n"
              "its last --band keys")
       ->group("Choosing tokens");
-  add("--sink", params.sink, 0, kMaxTokens, "First keys that --dropped local attends to");
-  add("--band", params.band, 1, kMaxTokens, "Last keys that --dropped local attends to");
+  add("--sink", params.sink, "First keys that --dropped local attends to");
+  add("--band", params.band, "Last keys that --dropped local attends to");
   add_choice(app, "--precision", params.precision, {"f32", "bf16"},
              "Arithmetic of the products; bf16 costs about 3e-3 relative error")
+      ->group("Where it runs");
+}
+
+void add_setting_options(CLI::App& app, Setting& setting) {
+  // Callbacks run in the order in which options were declared: what follows changes the file's.
+  app.add_option_function<std::string>(
+         "--setting",
+         [&setting](const std::string& path) {
+           const std::string fault = ggml_adapter::read_setting(path, setting);
+           if (!fault.empty()) throw Failure("--setting: " + fault);
+         },
+         "A setting file: layers and the options below, which change what it says; built-in for\n"
+         "the setting that --help shows the numbers of")
+      ->type_name("FILE")
+      ->default_str(ggml_adapter::kBuiltIn);
+  app.add_option_function<std::string>(
+         "--layers,--sparse-layers",
+         [&setting](const std::string& text) {
+           const std::string broken = ggml_adapter::parse_layers(text, setting.layers);
+           if (!broken.empty()) throw Failure("--layers: " + broken, kExitUsage);
+         },
+         "Layers that may leave tokens out: middle, which is all but the first and the last; all;\n"
+         "none; or a list like 1-22,25. A layer is sparse where it attends to the whole prompt")
+      ->type_name("LAYERS")
+      ->default_str(setting.layers.text())
+      ->group("Choosing tokens");
+  add_operator_options(app, setting.op);
+  add_ruled(app, "--min-keys", setting.min_keys,
+            "Keys below which sparse layers attend exactly; below 4096: choose where no gain is\n"
+            "expected, too");
+  add_ruled(app, "--min-rows", setting.min_rows,
+            "Queries at once below which sparse layers attend exactly");
+  app.remove_option(app.get_option("--precision"));
+  app.add_option_function<std::string>(
+         "--precision",
+         [&setting](const std::string& word) {
+           const std::string broken = ggml_adapter::word_rules()[2].set(setting, word);
+           if (!broken.empty()) {
+             throw Failure("--precision: " + broken + ", got " + word, kExitUsage);
+           }
+         },
+         "Arithmetic of attention: f32; bf16, twice as fast, about 3e-3 relative error; auto: "
+         "bf16\n"
+         "where the linear layers are in bf16 (--linear) and the CPU has it")
+      ->type_name("auto|f32|bf16")
+      ->default_str("auto")
       ->group("Where it runs");
 }
 

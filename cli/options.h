@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/ggml/setting.h"
 #include "tokensparse/tokensparse.hpp"
 
 namespace CLI {
@@ -17,9 +18,13 @@ class Validator;
 namespace tsp::cli {
 
 /// Declares --coverage, --keep, --window, --pool, --min-tokens, --share, --dropped, --sink, --band
-/// and
-/// --precision, bound to the fields of `params`, which holds the defaults that --help shows.
+/// and --precision, bound to the fields of `params`, which holds the defaults that --help shows.
+/// The rules are those of a setting.
 void add_operator_options(CLI::App& app, tsp_prefill_params_t& params);
+
+/// Declares --setting, then all that changes it: --layers, the options above, --min-keys,
+/// --min-rows and a --precision that may be auto.
+void add_setting_options(CLI::App& app, ggml_adapter::Setting& setting);
 
 /// An option that takes one of `names`; `value` becomes the position of the name in the list.
 CLI::Option* add_choice(CLI::App& app, const std::string& flag, int32_t& value,

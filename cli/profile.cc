@@ -26,10 +26,12 @@ void print_table(const LayerProfile& profile, const std::string& path) {
     const bool sparse = next < profile.sparse_layers.size() &&
                         static_cast<size_t>(profile.sparse_layers[next]) == layer;
     next += sparse;
+    const char* what = sparse ? "  sparse" : "";
+    if (!profile.can_be_sparse[layer]) what = "  does not attend to the whole prompt";
     if (profile.drift[layer] < 0) {
-      std::printf("%5zu       -\n", layer);
+      std::printf("%5zu       -%s\n", layer, what);
     } else {
-      std::printf("%5zu  %6.3f%s\n", layer, profile.drift[layer], sparse ? "  sparse" : "");
+      std::printf("%5zu  %6.3f%s\n", layer, profile.drift[layer], what);
     }
   }
   std::printf("%zu of %zu layers may leave tokens out; written to %s\n",
@@ -62,12 +64,14 @@ void add_profile(CLI::App& app) {
   CLI::App* verb = app.add_subcommand(
       "profile",
       "Measure how much each layer of a model changes its input, and choose the layers\n"
-      "that may leave tokens out: the lower half, never the first or the last");
+      "that change it least: the lower half of those that attend to the whole prompt, never\n"
+      "the first or the last. For `run --profile` and `--setting FILE`; the built-in setting\n"
+      "needs no profile");
   const auto options = std::make_shared<ProfileOptions>();
   verb->add_option("-m,--model", options->model, "The model, a GGUF file")->required();
-  verb->add_option(
-      "-f,--file", options->text,
-      "Text to read; its first 4096 tokens count. A licence of the system if not given");
+  verb->add_option("-f,--file", options->text,
+                   "Text to read; its first 4096 tokens count, more under a long sliding window. A "
+                   "licence of the system if not given");
   verb->add_option("-o,--out", options->out,
                    "The JSON file to write; beside the model, where `run` finds it, if not given");
   verb->add_option("--threads", options->threads, "CPU threads; 0 = all that this process may use")

@@ -10,8 +10,9 @@ namespace tsp::cli {
 
 class Progress {
  public:
-  /// `task` opens the line: "sparse: reading the prompt". `enabled` false keeps it silent.
-  Progress(std::string task, int64_t total, bool enabled);
+  /// `task` opens the line: "sparse: reading the prompt". `enabled` false keeps it silent; `unit`
+  /// is what is counted.
+  Progress(std::string task, int64_t total, bool enabled, const char* unit = "tokens");
   ~Progress();  // wipes the line
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -22,6 +23,7 @@ class Progress {
   std::string task_;
   int64_t total_;
   bool enabled_;
+  const char* unit_;
   std::chrono::steady_clock::time_point start_;
 };
 

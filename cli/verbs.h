@@ -27,8 +27,9 @@ void add_apply(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_info(CLI::App& app);
 
-// With llama.cpp: run.cc, profile.cc. Without: no_llama.cc, which says how to get them.
+// With llama.cpp: run.cc, eval.cc, profile.cc. Without: no_llama.cc, which says how to get them.
 void add_run(CLI::App& app);
+void add_eval(CLI::App& app);
 void add_profile(CLI::App& app);
 
 /// Before a verb that runs models: starts the program anew with a bound on how long OpenMP's

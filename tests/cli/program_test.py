@@ -177,12 +177,14 @@ class BadInput(InFolder):
         self.refuse(2, "--out is required", "apply", self.source)
         self.refuse(2, "IN is required", "apply", "--out", self.target)
         self.refuse(2, "--frobnicate", *base, "--frobnicate")
-        self.refuse(2, "--coverage: must be between 0 and", *base, "--coverage", "1.5")
-        self.refuse(2, "--coverage: must be between 0 and", *base, "--coverage", "nan")
+        self.refuse(2, "--coverage: must be a number between 0 and", *base, "--coverage", "1.5")
+        self.refuse(2, "--coverage: must be a number between 0 and", *base, "--coverage", "nan")
         self.refuse(2, "--coverage", *base, "--coverage", "much")
-        self.refuse(2, "--keep: must be between 0 and 1, got -1", *base, "--keep=-1")
-        self.refuse(2, "--window: must be between 1 and 1048576, got 0", *base, "--window", "0")
-        self.refuse(2, "--coverage: must be between 0 and 0.9999999,", *base, "--coverage", "1")
+        self.refuse(2, "--keep: must be a number between 0 and 1, got -1", *base, "--keep=-1")
+        self.refuse(2, "--pool: must be an odd integer between 1 and 1023, got 4", *base, "--pool", "4")
+        self.refuse(2, "--sink: must be an integer between 0 and 1073741824, got -1", *base, "--sink=-1")
+        self.refuse(2, "--window: must be an integer between 1 and 1048576, got 0", *base, "--window", "0")
+        self.refuse(2, "between 0 and 0.9999999, got 1", *base, "--coverage", "1")
         self.refuse(2, "what to bench is not given; `tokensparse bench --help` lists it", "bench")
         self.refuse(2, "--window", *base, "--window", "99999999999999999999")
         self.refuse(2, "--share: must be one of head, kv_group, layer, got all", *base, "--share", "all")
@@ -226,7 +228,6 @@ class BadInput(InFolder):
                             v=("F32", random_tensor(3, 8, 2, 4)))
         self.refuse_tensors("more queries (Tq = 9) than keys (Tk = 8)",
                             q=("F32", random_tensor(1, 9, 4, 8)))
-        self.refuse_tensors("pool: must be odd", "--pool", 4)
 
     def test_values_that_are_not_finite(self):
         values = (float("nan"), float("inf"), float("-inf"))

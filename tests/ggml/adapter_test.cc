@@ -48,15 +48,22 @@ struct Context {
   tsp_context_t* ctx = nullptr;
 };
 
-Options exact_options() {
+/// Layer 1 keeps half of its tokens, however short the prompt.
+Options sparse_options() {
   Options options;
-  tsp_prefill_params_init(&options.op, sizeof options.op);
+  options.setting = Setting();
+  options.setting.layers = LayerChoice::of({1});
+  options.setting.op.keep = 0.5f;
+  options.setting.op.min_tokens = 64;
+  options.setting.min_keys = 0;
+  options.setting.min_rows = 2;
+  options.num_layers = 3;
   return options;
 }
 
 /// The adapter as our program runs it.
 struct Adapter {
-  explicit Adapter(Options options = exact_options())
+  explicit Adapter(Options options = {})
       : server(context.ctx, std::move(options)), callback(&server) {}
   test::NodeCallback hook() {
     return [this](ggml_tensor* node, bool ask) { return EvalCallback::call(node, ask, &callback); };
@@ -102,7 +109,7 @@ TEST(Adapter, LogitsDifferFromStockNoMoreThanFlashAttentionDoes) {
 TEST(Adapter, EachNodeEqualsGgml) {
   const Model model({.layers = 2, .heads = 8, .kv_heads = 2, .head_dim = 64});
   Context context;
-  AttentionServer server(context.ctx, exact_options());
+  AttentionServer server(context.ctx, {});
   std::vector<double> errors;
   const auto compare = [&](ggml_tensor* node, bool ask) {
     if (server.check_shape(*node) != Refusal::kNone) return false;
@@ -148,36 +155,28 @@ TEST(Adapter, DecodingIsLeftToGgml) {
 
 TEST(Adapter, TooShortToGainIsExact) {
   const Model model({});
-  Options options = exact_options();
-  options.op.window = 32;
-  options.op.min_tokens = 64;
-  options.op.keep = 0.5f;
-  options.sparse_layers = {false, true};
   const auto tokens = test::random_tokens(640, 1);
-  const auto sparse_chunks = [&](int32_t min_keys, int32_t ubatch) {
-    options.min_keys = min_keys;
+  const auto sparse_chunks = [&](int32_t min_keys, int32_t min_rows, int32_t ubatch) {
+    Options options = sparse_options();
+    options.setting.min_keys = min_keys;
+    options.setting.min_rows = min_rows;
     Adapter adapter(options);
     Engine(model.path(), {.ubatch = ubatch}, adapter.hook()).decode(tokens);
     const auto& layers = adapter.server.layers();
-    EXPECT_EQ(layers[0].too_short, 0) << "no sparse layer";
-    EXPECT_EQ(layers[1].sparse + layers[1].too_short, layers[1].served);
-    return layers[1].sparse;
+    EXPECT_EQ(layers[0].few_keys + layers[0].few_rows, 0) << "no sparse layer";
+    const LayerStats& layer = layers[1];
+    EXPECT_EQ(layer.sparse + layer.few_keys + layer.few_rows + layer.kept_all, layer.served);
+    return layer.sparse;
   };
-  EXPECT_EQ(sparse_chunks(640, 320), 1) << "320 keys, then 640";
-  EXPECT_EQ(sparse_chunks(641, 320), 0);
-  EXPECT_EQ(sparse_chunks(1, 320), 2);
-  EXPECT_EQ(sparse_chunks(1, 128), 0) << "fewer query rows than 8 windows";
-  EXPECT_EQ(sparse_chunks(0, 128), 5);
+  EXPECT_EQ(sparse_chunks(640, 2, 320), 1) << "320 keys, then 640";
+  EXPECT_EQ(sparse_chunks(641, 2, 320), 0);
+  EXPECT_EQ(sparse_chunks(0, 320, 320), 2);
+  EXPECT_EQ(sparse_chunks(0, 321, 320), 0) << "fewer query rows";
 }
 
 TEST(Adapter, OnlySparseLayersLeaveTokensOut) {
   const Model model({});
-  Options options = exact_options();
-  options.min_keys = 0;
-  options.op.min_tokens = 64;
-  options.op.keep = 0.5f;
-  options.sparse_layers = {false, true};
-  Adapter adapter(options);
+  Adapter adapter(sparse_options());
   Engine(model.path(), {.ubatch = 1024}, adapter.hook()).decode(test::random_tokens(1000, 1));
   ASSERT_EQ(adapter.server.layers().size(), 3u);
   const auto& layers = adapter.server.layers();
@@ -186,6 +185,35 @@ TEST(Adapter, OnlySparseLayersLeaveTokensOut) {
   EXPECT_EQ(layers[1].sparse, 1);
   EXPECT_EQ(layers[2].kept, 1000);
   EXPECT_EQ(layers[2].sparse, 0);
+  EXPECT_EQ(layers[0].pairs_share(), 1);
+  EXPECT_LT(layers[1].pairs_share(), 0.7) << "a quarter, and 320 keys of half the queries";
+  EXPECT_GT(layers[1].pairs_share(), 0.3);
+  EXPECT_EQ(why_never_sparse(layers[0], 0, 2), "") << "not named";
+  EXPECT_EQ(why_never_sparse(layers[1], 0, 2), "");
+}
+
+TEST(Adapter, MiddleLayersAreSparseByDefault) {
+  const Model model({.layers = 4});
+  Options options = sparse_options();
+  options.setting.layers = Setting().layers;
+  options.num_layers = 4;
+  Adapter adapter(options);
+  Engine(model.path(), {.ubatch = 1024}, adapter.hook()).decode(test::random_tokens(1000, 1));
+  std::vector<int64_t> sparse;
+  for (const LayerStats& layer : adapter.server.layers()) sparse.push_back(layer.sparse);
+  EXPECT_EQ(sparse, (std::vector<int64_t>{0, 1, 1, 0}));
+}
+
+TEST(Adapter, ANamedLayerWithASlidingWindowSaysWhyItNeverIsSparse) {
+  const Model model({.arch = "gemma3", .layers = 4, .sliding_window = 128});
+  Options options = sparse_options();
+  options.setting.layers = LayerChoice::of({1, 2});
+  Adapter adapter(options);
+  Engine(model.path(), {.ubatch = 1024}, adapter.hook()).decode(test::random_tokens(1000, 1));
+  const auto& layers = adapter.server.layers();
+  EXPECT_EQ(layers[1].sparse, 1);
+  EXPECT_EQ(layers[2].sparse, 0);
+  EXPECT_NE(why_never_sparse(layers[2], 0, 2).find("sliding window"), std::string::npos);
 }
 
 TEST(Refusals, QuantisedCache) {

@@ -60,9 +60,7 @@ class AttentionNode : public testing::Test {
     tsp_context_options_init(&options, sizeof options);
     options.num_threads = 1;
     EXPECT_EQ(tsp_context_create(&options, &ctx_), TSP_OK) << tsp_last_error();
-    Options server_options;
-    tsp_prefill_params_init(&server_options.op, sizeof server_options.op);
-    server_ = std::make_unique<AttentionServer>(ctx_, server_options);
+    server_ = std::make_unique<AttentionServer>(ctx_, Options());
   }
   ~AttentionNode() override { tsp_context_destroy(ctx_); }
 

@@ -40,9 +40,7 @@ class LinearModel : public testing::TestWithParam<Case> {
     tsp_context_options_init(&options, sizeof options);
     options.num_threads = 2;
     EXPECT_EQ(tsp_context_create(&options, &ctx_), TSP_OK) << tsp_last_error();
-    Options attention;
-    tsp_prefill_params_init(&attention.op, sizeof attention.op);
-    attention_ = std::make_unique<AttentionServer>(ctx_, attention);
+    attention_ = std::make_unique<AttentionServer>(ctx_, Options());
     std::string why;
     LinearOptions linear;
     linear.kind = GetParam().kind;

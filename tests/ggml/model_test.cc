@@ -74,7 +74,6 @@ TEST(RealModel, ExactAttentionEqualsGgmlAndFindsTheNeedle) {
   EXPECT_GT(prompt.size(), 1800u);
   const tokensparse::Context ctx = cli::open_on_openmp("", 2);
   Options options;
-  tsp_prefill_params_init(&options.op, sizeof options.op);
 
   // Each node that ggml computed, computed again by us from the same q, k and v.
   AttentionServer beside(ctx.get(), options);
@@ -145,8 +144,7 @@ TEST(RealModel, Bf16StaysWithinTheNoiseAndFindsTheNeedle) {
   for (const tsp_precision_t precision : {TSP_PRECISION_F32, TSP_PRECISION_BF16}) {
     if (precision == TSP_PRECISION_BF16 && !has_bf16(ctx.get())) continue;
     Options options;
-    tsp_prefill_params_init(&options.op, sizeof options.op);
-    options.op.precision = precision;
+    options.setting.op.precision = precision;
     AttentionServer server(ctx.get(), options);
     EvalCallback callback(&server, linear.get());
     linear->reset_stats();
@@ -175,8 +173,7 @@ TEST(RealModel, Int8IsAsCloseToF32AsStockAndFindsTheNeedle) {
   std::string answer;
   const auto logits = [&](const LinearOptions& linear_options) -> std::vector<float> {
     Options options;
-    tsp_prefill_params_init(&options.op, sizeof options.op);
-    AttentionServer server(ctx.get(), options);
+      AttentionServer server(ctx.get(), options);
     std::string why;
     const auto linear = LinearServer::create(linear_options, why);
     if (linear == nullptr) return {};

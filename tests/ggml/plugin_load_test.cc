@@ -78,7 +78,7 @@ TEST(PluginLoad, UnloadedWithContextsAlive) {
   EXPECT_EQ(accelerators(), 0u);
   engine.decode(random_tokens(100, 2));
   EXPECT_EQ(plugin.served(), 6) << "the context still has its backend";
-  LoadedPlugin again(Variables{{"TOKENSPARSE_MIN_ROWS", "128"}});
+  LoadedPlugin again(Variables{{"TOKENSPARSE_SERVE_ROWS", "128"}});
   engine.decode(random_tokens(100, 3));
   Engine(model.path(), {}, {}).decode(random_tokens(100, 3));
   EXPECT_EQ(again.served(), 3) << "the old context as it was made, a new one with 128 rows";
@@ -100,6 +100,7 @@ TEST(PluginLoad, ALayerThatDoesNotExistIsSaidOnce) {
   const auto use = [&] {
     const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
                                         {"TOKENSPARSE_MIN_KEYS", "0"},
+                                        {"TOKENSPARSE_MIN_ROWS", "64"},
                                         {"TOKENSPARSE_MIN_TOKENS", "16"},
                                         {"TOKENSPARSE_SPARSE_LAYERS", "1,99"}});
     for (uint32_t i = 0; i < 2; ++i) {
@@ -109,6 +110,25 @@ TEST(PluginLoad, ALayerThatDoesNotExistIsSaidOnce) {
     EXPECT_EQ(plugin.sparse(), 2) << "layer 1 is sparse all the same";
   };
   EXPECT_EQ(times_said("there is no layer 99 in this model of 3 layers", use), 1);
+}
+
+TEST(PluginLoad, ASettingForAnotherModelIsSaidOnceAndAttentionIsExact) {
+  const ModelFile model({});
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("tokensparse-mine-" + std::to_string(::getpid()));
+  std::ofstream(file) << R"({"format": "tokensparse setting 1", "min_keys": 0, "min_rows": 64,
+      "keep": 0.5, "min_tokens": 16, "model": {"name": "other", "num_heads": 14}})";
+  const auto use = [&] {
+    const LoadedPlugin plugin(Variables{{"TOKENSPARSE_SETTING", file}});
+    Engine(model.path(), {}, {}).decode(random_tokens(500, 1));
+    EXPECT_EQ(plugin.served(), 3);
+    EXPECT_EQ(plugin.sparse(), 0);
+  };
+  EXPECT_EQ(times_said("the setting is for other with num_heads 14, this model has 4; attention "
+                       "stays exact",
+                       use),
+            1);
+  std::filesystem::remove(file);
 }
 
 TEST(PluginLoad, ACoverageOf2IsSaidAndAttentionIsExact) {
@@ -165,17 +185,20 @@ TEST(PluginLoad, LeaksNothing) {
 // ---- what it is told ----
 
 Settings settings_of(const std::vector<std::pair<std::string, std::string>>& variables) {
-  return ggml_plugin::read_settings([&](const char* name) -> const char* {
+  std::vector<std::string> names;
+  for (const auto& [key, value] : variables) names.push_back(key);
+  const auto environment = [&](const char* name) -> const char* {
     for (const auto& [key, value] : variables) {
       if (key == name) return value.c_str();
     }
     return nullptr;
-  });
+  };
+  return ggml_plugin::read_settings(environment, names);
 }
 
 TEST(PluginSettings, ExactByDefault) {
-  const Settings settings = settings_of({});
-  EXPECT_FALSE(settings.sparse());
+  const Settings settings = settings_of({{"PATH", "/bin"}});
+  EXPECT_FALSE(settings.setting.sparse());
   EXPECT_TRUE(settings.warnings.empty());
   EXPECT_FALSE(settings.disabled);
 }
@@ -186,38 +209,56 @@ TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
     ASSERT_EQ(settings.warnings.size(), 1u) << name << "=" << value;
     EXPECT_NE(settings.warnings[0].find(name), std::string::npos) << settings.warnings[0];
     EXPECT_NE(settings.warnings[0].find(rule), std::string::npos) << settings.warnings[0];
-    EXPECT_FALSE(settings.sparse());
-    EXPECT_EQ(settings.min_rows, 64);
+    EXPECT_FALSE(settings.setting.sparse());
+    EXPECT_EQ(settings.setting.min_rows, ggml_adapter::Setting().min_rows);
   };
   expect_one("TOKENSPARSE_COVERAGE", "2", "between 0 and 0.9999999, got 2");
   expect_one("TOKENSPARSE_MIN_KEYS", "-1", "between 0 and 1073741824, got -1; using 4096");
   expect_one("TOKENSPARSE_COVERAGE", "nan", "between 0 and");
   expect_one("TOKENSPARSE_COVERAGE", "0,1", "between 0 and");
+  expect_one("TOKENSPARSE_COVERAGE", "\"0.02\"", "a number between 0 and 0.9999999, got \"0.02\"");
   expect_one("TOKENSPARSE_SHARE", "token", "one of head, kv_group, layer, got token");
   expect_one("TOKENSPARSE_THREADS", "-1", "an integer between 0 and 1024");
   expect_one("TOKENSPARSE_THREADS", "1.5", "an integer");
-  expect_one("TOKENSPARSE_POOL", "4", "odd");
+  expect_one("TOKENSPARSE_POOL", "4", "must be an odd integer between 1 and 1023, got 4; using 7");
   expect_one("TOKENSPARSE_MIN_ROWS", "1", "between 2 and");
-  expect_one("TOKENSPARSE_SPARSE_LAYERS", "7-3", "layers like 4,6-9");
-  expect_one("TOKENSPARSE_SPARSE_LAYERS", "1,99999999999999999999", "below 4096");
+  expect_one("TOKENSPARSE_SERVE_ROWS", "1", "between 2 and");
+  expect_one("TOKENSPARSE_SINK", "-1", "between 0 and");
+  expect_one("TOKENSPARSE_SPARSE_LAYERS", "7-3", "layers like 1-22,25");
+  expect_one("TOKENSPARSE_LAYERS", "1,99999999999999999999", "below 4096");
   expect_one("TOKENSPARSE_PROFILE", "/no/such/file", "cannot read /no/such/file");
-  expect_one("TOKENSPARSE_PROFILE", "/dev/null", "not a layer profile");
+  expect_one("TOKENSPARSE_PROFILE", "/dev/null", "/dev/null: must be a JSON object");
   expect_one("TOKENSPARSE_PROFILE", "/", "cannot read /");
+  expect_one("TOKENSPARSE_SETTING", "/no/such/file", "cannot read /no/such/file");
   expect_one("TOKENSPARSE_CONFIG", "/", "cannot read /");
   expect_one("TOKENSPARSE_CONFIG", "/no/such/file", "cannot read /no/such/file");
   expect_one("TOKENSPARSE_DISABLE", "yes", "one of 0, 1");
-  expect_one("TOKENSPARSE_LINEAR", "mkl", "one of ggml, onednn, int8, got mkl");
+  expect_one("TOKENSPARSE_LINEAR", "mkl", "got mkl");
+  expect_one("TOKENSPARSE_COVRAGE", "0.1", "there is no setting named TOKENSPARSE_COVRAGE");
 }
 
-TEST(PluginSettings, SparseNeedsLayers) {
-  const Settings without = settings_of({{"TOKENSPARSE_COVERAGE", "0.01"}});
-  EXPECT_FALSE(without.sparse());
-  EXPECT_EQ(without.warnings.size(), 1u);
-  const Settings with =
-      settings_of({{"TOKENSPARSE_COVERAGE", "0.01"}, {"TOKENSPARSE_SPARSE_LAYERS", "9,4-6,5"}});
-  EXPECT_TRUE(with.sparse());
-  EXPECT_EQ(with.sparse_layers, (std::vector<int32_t>{4, 5, 6, 9}));
-  EXPECT_TRUE(with.warnings.empty());
+TEST(PluginSettings, OneNameOfASettingAsksForTheRestOfIt) {
+  const ggml_adapter::Setting built_in;
+  for (const auto& variable :
+       std::vector<std::pair<std::string, std::string>>{{"TOKENSPARSE_SETTING", "built-in"},
+                                                        {"TOKENSPARSE_LAYERS", "middle"},
+                                                        {"TOKENSPARSE_COVERAGE", "0.1"}}) {
+    const Settings settings = settings_of({variable});
+    EXPECT_TRUE(settings.setting.sparse()) << variable.first;
+    EXPECT_TRUE(settings.warnings.empty()) << variable.first;
+    EXPECT_EQ(settings.setting.op.coverage, built_in.op.coverage);
+    EXPECT_EQ(settings.setting.op.sink, built_in.op.sink);
+    EXPECT_EQ(settings.setting.layers.text(), "middle");
+  }
+  const Settings listed =
+      settings_of({{"TOKENSPARSE_COVERAGE", "0.01"}, {"TOKENSPARSE_LAYERS", "9, 4-6,5"}});
+  EXPECT_EQ(listed.setting.layers.listed, (std::vector<int32_t>{4, 5, 6, 9}));
+  EXPECT_TRUE(listed.warnings.empty());
+  EXPECT_FALSE(settings_of({{"TOKENSPARSE_COVERAGE", "0"}}).setting.sparse());
+  EXPECT_FALSE(settings_of({{"TOKENSPARSE_MIN_KEYS", "0"}}).setting.sparse()) << "asks for nothing";
+  const Settings wrong =
+      settings_of({{"TOKENSPARSE_SETTING", "built-in"}, {"TOKENSPARSE_COVERAGE", "1"}});
+  EXPECT_FALSE(wrong.setting.sparse()) << "what was asked for is not known";
 }
 
 class TextFile {
@@ -239,9 +280,9 @@ TEST(PluginSettings, TheEnvironmentGoesBeforeTheFile) {
   const Settings settings =
       settings_of({{"TOKENSPARSE_CONFIG", file.path()}, {"TOKENSPARSE_SHARE", "kv_group"}});
   EXPECT_TRUE(settings.warnings.empty());
-  EXPECT_FLOAT_EQ(settings.op.coverage, 0.02f);
-  EXPECT_EQ(settings.op.share, TSP_SHARE_KV_GROUP);
-  EXPECT_EQ(settings.sparse_layers, (std::vector<int32_t>{2, 3}));
+  EXPECT_FLOAT_EQ(settings.setting.op.coverage, 0.02f);
+  EXPECT_EQ(settings.setting.op.share, TSP_SHARE_KV_GROUP);
+  EXPECT_EQ(settings.setting.layers.listed, (std::vector<int32_t>{2, 3}));
 }
 
 TEST(PluginSettings, LinesOfTheFileThatMeanNothing) {
@@ -258,11 +299,25 @@ TEST(PluginSettings, AProfileNamesTheLayers) {
       R"({"format": "tokensparse layer profile 1", "layers": 24, "sparse_layers": [5, 3]})");
   const Settings settings =
       settings_of({{"TOKENSPARSE_PROFILE", file.path()}, {"TOKENSPARSE_KEEP", "0.5"}});
-  EXPECT_TRUE(settings.sparse());
-  EXPECT_EQ(settings.sparse_layers, (std::vector<int32_t>{3, 5}));
-  EXPECT_EQ(settings.profile_layers, 24);
+  EXPECT_TRUE(settings.setting.sparse());
+  EXPECT_EQ(settings.setting.layers.listed, (std::vector<int32_t>{3, 5}));
+  EXPECT_EQ(settings.setting.model.num_layers, 24);
   const TextFile damaged(R"({"format": "tokensparse layer profile 1", "sparse_layers": [-1]})");
   EXPECT_EQ(settings_of({{"TOKENSPARSE_PROFILE", damaged.path()}}).warnings.size(), 1u);
+}
+
+TEST(PluginSettings, AFileIsTheSettingAndTheEnvironmentChangesIt) {
+  const TextFile file(R"({"format": "tokensparse setting 1", "name": "mine", "coverage": 0.2,
+                          "layers": [1, 2], "sink": 16})");
+  const Settings settings = settings_of({{"TOKENSPARSE_SETTING", file.path()},
+                                         {"TOKENSPARSE_SINK", "8"},
+                                         {"TOKENSPARSE_LAYERS", "all"}});
+  EXPECT_TRUE(settings.warnings.empty());
+  EXPECT_FLOAT_EQ(settings.setting.op.coverage, 0.2f);
+  EXPECT_EQ(settings.setting.op.sink, 8);
+  EXPECT_EQ(settings.setting.layers.text(), "all");
+  EXPECT_NE(describe(settings).find("sparse attention as in mine, coverage 0.2"), std::string::npos)
+      << describe(settings);
 }
 
 // ---- into what it is loaded ----

@@ -197,6 +197,7 @@ TEST(Plugin, SparseLayersLeaveTokensOut) {
   const ModelFile model({});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
                                       {"TOKENSPARSE_MIN_KEYS", "0"},
+                                      {"TOKENSPARSE_MIN_ROWS", "64"},
                                       {"TOKENSPARSE_MIN_TOKENS", "64"},
                                       {"TOKENSPARSE_SHARE", "kv_group"},
                                       {"TOKENSPARSE_SPARSE_LAYERS", "1"}});
@@ -215,15 +216,88 @@ TEST(Plugin, SaysWhatWasTooShortForSparsity) {
   Engine(model.path(), {.ubatch = 1024}, {}).decode(random_tokens(1000, 1));
   EXPECT_EQ(plugin.served(), 3);
   EXPECT_EQ(plugin.sparse(), 0) << plugin.summary();
-  EXPECT_NE(plugin.summary().find("1 of sparse layers exact: too short to gain (min_keys)"),
+  EXPECT_NE(plugin.summary().find("1 of sparse layers exact: fewer than 4096 keys (min_keys)"),
             std::string::npos)
       << plugin.summary();
+}
+
+TEST(Plugin, AskedToBeSparseItIsTheBuiltInSettingInTheMiddleLayers) {
+  const ModelFile model({.layers = 4});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_COVERAGE", "0.5"},
+                                      {"TOKENSPARSE_MIN_KEYS", "0"},
+                                      {"TOKENSPARSE_MIN_ROWS", "64"},
+                                      {"TOKENSPARSE_MIN_TOKENS", "16"}});
+  Engine(model.path(), {.ubatch = 1024}, {}).decode(random_tokens(1000, 1));
+  EXPECT_EQ(plugin.served(), 4);
+  EXPECT_EQ(plugin.sparse(), 2) << plugin.summary();
+  EXPECT_NE(plugin.summary().find("% of the tokens of the sparse layers kept ("), std::string::npos)
+      << plugin.summary();
+}
+
+TEST(Plugin, LayersThatNeverWereSparseAreNamedWithTheReason) {
+  const ModelFile model({.arch = "gemma3", .layers = 4, .sliding_window = 128});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
+                                      {"TOKENSPARSE_MIN_KEYS", "0"},
+                                      {"TOKENSPARSE_MIN_ROWS", "64"},
+                                      {"TOKENSPARSE_MIN_TOKENS", "64"}});
+  Engine(model.path(), {.ubatch = 1024}, {}).decode(random_tokens(1000, 1));
+  EXPECT_EQ(plugin.sparse(), 1) << plugin.summary();
+  EXPECT_NE(plugin.summary().find("layers 2 never sparse: a mask of another kind"),
+            std::string::npos)
+      << plugin.summary();
+}
+
+/// What the plugin says on stderr while `use` runs.
+template <typename Use>
+std::string said_by(Use&& use) {
+  testing::internal::CaptureStderr();
+  use();
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(Plugin, SaysBeforeTheFirstPromptWhatWillNotHappen) {
+  const ModelFile model({});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_COVERAGE", "0.1"}});
+  const std::string said =
+      said_by([&] { Engine(model.path(), {.ubatch = 512}, {}).decode(random_tokens(700, 1)); });
+  EXPECT_NE(
+      said.find("no layer will be sparse: the host reads prompts in chunks of 512 rows, below "
+                "min_rows 1024; start it with -ub 2048"),
+      std::string::npos)
+      << said;
+}
+
+TEST(Plugin, SaysThatFlashAttentionIsOff) {
+  const ModelFile model({});
+  const LoadedPlugin plugin;
+  const std::string said = said_by([&] {
+    Engine(model.path(), {.flash_attention = LLAMA_FLASH_ATTN_TYPE_DISABLED}, {})
+        .decode(random_tokens(200, 1));
+  });
+  EXPECT_NE(said.find("is flash attention on (-fa on)?"), std::string::npos) << said;
+  EXPECT_NE(plugin.summary().find("0 nodes to serve: is flash attention on (-fa on)?"),
+            std::string::npos)
+      << plugin.summary();
+}
+
+TEST(Plugin, VerboseIsALineAChunk) {
+  const ModelFile model({});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_VERBOSE", "1"}});
+  const std::string said =
+      said_by([&] { Engine(model.path(), {.ubatch = 512}, {}).decode(random_tokens(700, 1)); });
+  EXPECT_NE(said.find("chunk of 512 query rows over 512 keys: 3 attention nodes in "),
+            std::string::npos)
+      << said;
+  EXPECT_NE(said.find("chunk of 188 query rows over 700 keys: 3 attention nodes in "),
+            std::string::npos)
+      << said;
 }
 
 TEST(Plugin, DecodingRowsBesideASparsePromptAreExact) {
   const ModelFile model({.layers = 1});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},
                                       {"TOKENSPARSE_MIN_KEYS", "0"},
+                                      {"TOKENSPARSE_MIN_ROWS", "64"},
                                       {"TOKENSPARSE_MIN_TOKENS", "64"},
                                       {"TOKENSPARSE_SPARSE_LAYERS", "all"}});
   const auto use = [](Engine& engine) {
@@ -232,7 +306,7 @@ TEST(Plugin, DecodingRowsBesideASparsePromptAreExact) {
   };
   expect_same_logits(model.path(), {.sequences = 2}, use);
   EXPECT_EQ(plugin.sparse(), 1) << plugin.summary();
-  EXPECT_EQ(plugin.summary().find("too short"), std::string::npos)
+  EXPECT_EQ(plugin.summary().find("fewer than"), std::string::npos)
       << "a decoding row is no prompt: " << plugin.summary();
 }
 

@@ -77,8 +77,8 @@ class Run(WithModel):
         self.assertGreater(variant["decode_tps"], 0)
 
     def test_compare_runs_the_three_variants(self):
-        options = ("--keep", 0.5, "--min-tokens", 64, "--min-keys", 0)
-        options += ("--sparse-layers", "2-3", "--ubatch", 700)
+        options = ("--keep", 0.5, "--min-tokens", 64, "--min-keys", 0, "--min-rows", 2)
+        options += ("--layers", "2-3", "--ubatch", 700)
         report = self.json_of("--compare", *options)
         self.assertGreater(report["prompt_tokens"], len(TEXT))  # a token a byte
         self.assertEqual(report["sparse_layers"], [2, 3])
@@ -87,23 +87,68 @@ class Run(WithModel):
         self.assertEqual(report["stock"]["kept"], 1)
         self.assertEqual(report["exact"]["kept"], 1)
         self.assertAlmostEqual(report["sparse"]["kept"], 0.5, delta=0.01)
+        self.assertAlmostEqual(report["sparse"]["kept_of_all"], 5 / 6, delta=0.01)
+        self.assertEqual(report["exact"]["pairs"], 1)
+        self.assertTrue(0.7 < report["sparse"]["pairs"] < 0.9, report["sparse"]["pairs"])
+        self.assertNotIn("never_sparse", report)
         self.assertEqual(report["exact"]["answer"], report["stock"]["answer"])
 
     def test_too_short_to_gain_is_exact_and_says_so(self):
         report = self.json_of("--coverage", 0.1)
         self.assertEqual(report["sparse_layers"], [])
         self.assertEqual(report["why_exact"], "fewer than 4096 tokens (--min-keys)")
-        options = ("--keep", 0.5, "--min-tokens", 64, "--sparse-layers", "2", "--verbose")
+        report = self.json_of("--min-keys", 0, "--ubatch", 700)
+        self.assertRegex(report["why_exact"], "^fewer than 1024 tokens at once .--min-rows")
+        options = ("--keep", 0.5, "--min-tokens", 64, "--layers", "2", "--verbose")
+        options += ("--min-rows", 2, "--ubatch", 700)
         for min_keys, exact in ((0, False), (1400, True)):
-            result = run(*self.arguments("-n", 2, *options, "--min-keys", min_keys, "--ubatch", 700))
-            self.assertEqual(b"exact, too short to gain" in result.stdout, exact, result.stdout)
-        self.fails("--min-keys: must be between", 2, *self.arguments("--min-keys", -1))
+            result = run(*self.arguments("-n", 2, *options, "--min-keys", min_keys))
+            self.assertEqual(b"exact, few keys (--min-keys)" in result.stdout, exact, result.stdout)
+        self.fails("--min-keys: must be an integer between", 2, *self.arguments("--min-keys", -1))
+
+    def test_layers_are_the_middle_ones_where_none_are_given(self):
+        sparse = ("--keep", 0.5, "--min-tokens", 64, "--min-keys", 0, "--min-rows", 2)
+        report = self.json_of(*sparse)
+        self.assertEqual((report["layers"], report["sparse_layers"]), ("middle", [1, 2, 3, 4]))
+        self.assertFalse(Path(str(self.model) + ".tokensparse.json").exists(), "no profile is made")
+        for layers, listed in (("all", [0, 1, 2, 3, 4, 5]), ("1, 3-4", [1, 3, 4]), ("none", [])):
+            self.assertEqual(self.json_of(*sparse, "--layers", layers)["sparse_layers"], listed)
+
+    def test_layers_that_cannot_be_sparse_are_not_counted_and_named(self):
+        gemma = self.folder / "gemma.gguf"
+        write_model(gemma, "gemma3", 4096, 6)  # layers 0, 2 and 4 slide
+        sparse = ("--keep", 0.5, "--min-tokens", 64, "--min-keys", 0, "--min-rows", 2)
+        result = run(*self.arguments("-n", 2, "--json", *sparse, model=gemma))
+        report = json.loads(result.stdout)
+        self.assertEqual(report["sparse_layers"], [1, 3])
+        self.assertEqual([entry["layers"] for entry in report["never_sparse"]], [[2, 4]])
+        self.assertIn("sliding window", report["never_sparse"][0]["why"])
+        result = run(*self.arguments("-n", 2, *sparse, model=gemma))
+        self.assertRegex(result.stdout, rb"2 sparse layers \(1,3\)")
+        self.assertRegex(result.stdout, rb"never sparse, though layers are middle: 2,4: .*sliding")
+
+    def test_a_setting_file(self):
+        file = self.folder / "mine.json"
+        setting = {"format": "tokensparse setting 1", "layers": [2], "keep": 0.5, "min_keys": 0}
+        setting |= {"min_rows": 64, "min_tokens": 64, "model": {"num_layers": 6}}
+        file.write_text(json.dumps(setting))
+        report = self.json_of("--setting", file, "--ubatch", 700)
+        self.assertEqual(report["sparse_layers"], [2])
+        # The command line changes what the file says, wherever it stands.
+        report = self.json_of("--layers", "3", "--setting", file, "--ubatch", 700)
+        self.assertEqual(report["sparse_layers"], [3])
+        file.write_text(json.dumps({**setting, "model": {"num_layers": 28}}))
+        arguments = self.arguments("--setting", file)
+        self.fails("for a model with num_layers 28, this model has 6", 1, *arguments)
+        file.write_text(json.dumps({**setting, "pool": 4}))
+        self.fails("mine.json: pool must be an odd integer between 1 and 1023, got 4", 1, *arguments)
+        self.fails("cannot read /no/such", 1, *self.arguments("--setting", "/no/such"))
 
     def test_without_compare_runs_one(self):
         report = self.json_of("--coverage", 0)
         self.check_variant(report["exact"])
         self.assertFalse({"stock", "sparse"} & report.keys())
-        report = self.json_of("--sparse-layers", "none")
+        report = self.json_of("--layers", "none")
         self.assertIn("exact", report)
         report = self.json_of("--sparse-layers", "1")
         self.assertFalse({"stock", "exact"} & report.keys())
@@ -264,9 +309,11 @@ class Run(WithModel):
 
 
 class Profile(WithModel):
+    SPARSE = ("--profile", "--keep", 0.5, "--min-tokens", 64, "--min-keys", 0, "--min-rows", 2)
+
     def test_run_makes_stores_and_reuses_it(self):
         stored = Path(str(self.model) + ".tokensparse.json")
-        text = self.json_of("--min-keys", 0)
+        text = self.json_of(*self.SPARSE)
         profile = json.loads(stored.read_text())
         self.assertEqual(text["sparse_layers"], profile["sparse_layers"])
         self.assertEqual(len(profile["sparse_layers"]), 3)  # half of six
@@ -274,7 +321,7 @@ class Profile(WithModel):
         self.assertEqual(len(profile["drift"]), 6)
         profile["sparse_layers"] = [4]
         stored.write_text(json.dumps(profile))
-        self.assertEqual(self.json_of("--min-keys", 0)["sparse_layers"], [4])
+        self.assertEqual(self.json_of(*self.SPARSE)["sparse_layers"], [4])
 
     def test_the_sparse_layers_drift_least(self):
         target = self.folder / "profile.json"
@@ -291,7 +338,7 @@ class Profile(WithModel):
 
     def test_where_it_cannot_be_stored_run_goes_on(self):
         Path(str(self.model) + ".tokensparse.json").mkdir()  # stops root as well
-        result = run(*self.arguments("-n", 2, "--min-keys", 0))
+        result = run(*self.arguments("-n", 2, *self.SPARSE))
         self.assertEqual(result.returncode, 0)
         self.assertRegex(result.stderr, rb"\Alayer profile not stored: [^\n]+\n\Z")
 
@@ -299,15 +346,26 @@ class Profile(WithModel):
         stored = Path(str(self.model) + ".tokensparse.json")
         for text in ("", "{", "[]", '{"format": "tokensparse layer profile 1"}'):
             stored.write_text(text)
-            self.fails("model.gguf.tokensparse.json is not a layer profile", 1, *self.arguments("--min-keys", 0))
+            self.fails("model.gguf.tokensparse.json: ", 1, *self.arguments(*self.SPARSE))
 
     def test_one_of_another_model_is_made_anew(self):
         stored = Path(str(self.model) + ".tokensparse.json")
-        self.json_of("--min-keys", 0)
+        self.json_of(*self.SPARSE)
         profile = json.loads(stored.read_text())
         stored.write_text(json.dumps({**profile, "model_bytes": 1, "sparse_layers": [1]}))
-        again = self.json_of("--min-keys", 0)
+        again = self.json_of(*self.SPARSE)
         self.assertEqual(again["sparse_layers"], profile["sparse_layers"])
+
+    def test_only_layers_that_attend_to_the_whole_prompt_are_chosen(self):
+        gemma = self.folder / "gemma.gguf"
+        write_model(gemma, "gemma3", 4096, 8)  # every second layer slides, from layer 0 on
+        target = self.folder / "profile.json"
+        result = run("profile", "-m", gemma, "-f", self.text, "-o", target)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        profile = json.loads(target.read_text())
+        self.assertEqual(len(profile["sparse_layers"]), 2)  # half of four
+        self.assertLessEqual(set(profile["sparse_layers"]), {1, 3, 5})
+        self.assertEqual(result.stdout.count(b"does not attend to the whole prompt"), 4)
 
     def test_a_short_text_is_refused(self):
         self.text.write_text("short")
@@ -316,6 +374,88 @@ class Profile(WithModel):
         self.fails("at least 256 tokens, got 5", 1, *arguments)
         self.fails("/no/where.json: cannot be written", 1, *arguments[:-1], "/no/where.json")
         self.assertFalse(target.exists())
+
+
+class Eval(WithModel):
+    def eval(self, lines, *more, **options):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        predict = () if "--predict" in more else ("--predict", 4)
+        arguments = ("eval", "-m", self.model, *predict, *more)
+        return run(*arguments, input=text.encode(), **options)
+
+    def test_a_line_for_each_prompt_and_setting(self):
+        file = self.folder / "half.json"
+        setting = {"format": "tokensparse setting 1", "name": "half", "keep": 0.5, "min_keys": 0}
+        file.write_text(json.dumps({**setting, "min_rows": 64, "min_tokens": 64}))
+        prompts = [
+            {"id": "one", "prompt": TEXT, "answer": "fox", "mine": [1]},
+            {"id": 2, "tokens": [70 + i % 20 for i in range(500)]},
+        ]
+        options = ("-s", "exact", "-s", file, "-s", "stock")
+        result = self.eval(prompts, *options)
+        self.assertEqual((result.returncode, result.stderr), (0, b""))
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        names = [(line["id"], line["setting"]) for line in lines]
+        self.assertEqual(names, [(i, s) for i in ("one", 2) for s in ("exact", "half", "stock")])
+        exact, half, stock = lines[:3]
+        self.assertEqual(exact["answer"], stock["answer"])
+        self.assertAlmostEqual(exact["loss"], stock["loss"], delta=0.05)
+        self.assertEqual((exact["answer_tokens"], exact["pairs"], exact["kept"]), (3, 1, 1))
+        self.assertGreater(exact["loss"], 0)
+        self.assertEqual(half["sparse_layers"], [1, 2, 3, 4])
+        self.assertAlmostEqual(half["kept"], 0.5, delta=0.01)
+        self.assertLess(half["pairs"], 0.8)
+        self.assertNotIn("loss", lines[3])
+        # A teacher-forced loss does not depend on whether an answer is written as well.
+        alone = self.eval(prompts[:1], "-s", "exact", "--predict", 0)
+        line = json.loads(alone.stdout)
+        self.assertEqual((line["loss"], line["answer"]), (exact["loss"], ""))
+
+    def test_a_line_is_answered_before_the_next_is_written(self):
+        command = [PROGRAM, "eval", "-m", self.model, "-s", "exact"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            for number in range(2):
+                question = {"id": number, "prompt": "a" * 70, "max_tokens": 1, "answer": "b"}
+                process.stdin.write(json.dumps(question).encode() + b"\n")
+                process.stdin.flush()
+                line = json.loads(process.stdout.readline())
+                self.assertEqual(line["id"], number)
+                self.assertEqual(line["exact"], line["right_tokens"] == 1)
+
+    def test_the_loss_of_the_answer_it_would_give_is_the_lowest(self):
+        tokens = [70 + i % 20 for i in range(300)]
+        answers = [[65 + i] * 40 for i in range(3)]  # longer than what goes through at once
+        prompts = [{"id": i, "tokens": tokens, "answer_tokens": a} for i, a in enumerate(answers)]
+        lines = self.eval(prompts, "-s", "exact").stdout.splitlines()
+        for line in map(json.loads, lines):
+            self.assertEqual(line["answer_tokens"], 40)
+            self.assertGreater(line["loss"], 0)
+            self.assertLess(line["right_tokens"], 40)
+
+    def test_what_is_wrong_is_named_with_its_line(self):
+        good = {"id": 1, "prompt": "a"}
+        for line, message in (
+            ({"prompt": "a"}, ":2: must have an id"),
+            ({"id": 1}, ":2: must have either prompt or tokens"),
+            ({"id": 1, "prompt": "a", "tokens": [1]}, ":2: must have either"),
+            ({"id": 1, "prompt": 7}, ":2: prompt must be text"),
+            ({"id": 1, "tokens": [-1]}, ":2: tokens must be a list of tokens, each at least 0"),
+            ({"id": 1, "tokens": []}, ":2: the prompt must not be empty"),
+            ({"id": [], "prompt": "a"}, ":2: id must be"),
+            ({**good, "max_tokens": -1}, ":2: max_tokens must be an integer between 0 and"),
+            ([], ":2: must be a JSON object"),
+        ):
+            prompts = self.folder / "prompts.jsonl"
+            prompts.write_text(json.dumps(good) + "\n" + json.dumps(line) + "\n")
+            result = self.eval([], prompts)
+            self.assertEqual((result.returncode, result.stdout), (1, b""), line)
+            self.assertIn(message, result.stderr.decode())
+            self.assertIn("standard input" + message, self.eval([good, line]).stderr.decode())
+        prompts.write_text("\n")
+        self.assertIn(b"no prompts", self.eval([], prompts).stderr)
+        self.assertEqual(self.eval([]).returncode, 0)
+        self.assertIn(b"cannot read /no", self.eval([good], "-s", "/no/such").stderr)
+        self.assertIn(b"two settings", self.eval([good], "-s", "exact", "-s", "exact").stderr)
 
 
 class BadInput(WithModel):
@@ -365,9 +505,12 @@ class BadInput(WithModel):
         self.assertLess(time.monotonic() - start, 30)  # 2 s on a machine of one's own
 
     def test_options(self):
-        for layers in ("x", "1-", "3-2", "6", "1,,2", "-1", "99999999999", ""):
-            arguments = self.arguments(f"--sparse-layers={layers}")
-            self.fails("--sparse-layers", 2, *arguments)
+        for layers in ("x", "1-", "3-2", "6", "1,,2", "-1", "99999999999", " "):
+            arguments = self.arguments(f"--layers={layers}")
+            self.fails("layers: must be ", 1 if layers == "6" else 2, *arguments)
+        self.fails("--pool: must be an odd integer between 1 and 1023, got 4", 2,
+                   *self.arguments("--pool", 4))
+        self.fails("--prompt: must not be empty", 2, *self.arguments()[:-1], "")
         self.fails("--ubatch", 2, *self.arguments("--ubatch", 1))
         self.fails("--coverage", 2, *self.arguments("--coverage", "nan"))
         self.fails("--share", 2, *self.arguments("--share", "all"))
@@ -386,7 +529,7 @@ class BadInput(WithModel):
         write_model(model, "llama", 1 << 20, 6)
         self.text.write_text(TEXT * 200)
         for more in (["--coverage", "0"], ["--compare"]):  # ours, and ggml's own
-            arguments = self.arguments("--sparse-layers", "1", *more, model=model)
+            arguments = self.arguments("--layers", "1", *more, model=model)
             process = subprocess.Popen([PROGRAM, *map(str, arguments)], stderr=subprocess.PIPE)
             time.sleep(3)
             self.assertIsNone(process.poll(), "ended before it could be interrupted")

@@ -6,6 +6,7 @@ target_link_libraries(tsp_tiny_model PUBLIC tsp_llama)
 tsp_target_defaults(tsp_tiny_model)
 
 tsp_test(causal_mask_test SOURCES ggml/causal_mask_test.cc LIBRARIES tokensparse_ggml LABELS llama)
+tsp_test(pair_count_test SOURCES ggml/pair_count_test.cc LIBRARIES tokensparse_ggml LABELS llama)
 tsp_test(row_groups_test SOURCES ggml/row_groups_test.cc LIBRARIES tokensparse_ggml LABELS llama)
 tsp_test(attention_node_test SOURCES ggml/attention_node_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)

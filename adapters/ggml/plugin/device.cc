@@ -6,6 +6,10 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "adapters/ggml/plugin/node_runner.h"
@@ -25,26 +29,32 @@ struct Device {
   const Host* host = nullptr;
   Settings settings;
   Ledger* ledger = nullptr;
-  ggml_adapter::Options options;
   ggml_adapter::LinearOptions linear_options;
   bool linear = false;
-  std::atomic<bool> repacked_told{false};
+  std::mutex told_mutex;
+  std::set<std::string> told;
   // llama.cpp's `-fa auto` first places a graph of one token a sequence and switches flash
   // attention off when a node of it is not on the CPU. So the first row count that is asked about
   // after a context is born is the host's, where it could be that; until another one comes.
   std::atomic<int64_t> first_rows{kKnown};
-  std::atomic<int32_t> layers_seen{0};
-  std::atomic<bool> layers_checked{false};
+  HostWatch* watch = nullptr;
 };
 
 struct Backend {
   std::unique_ptr<NodeRunner> runner;
+  bool remarked = false;
   ggml_abort_callback abort = nullptr;
   void* abort_data = nullptr;
 };
 
 Device& device_of(ggml_backend_dev_t dev) { return *static_cast<Device*>(dev->context); }
 Backend& backend_of(ggml_backend_t backend) { return *static_cast<Backend*>(backend->context); }
+
+/// However many contexts it is true of.
+void tell_once(Device& device, const std::string& line) {
+  const std::lock_guard lock(device.told_mutex);
+  if (device.told.insert(line).second) log_line(line);
+}
 
 // ---- backend ----
 
@@ -55,26 +65,16 @@ void backend_free(ggml_backend_t backend) {
   delete backend;
 }
 
-/// The whole graph has been asked about by now: which layers there are is known.
-void check_layers(const Device& device) {
-  const Settings& settings = device.settings;
-  const int32_t layers = device.layers_seen;
-  if (layers == 0 || settings.all_layers_sparse || !settings.sparse()) return;
-  if (settings.sparse_layers.back() >= layers) {
-    log_line("there is no layer " + std::to_string(settings.sparse_layers.back()) +
-             " in this model of " + std::to_string(layers) + " layers; it is not missed");
-  }
-  if (settings.profile_layers > 0 && settings.profile_layers != layers) {
-    log_line("the profile is of a model with " + std::to_string(settings.profile_layers) +
-             " layers, this one has " + std::to_string(layers) + ": make a profile for it");
-  }
-}
-
 ggml_status backend_compute(ggml_backend_t self, ggml_cgraph* graph) {
   Backend& backend = backend_of(self);
   Device& device = device_of(self->device);
   const Host& host = *device.host;
-  if (!device.layers_checked.exchange(true)) check_layers(device);
+  if (!std::exchange(backend.remarked, true)) {  // the whole graph has been asked about by now
+    for (const std::string& remark : device.watch->remarks(device.settings.setting)) {
+      tell_once(device, remark);
+    }
+  }
+  backend.runner->set_num_layers(device.watch->num_layers());
   const int count = host.ggml_graph_n_nodes(graph);
   for (int i = 0; i < count; ++i) {
     ggml_tensor* node = host.ggml_graph_node(graph, i);
@@ -130,13 +130,14 @@ ggml_backend_t device_init(ggml_backend_dev_t dev, const char*) {
     return nullptr;
   }
   device.first_rows = kAwaited;
+  device.watch->made_context();
   auto backend = std::make_unique<ggml_backend>();
   backend->guid = &guid;
   backend->iface.get_name = backend_name;
   backend->iface.free = backend_free;
   backend->iface.graph_compute = backend_compute;
   backend->device = dev;
-  backend->context = new Backend{std::move(runner)};
+  backend->context = new Backend{.runner = std::move(runner)};
   return backend.release();
 }
 
@@ -156,26 +157,26 @@ bool may_be_probe(Device& device, int64_t rows) {
   return false;
 }
 
-void note_layer(Device& device, const ggml_tensor& node) {
-  const int32_t count = ggml_adapter::layer_of(node) + 1;
-  int32_t seen = device.layers_seen;
-  while (seen < count && !device.layers_seen.compare_exchange_weak(seen, count)) {
-  }
-}
-
 bool serves_linear(Device& device, const ggml_tensor& op) {
   using ggml_adapter::LinearRefusal;
   const LinearRefusal refusal = ggml_adapter::refusal_of_shape(op, device.linear_options);
-  if (refusal == LinearRefusal::kRepacked && !device.repacked_told.exchange(true)) {
-    log_line(
-        "some linear layers are left to ggml, which repacked their weights; start the host "
-        "with --no-repack");
+  if (refusal == LinearRefusal::kRepacked) {
+    tell_once(device,
+              "some linear layers are left to ggml, which repacked their weights; start the host "
+              "with --no-repack");
   }
   return refusal == LinearRefusal::kNone;
 }
 
+void tell_where_flash_attention_is_off(Device& device) {
+  const std::string why = device.watch->why_nothing();
+  if (!why.empty()) tell_once(device, "attention is left to ggml: " + why);
+}
+
 bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
   Device& device = device_of(dev);
+  device.watch->asked(*op);
+  if (op->op == GGML_OP_SOFT_MAX) tell_where_flash_attention_is_off(device);
   switch (op->op) {
     case GGML_OP_NONE:
     case GGML_OP_RESHAPE:
@@ -184,9 +185,9 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
     case GGML_OP_TRANSPOSE:
       return true;
     case GGML_OP_FLASH_ATTN_EXT:
-      note_layer(device, *op);
       return !may_be_probe(device, op->src[0]->ne[1]) &&
-             ggml_adapter::refusal_of_shape(*op, device.options) == Refusal::kNone;
+             ggml_adapter::refusal_of_shape(*op, device.settings.serve_rows,
+                                            device.host->ggml_get_type_traits) == Refusal::kNone;
     case GGML_OP_MUL_MAT:
       return device.linear && serves_linear(device, *op);
     default:
@@ -220,13 +221,14 @@ void* reg_function(ggml_backend_reg_t, const char* name) {
 
 }  // namespace
 
-ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledger& ledger) {
+ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledger& ledger,
+                                HostWatch& watch) {
   static std::vector<std::unique_ptr<Device>> devices;
   Device& device = *devices.emplace_back(std::make_unique<Device>());
   device.host = &host;
   device.settings = settings;
   device.ledger = &ledger;
-  device.options = attention_options(settings, host);
+  device.watch = &watch;
   device.linear_options = linear_options(settings, host);
   if (settings.linear != Settings::kGgml) {
     std::string why;

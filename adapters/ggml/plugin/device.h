@@ -6,6 +6,7 @@
 #include <string>
 
 #include "adapters/ggml/plugin/host.h"
+#include "adapters/ggml/plugin/host_watch.h"
 #include "adapters/ggml/plugin/ledger.h"
 #include "adapters/ggml/plugin/settings.h"
 
@@ -17,8 +18,9 @@ inline constexpr const char* kBackendName = "tokensparse";
 /// built with. Looks at the host's CPU backend through that header and through public functions.
 std::string backend_layout_fault(const Host& host);
 
-/// The backend for ggml's registry. Contexts made from now on use these settings; `host` and
-/// `ledger` outlive every context.
-ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledger& ledger);
+/// The backend for ggml's registry. Contexts made from now on use these settings; `host`, `ledger`
+/// and `watch` outlive every context.
+ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledger& ledger,
+                                HostWatch& watch);
 
 }  // namespace tsp::ggml_plugin

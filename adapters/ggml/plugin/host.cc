@@ -64,6 +64,8 @@ std::string tensor_layout_fault(const Host& host) {
       !equal(host.ggml_op_name(GGML_OP_VIEW), "VIEW") ||
       !equal(host.ggml_op_name(GGML_OP_PERMUTE), "PERMUTE") ||
       !equal(host.ggml_op_name(GGML_OP_TRANSPOSE), "TRANSPOSE") ||
+      !equal(host.ggml_op_name(GGML_OP_MUL_MAT), "MUL_MAT") ||
+      !equal(host.ggml_op_name(GGML_OP_SOFT_MAX), "SOFT_MAX") ||
       !equal(host.ggml_op_name(GGML_OP_FLASH_ATTN_EXT), "FLASH_ATTN_EXT")) {
     return "operations are numbered differently";
   }

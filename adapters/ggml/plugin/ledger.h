@@ -2,10 +2,10 @@
 // What the plugin did in this process: its lines on stderr and the summary.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "adapters/ggml/attention_node.h"
 
@@ -15,16 +15,10 @@ namespace tsp::ggml_plugin {
 void log_line(const std::string& text);
 
 struct Totals {
-  int64_t served = 0;     // nodes
-  int64_t sparse = 0;     // of them, those that left tokens out
-  int64_t too_short = 0;  // of sparse layers, those too short to choose
-  int64_t rows = 0;       // query rows in them
-  int64_t keys = 0;
-  int64_t kept = 0;
-  double seconds = 0;  // in our attention
+  std::vector<ggml_adapter::LayerStats> layers;
+  ggml_adapter::LayerStats no_layer;
   int64_t linear = 0;  // matrix products
   double linear_seconds = 0;
-  std::array<int64_t, static_cast<size_t>(ggml_adapter::Refusal::kCount)> by_ggml{};
   int64_t verified = 0;
   double worst_error = 0;   // relative RMS against ggml's own result
   size_t memory_bytes = 0;  // most that one context held for workspaces
@@ -42,7 +36,15 @@ class Ledger {
   Totals totals_;
 };
 
-/// "served 48 attention nodes ...; left to ggml: 4 with ...".
-std::string summary_text(const Totals& totals);
+/// The sum over the layers.
+ggml_adapter::LayerStats sum_of(const Totals& totals);
+
+/// "22 sparse, keeping 31.0 % of their tokens, ...": empty where no node was sparse.
+std::string sparsity_text(const std::vector<ggml_adapter::LayerStats>& layers);
+
+/// "served 48 attention nodes ...; left to ggml: 4 with ...". `hint` follows where nothing was
+/// served.
+std::string summary_text(const Totals& totals, const ggml_adapter::Setting& setting,
+                         const std::string& hint);
 
 }  // namespace tsp::ggml_plugin

@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <new>
+
+#include "adapters/ggml/plugin/host_watch.h"
 
 namespace tsp::ggml_plugin {
 
@@ -12,27 +15,19 @@ using ggml_adapter::LayerStats;
 using ggml_adapter::Refusal;
 
 ggml_adapter::Options attention_options(const Settings& settings, const Host& host) {
-  constexpr size_t kMaxLayers = 4096;
   ggml_adapter::Options options;
-  options.op = settings.op;
-  options.min_rows = settings.min_rows;
-  options.min_keys = settings.min_keys;
+  options.setting = settings.setting;
+  options.serve_rows = settings.serve_rows;
   options.inputs_computed = true;
   options.type_traits = host.ggml_get_type_traits;
   options.max_bytes = settings.memory_bytes;
-  if (settings.all_layers_sparse) options.sparse_layers.assign(kMaxLayers, true);
-  for (const int32_t layer : settings.sparse_layers) {
-    const auto index = static_cast<size_t>(layer);
-    if (index >= options.sparse_layers.size()) options.sparse_layers.resize(index + 1);
-    options.sparse_layers[index] = true;
-  }
   return options;
 }
 
 ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host& host) {
   ggml_adapter::LinearOptions options;
   if (settings.linear == Settings::kInt8) options.kind = ggml_adapter::LinearKind::kInt8;
-  options.min_rows = settings.min_rows;
+  options.min_rows = settings.serve_rows;
   options.type_traits = host.ggml_get_type_traits;
   return options;
 }
@@ -62,9 +57,7 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
   }
   ggml_adapter::Options attention = attention_options(settings, host);
   const bool rounds = runner->linear_ != nullptr && runner->linear_->rounds();
-  if (settings.auto_precision && rounds && ggml_adapter::has_bf16(runner->ctx_)) {
-    attention.op.precision = TSP_PRECISION_BF16;
-  }
+  settle_precision(attention.setting, rounds, ggml_adapter::has_bf16(runner->ctx_));
   runner->server_ = std::make_unique<AttentionServer>(runner->ctx_, attention);
   runner->set_threads(1);
   return runner;
@@ -73,7 +66,23 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
 NodeRunner::NodeRunner(const Host& host, const Settings& settings, Ledger& ledger)
     : settings_(settings), ledger_(ledger), cpu_(host) {}
 
-NodeRunner::~NodeRunner() { tsp_context_destroy(ctx_); }
+NodeRunner::~NodeRunner() {
+  if (settings_.verbose) tell_chunk();
+  tsp_context_destroy(ctx_);
+}
+
+void NodeRunner::set_num_layers(int32_t num_layers) {
+  num_layers_ = num_layers;
+  server_->policy().set_num_layers(num_layers);
+}
+
+bool NodeRunner::fits_setting(const ggml_tensor& node) {
+  ggml_adapter::ModelNumbers model = numbers_of(node);
+  model.num_layers = num_layers_;
+  const std::string fault = contradiction(settings_.setting.model, model);
+  if (!fault.empty()) log_line("the setting " + fault + "; attention stays exact");
+  return fault.empty();
+}
 
 void NodeRunner::set_threads(int32_t num_threads) {
   const int32_t wanted = settings_.threads > 0 ? settings_.threads : std::max(1, num_threads);
@@ -106,8 +115,15 @@ bool NodeRunner::compute_or_throw(ggml_tensor& node) {
 }
 
 bool NodeRunner::serve(ggml_tensor& node) {
+  if (!contradicts_ && settings_.setting.sparse() && !fits_setting(node)) {
+    contradicts_ = true;
+    server_->policy().stop();
+  }
   if (server_->check(node) != Refusal::kNone) return false;
-  if (server_->serve(node) == TSP_OK) return true;
+  if (server_->serve(node) == TSP_OK) {
+    if (settings_.verbose) note_for_chunk(node, server_->layers());
+    return true;
+  }
   if (!complained_) {
     log_line(std::string("a node is left to ggml: ") + tsp_last_error());
     complained_ = true;
@@ -147,21 +163,39 @@ double NodeRunner::difference_from_ggml(ggml_tensor& node) {
 }
 
 void NodeRunner::report(Totals totals) {
-  const auto add = [&totals](const LayerStats& stats) {
-    totals.served += stats.served;
-    totals.rows += stats.served_rows;
-    totals.sparse += stats.sparse;
-    totals.too_short += stats.too_short;
-    totals.keys += stats.keys;
-    totals.kept += stats.kept;
-    totals.seconds += stats.seconds;
-    for (size_t i = 0; i < stats.refused.size(); ++i) totals.by_ggml[i] += stats.refused[i];
-  };
-  add(server_->no_layer());
-  for (const LayerStats& layer : server_->layers()) add(layer);
+  totals.layers = server_->layers();
+  totals.no_layer = server_->no_layer();
   server_->reset_stats();
   totals.memory_bytes = server_->bytes() + ours_.capacity() * sizeof(float);
   ledger_.add(totals);
+}
+
+// Layers come in ascending order: a lower one is the next chunk's.
+void NodeRunner::note_for_chunk(const ggml_tensor& node, const std::vector<LayerStats>& layers) {
+  const int32_t layer = ggml_adapter::layer_of(node);
+  if (layer <= chunk_layer_) tell_chunk();
+  chunk_layer_ = layer;
+  chunk_.resize(std::max(chunk_.size(), layers.size()));
+  for (size_t i = 0; i < layers.size(); ++i) chunk_[i].add(layers[i]);
+}
+
+void NodeRunner::tell_chunk() {
+  LayerStats sum;
+  int64_t rows = 0, keys = 0;
+  for (const LayerStats& layer : chunk_) {
+    sum.add(layer);
+    rows = std::max(rows, layer.served_rows);
+    keys = std::max(keys, layer.keys);
+  }
+  const std::string sparsity = sparsity_text(chunk_);
+  chunk_.clear();
+  chunk_layer_ = -1;
+  if (sum.served == 0) return;
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.3f", sum.seconds);
+  log_line("chunk of " + std::to_string(rows) + " query rows over " + std::to_string(keys) +
+           " keys: " + std::to_string(sum.served) + " attention nodes in " + seconds + " s, " +
+           (sparsity.empty() ? "exact" : sparsity));
 }
 
 }  // namespace tsp::ggml_plugin

@@ -31,6 +31,8 @@ class NodeRunner {
   NodeRunner& operator=(const NodeRunner&) = delete;
 
   void set_threads(int32_t num_threads);
+  /// Of the model, once it is known.
+  void set_num_layers(int32_t num_layers);
   /// False when neither we nor ggml could compute it.
   [[nodiscard]] bool compute(ggml_tensor& node);
 
@@ -41,6 +43,9 @@ class NodeRunner {
   bool compute_linear(ggml_tensor& node);
   double difference_from_ggml(ggml_tensor& node);
   void report(Totals totals);
+  bool fits_setting(const ggml_tensor& node);
+  void note_for_chunk(const ggml_tensor& node, const std::vector<ggml_adapter::LayerStats>& layers);
+  void tell_chunk();
 
   const Settings settings_;
   Ledger& ledger_;
@@ -50,6 +55,11 @@ class NodeRunner {
   std::unique_ptr<ggml_adapter::LinearServer> linear_;  // null: not asked for, or not there
   std::vector<float> ours_;                             // while verifying
   bool complained_ = false;
+  int32_t num_layers_ = 0;
+  bool contradicts_ = false;  // the setting is for another model: exact from then on
+  // While verbose: of the chunk that is going through the layers.
+  std::vector<ggml_adapter::LayerStats> chunk_;
+  int32_t chunk_layer_ = -1;
 };
 
 }  // namespace tsp::ggml_plugin

@@ -7,6 +7,7 @@
 
 #include "adapters/ggml/plugin/device.h"
 #include "adapters/ggml/plugin/host.h"
+#include "adapters/ggml/plugin/host_watch.h"
 #include "adapters/ggml/plugin/ledger.h"
 #include "adapters/ggml/plugin/settings.h"
 #include "tokensparse/tokensparse.h"
@@ -17,6 +18,8 @@ namespace {
 struct Plugin {
   Host host;
   Ledger ledger;
+  HostWatch watch;
+  ggml_adapter::Setting setting;         // the last one that was asked for
   ggml_backend_reg_t backend = nullptr;  // not null once the host was found to fit
   bool summary = false;
 };
@@ -44,8 +47,14 @@ std::string cpu_path() {
   return isa;
 }
 
+std::string summary() {
+  const Plugin& self = plugin();
+  return summary_text(self.ledger.totals(), self.setting, self.watch.why_nothing());
+}
+
+/// Nothing where no context was made: the host printed its help, or failed.
 void print_summary() {
-  if (plugin().summary) log_line(summary_text(plugin().ledger.totals()));
+  if (plugin().summary && plugin().watch.contexts() > 0) log_line(summary());
 }
 
 /// Whether the module that `caller` lies in can be served; also when it is served already.
@@ -73,12 +82,14 @@ bool start(const void* caller) {
   const std::string isa = cpu_path();
   if (isa.empty()) return refuse(tsp_last_error());
 
-  const Settings settings = read_settings(std::getenv);
+  const Settings settings = read_settings(std::getenv, environment_names());
   for (const std::string& warning : settings.warnings) log_line(warning);
   if (settings.disabled) return refuse("disabled by the user");
   if (self.backend == nullptr) self.host = host;
   self.ledger.clear();
-  self.backend = make_backend(self.host, settings, self.ledger);
+  self.watch.clear();
+  self.backend = make_backend(self.host, settings, self.ledger, self.watch);
+  self.setting = settings.setting;
   self.summary = settings.summary;
   log_line(std::string(tsp_version()) + " in ggml " + version + ", " + isa + ": " +
            describe(settings));
@@ -116,7 +127,7 @@ TSP_API ggml_backend_reg_t ggml_backend_init() {
 /// The summary so far. The text stays valid until the next call.
 TSP_API const char* tokensparse_plugin_summary() {
   static std::string text;
-  text = tsp::ggml_plugin::summary_text(tsp::ggml_plugin::plugin().ledger.totals());
+  text = tsp::ggml_plugin::summary();
   return text.c_str();
 }
 
