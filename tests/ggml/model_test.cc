@@ -173,7 +173,7 @@ TEST(RealModel, Int8IsAsCloseToF32AsStockAndFindsTheNeedle) {
   std::string answer;
   const auto logits = [&](const LinearOptions& linear_options) -> std::vector<float> {
     Options options;
-      AttentionServer server(ctx.get(), options);
+    AttentionServer server(ctx.get(), options);
     std::string why;
     const auto linear = LinearServer::create(linear_options, why);
     if (linear == nullptr) return {};
