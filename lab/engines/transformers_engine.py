@@ -22,4 +22,5 @@ class Engine:
 
     def _pairs_and_kept(self):
         report = adapter.report(self._model, reset=True)
-        return report.pairs_share, report.kept_share
+        kept = report.kept_share  # None where no layer was to be sparse
+        return report.pairs_share, 1.0 if kept is None else kept
