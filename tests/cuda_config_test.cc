@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <vector>
 
 #include "cuda/attend/attend_config.h"
 #include "cuda/attend/attend_plan.h"
 #include "cuda/attend/cudnn_shape.h"
+#include "cuda/attend/leftout_line.h"
 #include "cuda/attend/sm90/attend_sm90_config.h"
 #include "cuda/score/score_config.h"
 
@@ -140,20 +142,30 @@ TEST(CudaConfig, GroupsHoldTheBudgetAndAreBalanced) {
 constexpr AttendSizes kLlama = {
     .q_len = 32768, .k_len = 32768, .q_heads = 32, .kv_heads = 8, .head_dim = 128};
 
+constexpr Engines kNone = {}, kCudnn = {.cudnn = true}, kHopper = {.sm90 = true},
+                  kBoth = {.cudnn = true, .sm90 = true};
+
 TEST(CudaConfig, AttendPicksItsEngine) {
   AttendSizes sizes = kLlama;
-  EXPECT_EQ(plan_attend(sizes, false).engine, Engine::kOwn);
-  EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kCudnnDirect);
+  EXPECT_EQ(plan_attend(sizes, kNone).engine, Engine::kOwn);
+  EXPECT_EQ(plan_attend(sizes, kHopper).engine, Engine::kSm90);
+  EXPECT_EQ(plan_attend(sizes, kCudnn).engine, Engine::kCudnnDirect);
+  EXPECT_EQ(plan_attend(sizes, kBoth).engine, Engine::kCudnnDirect) << "it was asked for";
+  EXPECT_FALSE(plan_attend(sizes, kHopper).gather) << "reads the caller's K";
   sizes.paged = true;
-  EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kCudnnGroups) << "cuDNN reads no blocks";
+  EXPECT_EQ(plan_attend(sizes, kCudnn).engine, Engine::kCudnnGroups) << "cuDNN reads no blocks";
+  EXPECT_TRUE(plan_attend(sizes, kHopper).gather) << "and the copy engine neither";
   sizes.paged = false;
   for (const int32_t sets : {1, 8, 32}) {
     sizes.num_sets = sets;
-    EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kCudnnGroups);
-    EXPECT_EQ(plan_attend(sizes, false).engine, Engine::kOwn);
+    EXPECT_EQ(plan_attend(sizes, kCudnn).engine, Engine::kCudnnGroups);
+    EXPECT_EQ(plan_attend(sizes, kNone).engine, Engine::kOwn);
+    EXPECT_EQ(plan_attend(sizes, kHopper).engine, Engine::kSm90);
+    EXPECT_TRUE(plan_attend(sizes, kHopper).gather);
   }
   sizes.k_len = sizes.q_len = kCudnnMinKeys - 1;
-  EXPECT_EQ(plan_attend(sizes, true).engine, Engine::kOwn) << "too short";
+  EXPECT_EQ(plan_attend(sizes, kCudnn).engine, Engine::kOwn) << "too short";
+  EXPECT_EQ(plan_attend(sizes, kBoth).engine, Engine::kSm90);
 }
 
 TEST(CudaConfig, AttendCutsHeadsIntoUnitsAndGroups) {
@@ -163,7 +175,7 @@ TEST(CudaConfig, AttendCutsHeadsIntoUnitsAndGroups) {
       sizes.num_sets = sets;
       sizes.q_len = sizes.k_len = len;
       sizes.paged = true;
-      const AttendPlan plan = plan_attend(sizes, true);
+      const AttendPlan plan = plan_attend(sizes, kCudnn);
       EXPECT_EQ(plan.units * plan.q_heads, 32);
       EXPECT_EQ(plan.units, 8 * plan.per_kv);
       EXPECT_EQ(plan.units, std::max(sets, 8));
@@ -174,11 +186,81 @@ TEST(CudaConfig, AttendCutsHeadsIntoUnitsAndGroups) {
       EXPECT_GE(plan.group_units, 1);
       EXPECT_LE(plan.group_units, plan.units);
       EXPECT_EQ(plan.lanes, plan.group_units < plan.units ? kMaxLanes : 1);
+      const AttendPlan sm90 = plan_attend(sizes, kHopper);
+      EXPECT_GE(sm90.group_units, plan.group_units) << "no copies of Q and O";
+      const double copies = 2.0 * sm90.group_units * sm90.capacity / (32.0 * len);
+      EXPECT_LE(copies, len > kLongKeys ? kGroupShareLong : kGroupShare);
+      EXPECT_EQ(sm90.lanes, 1);
     }
   }
   AttendSizes sizes = kLlama;
   sizes.num_sets = 8;
-  EXPECT_EQ(plan_attend(sizes, true).group_units, 4) << "two lanes of 4 fill 1.5 times Q";
+  EXPECT_EQ(plan_attend(sizes, kCudnn).group_units, 4) << "two lanes of 4 fill 1.5 times Q";
+}
+
+/// Against the definition: row i sees the keys j < sink and i - band < j <= i, each once.
+void check_key_line(const std::vector<int32_t>& rows, int32_t k_len, int32_t sink, int32_t band) {
+  sink = std::min(sink, k_len);
+  band = std::min(band, k_len);
+  const int32_t first = rows.front(), last = rows.back();
+  const KeyLine line = make_key_line(first, last, sink, band);
+  ASSERT_GE(line.count, 1);
+  for (int32_t n = 0; n < line.count; ++n) {  // a K tile is consecutive keys
+    ASSERT_EQ(line.key(n), line.key(n / kLeftOutKeys * kLeftOutKeys) + n % kLeftOutKeys);
+    ASSERT_GE(line.key(n), 0);
+  }
+  ASSERT_EQ(line.key(line.count - 1), last);
+  for (const int32_t i : rows) {
+    std::set<int32_t> seen;
+    for (int32_t n = 0; n < line.count + kLeftOutKeys; ++n) {  // and what fills up a tile
+      if (sees(n, i - line.shift, sink, band)) {
+        ASSERT_LT(n, line.count);
+        ASSERT_TRUE(seen.insert(line.key(n)).second);
+      }
+    }
+    for (int32_t j = 0; j < k_len; ++j) {
+      ASSERT_EQ(seen.count(j) == 1, j <= i && (j < sink || j > i - band))
+          << "row " << i << ", key " << j << ", sink " << sink << ", band " << band;
+    }
+  }
+  for (int32_t n = 0; n < line.count; n += kLeftOutKeys) {
+    int32_t pairs = 0;
+    for (const int32_t i : rows) {
+      for (int32_t c = n; c < n + kLeftOutKeys; ++c) {
+        pairs += sees(c, i - line.shift, sink, band) ? 1 : 0;
+      }
+    }
+    const auto all = static_cast<int32_t>(rows.size()) * kLeftOutKeys;
+    ASSERT_TRUE(!line.all_see(n, first, last, sink, band) || pairs == all) << n;
+    ASSERT_TRUE(!line.none_sees(n, first, last, sink, band) || pairs == 0) << n;
+  }
+}
+
+TEST(CudaConfig, LeftOutRowsSeeEachOfTheirKeysOnce) {
+  for (const int32_t sink : {0, 1, 5, 64, 100, 333, 4000}) {
+    for (const int32_t band : {1, 2, 37, 256, 300, 0x7fffffff}) {
+      for (const int32_t begin : {0, 1, 40, 63, 64, 99, 255, 256, 300, 390}) {
+        check_key_line({begin}, 400, sink, band);
+        check_key_line({begin, begin + 1, begin + 3, begin + 9}, 400, sink, band);
+        std::vector<int32_t> wide;
+        for (int32_t i = begin; i < 400; i += 1 + i % 3) wide.push_back(i);
+        check_key_line(wide, 400, sink, band);
+      }
+    }
+  }
+  // The setting that is measured: a tile of 32 rows of four heads needs six K tiles.
+  const KeyLine line = make_key_line(20000, 20041, 64, 256);
+  EXPECT_EQ((line.count + kLeftOutKeys - 1) / kLeftOutKeys, 6);
+  EXPECT_FALSE(line.none_sees(0, 20000, 20041, 64, 256));
+  EXPECT_TRUE(line.all_see(0, 20000, 20041, 64, 256)) << "first keys need no mask";
+}
+
+TEST(CudaConfig, LeftOutRowsOfHeadsThatShareEverythingShareATile) {
+  EXPECT_EQ(left_out_pack(4, 4), 4) << "a set per KV head";
+  EXPECT_EQ(left_out_pack(4, 32), 4) << "one set: still one KV head a tile";
+  EXPECT_EQ(left_out_pack(4, 1), 1) << "a set per head";
+  EXPECT_EQ(left_out_pack(7, 7), 7);
+  EXPECT_EQ(left_out_pack(200, 200), 1) << "more heads than rows of a tile";
 }
 
 TEST(CudaConfig, PlanKeysDifferWherePlansDo) {

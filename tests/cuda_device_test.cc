@@ -56,6 +56,9 @@ class DevicePrefill {
     p_.coverage = options.coverage;
     p_.keep = options.keep;
     p_.share = options.share;
+    p_.dropped = options.dropped;
+    p_.band = options.band;
+    p_.sink = options.sink;
     p_.q = q_.view();
     p_.k = k_.view();
     p_.v = v_.view();
@@ -111,6 +114,91 @@ TEST_P(CudaDevice, LongEnoughForEveryEngineMatchesTheOracle) {
                     shape.name() + ", share " + std::to_string(share));
     }
   }
+}
+
+/// Sets as sparse as they are in use: most rows are left out, their tiles span more positions than
+/// rows, first keys and band lie apart, touch and overlap.
+TEST_P(CudaDevice, LeftOutRowsMatchTheOracle) {
+  const struct {
+    Shape shape;
+    int32_t sink, band;
+  } cases[] = {{bf16_shape(1500, 1500, 8, 2, 128), 64, 256},
+               {bf16_shape(1500, 1500, 14, 2, 64), 64, 256},
+               {bf16_shape(700, 1300, 4, 1, 128, TSP_F16), 100, 70},
+               {bf16_shape(1100, 1100, 4, 4, 64, TSP_F16), 3, 1000},
+               {bf16_shape(600, 600, 9, 1, 128), 300, 2}};
+  for (const auto& [shape, sink, band] : cases) {
+    Problem problem(shape);
+    const Roundoff eps = roundoff(backend, shape, TSP_PRECISION_F32);
+    for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
+      const Sets sets = problem.random_sets(share, 0.2f, 128, 5);
+      const Options options = {.dropped = TSP_DROPPED_LOCAL, .band = band, .sink = sink};
+      expect_attend(oracle_attend(problem, &sets, options, eps.operand, eps.weight),
+                    problem.attend(backend, ctx, &sets, options),
+                    shape.name() + ", share " + std::to_string(share));
+    }
+  }
+}
+
+/// Of the rows that a set left out, those that see the token as a first key or within their band.
+TEST_P(CudaDevice, NanInAValueReachesTheLeftOutRowsThatSeeItAndNoOther) {
+  constexpr int32_t kRows = 1500, kSink = 40, kBand = 100;
+  const Options options = {.dropped = TSP_DROPPED_LOCAL, .band = kBand, .sink = kSink};
+  for (const float poison :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const int32_t bad : {7, 39, 40, 900, 1499}) {
+      Problem problem(bf16_shape(kRows, kRows, 4, 2, 128));
+      const Sets sets = problem.random_sets(TSP_SHARE_LAYER, 0.3f, 64, 5);
+      const std::vector<int32_t>& kept = sets[0][0];
+      const AttendResult clean = problem.attend(backend, ctx, &sets, options);
+      problem.v.set(bad, 1, 9, poison);
+      const AttendResult got = problem.attend(backend, ctx, &sets, options);
+      const bool bad_kept = std::binary_search(kept.begin(), kept.end(), bad);
+      for (int32_t row = 0; row < kRows; ++row) {
+        const bool is_kept = std::binary_search(kept.begin(), kept.end(), row);
+        const bool reads = row >= bad && (is_kept ? bad_kept : bad < kSink || bad > row - kBand);
+        for (int64_t head = 0; head < 4; ++head) {
+          for (int64_t d = 0; d < 128; ++d) {
+            const float value = got.out.at(row, head, d);
+            if (reads && head >= 2 && d == 9) {
+              ASSERT_FALSE(std::isfinite(value)) << bad << " " << row;
+            } else {
+              ASSERT_EQ(value, clean.out.at(row, head, d)) << bad << " " << row << " " << d;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CudaDevice, WhenItPaysLongSequencesAreSparseAndShortOnesExact) {
+  Options options = {.window = 64,
+                     .min_tokens = 20,
+                     .share = TSP_SHARE_KV_GROUP,
+                     .keep = 0.2f,
+                     .dropped = TSP_DROPPED_LOCAL,
+                     .sink = 16,
+                     .when = TSP_WHEN_PAYS};
+  Problem problem({.q_lens = {300, 9000, 40},
+                   .k_lens = {300, 9000, 9000},
+                   .num_q_heads = 2,
+                   .num_kv_heads = 1,
+                   .q_dtype = TSP_BF16,
+                   .kv_dtype = TSP_BF16,
+                   .out_dtype = TSP_BF16});
+  const Sets all = problem.random_sets(TSP_SHARE_KV_GROUP, 1.0f, 8, 5);
+  const Sets given = problem.random_sets(TSP_SHARE_KV_GROUP, 0.1f, 8, 5);
+  const AttendResult chosen = problem.prefill(backend, ctx, options);
+  const AttendResult attended = problem.prefill(backend, ctx, options, &given);
+  EXPECT_LT(chosen.sets[1][0].size(), 2000u);
+  EXPECT_EQ(attended.sets[1], given[1]);
+  for (const AttendResult* result : {&chosen, &attended}) {
+    EXPECT_EQ(result->sets[0], all[0]) << "few keys";
+    EXPECT_EQ(result->sets[2], all[2]) << "few queries";
+  }
+  options.when = TSP_WHEN_ALWAYS;
+  EXPECT_EQ(problem.prefill(backend, ctx, options, &given).sets, given);
 }
 
 /// cuDNN's plan for lengths on the device is another kernel than its plan for lengths that the host
@@ -175,9 +263,16 @@ TEST_P(CudaDevice, PrefillIsScoreSelectAttend) {
   }
 }
 
+constexpr Options kLocal = {.min_tokens = 200,
+                            .share = TSP_SHARE_KV_GROUP,
+                            .coverage = 0.2f,
+                            .dropped = TSP_DROPPED_LOCAL,
+                            .band = 100,
+                            .sink = 32};
+
 TEST_P(CudaDevice, RepeatsGiveTheSameBits) {
   Problem problem(bf16_shape(3000, 3000, 8, 2, 128));
-  DevicePrefill prefill(backend, ctx, problem, {.min_tokens = 200, .coverage = 0.2f});
+  DevicePrefill prefill(backend, ctx, problem, kLocal);
   prefill.enqueue();
   const auto bits = prefill.bits();
   for (int repeat = 0; repeat < 20; ++repeat) {
@@ -200,7 +295,7 @@ TEST_P(CudaDevice, NothingSynchronises) {
   require(cudaStreamSynchronize(stream));
   Problem problem(bf16_shape(2000, 2000, 8, 2, 128));
   ASSERT_EQ(tsp_context_set_stream(ctx.get(), stream), TSP_OK);
-  DevicePrefill prefill(backend, ctx, problem, {.min_tokens = 200, .coverage = 0.2f});
+  DevicePrefill prefill(backend, ctx, problem, kLocal);
   prefill.enqueue();  // modules are loaded now
   require(cudaStreamSynchronize(stream));
   const auto bits = prefill.bits();
@@ -219,7 +314,8 @@ TEST_P(CudaDevice, AGraphReplaysWithNewContent) {
   cudaStream_t stream = nullptr;
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   ASSERT_EQ(tsp_context_set_stream(ctx.get(), stream), TSP_OK);
-  const Options options = {.min_tokens = 200, .coverage = 0.1f};
+  const Options options = {
+      .min_tokens = 200, .coverage = 0.1f, .dropped = TSP_DROPPED_LOCAL, .band = 100, .sink = 32};
   Shape shape = bf16_shape(2500, 2500, 8, 2, 128);
   Problem first(shape);
   DevicePrefill prefill(backend, ctx, first, options);

@@ -8,63 +8,17 @@ import datetime
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from measure import Machine, in_turn, milliseconds, peak_extra
+from peers import dense_peers, reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 SHAPES = {"llama-8b": (32, 8, 128), "qwen-0.5b": (14, 2, 64)}
-
-
-def milliseconds(fn, budget_s=0.4, least=5):
-    """Median and spread of device time; the caches are as the last call left them, and every tensor
-    here is far larger than L2."""
-    fn()
-    torch.cuda.synchronize()
-    start, end = torch.cuda.Event(True), torch.cuda.Event(True)
-    start.record()
-    fn()
-    end.record()
-    torch.cuda.synchronize()
-    repeats = max(least, min(50, int(budget_s * 1e3 / max(start.elapsed_time(end), 1e-3))))
-    events = [(torch.cuda.Event(True), torch.cuda.Event(True)) for _ in range(repeats)]
-    for a, b in events:
-        a.record()
-        fn()
-        b.record()
-    torch.cuda.synchronize()
-    times = sorted(a.elapsed_time(b) for a, b in events)
-    return statistics.median(times), times[0], times[-1]
-
-
-def in_turn(runs, rounds):
-    """Medians of several calls, one after the other in every round. Each starts from the same state:
-    a chip that had a moment to cool, and a queue that is filled before the clock starts."""
-    for fn in runs.values():
-        fn()
-    events = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, fn in runs.items():
-            torch.cuda.synchronize()
-            time.sleep(0.04)
-            a, b = torch.cuda.Event(True), torch.cuda.Event(True)
-            torch.cuda._sleep(2_000_000)  # about a millisecond, in which the calls are enqueued
-            a.record()
-            fn()
-            b.record()
-            events[name].append((a, b))
-    torch.cuda.synchronize()
-    medians = {}
-    for name, pairs in events.items():
-        times = sorted(a.elapsed_time(b) for a, b in pairs)
-        medians[name] = {"ms": statistics.median(times), "min": times[0], "max": times[-1]}
-    return medians
 
 
 def workload(tokens, q_heads, kv_heads, dim, dtype):
@@ -85,36 +39,6 @@ def workload(tokens, q_heads, kv_heads, dim, dtype):
         q_heads, 1, 1, generator=g, device="cuda"))
     v = normal(kv_heads, tokens, dim)
     return [t.to(dtype).transpose(0, 1).contiguous() for t in (q, k, v)]
-
-
-class Machine:
-    """Ceilings measured here and now."""
-
-    def __init__(self):
-        a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-        b = torch.empty_like(a)
-        self.bytes_per_s = 2 * a.numel() / milliseconds(lambda: b.copy_(a))[0] * 1e3
-        x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-        self.flops = 2 * 8192 ** 3 / milliseconds(lambda: x @ x)[0] * 1e3
-
-    def floor_ms(self, num_bytes, flops=0.0):
-        return max(num_bytes / self.bytes_per_s, flops / self.flops) * 1e3
-
-
-def sdpa(backend, q, k, v):
-    """Dense causal attention of [H, T, D] tensors through torch, or None where it refuses."""
-    args = [t.transpose(0, 1)[None] for t in (q, k, v)]
-    gqa = q.shape[1] != k.shape[1]
-
-    def run():
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*args, is_causal=True, enable_gqa=gqa)
-
-    try:
-        run()
-    except RuntimeError:
-        return None
-    return run
 
 
 def load_package(library):
@@ -169,9 +93,10 @@ class Device:
 
 
 class Ours:
-    """The ops one by one and as prefill, over one problem."""
+    """The ops one by one and as prefill, over one problem. `local`: rows that are left out attend to
+    the first 64 keys and the last 256, else they are zeros."""
 
-    def __init__(self, ctx, q, k, v, share, keep):
+    def __init__(self, ctx, q, k, v, share, keep, local=False):
         tokens, q_heads, dim = q.shape
         kv_heads = k.shape[1]
         window = 128
@@ -185,10 +110,12 @@ class Ours:
         scores = self.scores.t().unsqueeze(-1)
         share = ctx.library.SHARES[share]
         qkv = dict(q=q, k=k, v=v)
+        dropped = dict(dropped=1, sink=64, band=256) if local else {}
+        least = min(1024, tokens // 16)  # a short prompt too can keep few
 
         self.score = ctx.prepare("score", q=q, k=k, scores=scores)
         self.select = ctx.prepare("select", share=share, num_kv_heads=kv_heads, q_len=tokens,
-                                  k_len=tokens, scores=scores, selected=selected)
+                                  k_len=tokens, scores=scores, selected=selected, min_tokens=least)
         units = max(self.sets, kv_heads)
         self.score()
         self.rows, self.coverage = self.calibrate(self.select.params, keep * tokens)
@@ -201,9 +128,9 @@ class Ours:
         self.decompress = ctx.prepare("decompress", k_len=tokens, in_=self.qc.transpose(0, 1),
                                       selected=selected, out=self.out)
         self.attend_dense = ctx.prepare("attend", out=self.out, **qkv)
-        self.attend = ctx.prepare("attend", out=self.out, selected=selected, **qkv)
+        self.attend = ctx.prepare("attend", out=self.out, selected=selected, **qkv, **dropped)
         self.prefill = ctx.prepare("prefill", out=self.out, share=share, coverage=self.coverage,
-                                   **qkv)
+                                   min_tokens=least, **qkv, **dropped)
 
     def calibrate(self, params, wanted):
         """The coverage that keeps the wanted tokens: the count is decided on the device, as in
@@ -223,51 +150,6 @@ class Ours:
             step()
 
 
-def reference(checkout, q, k, v, keep):
-    """The method's published code on the same tensors (repeated K and V are part of it)."""
-    sys.path.insert(0, checkout)
-    from sparse_attn.token_sparse.sparse_cluster import SparseCluster, repeat_kv
-    tokens = q.shape[0]
-    cluster = SparseCluster()
-    cluster.window_size, cluster.kernel_size, cluster.min_tokens = 128, 7, 1024
-    q4, k4, v4 = (t.transpose(0, 1)[None] for t in (q, k, v))
-    group = q.shape[1] // k.shape[1]
-    # Its coverage that keeps what we keep, so that both attend to as many tokens.
-    wanted = int(keep * tokens)
-    low, high = 0.0, 1.0
-    kr = repeat_kv(k4, group)
-    for _ in range(24):
-        cluster.coverage = (low + high) / 2
-        indices = cluster.get_index(q4, kr)
-        kept = tokens if indices is None else indices.shape[-1]
-        low, high = (cluster.coverage, high) if kept > wanted else (low, cluster.coverage)
-        if abs(kept - wanted) <= 8:
-            break
-
-    def run(parts=None):
-        kr, vr = repeat_kv(k4, group), repeat_kv(v4, group)
-        indices = cluster.get_index(q4, kr)
-        qc, kc, vc = cluster.compress_qkv(q4, kr, vr, indices)
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            out = F.scaled_dot_product_attention(qc, kc, vc, is_causal=True)
-        return cluster.decompress_output(out.transpose(1, 2), indices)
-
-    run.kept = kept
-    return run
-
-
-def peak_extra(fn):
-    """Bytes that torch allocates during a call, beyond what lives before it."""
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    keep = fn()
-    torch.cuda.synchronize()
-    del keep
-    return torch.cuda.max_memory_allocated() - before
-
-
 def bench_case(ctx, machine, name, tokens, shares, args, report):
     q_heads, kv_heads, dim = SHAPES[name]
     dtype = torch.bfloat16
@@ -283,12 +165,7 @@ def bench_case(ctx, machine, name, tokens, shares, args, report):
         case[key] = entry
         return median
 
-    peers = {}
-    for label, backend in (("dense_cudnn", SDPBackend.CUDNN_ATTENTION),
-                           ("dense_fa2", SDPBackend.FLASH_ATTENTION)):
-        run = sdpa(backend, q, k, v)
-        if run is not None:
-            peers[label] = run
+    peers = dense_peers(q, k, v)
     if args.reference and name == "llama-8b":
         try:
             ref = reference(args.reference, q, k, v, args.keep)
@@ -335,14 +212,42 @@ def bench_case(ctx, machine, name, tokens, shares, args, report):
     report["cases"].append(case)
 
 
+def bench_local(ctx, name, tokens, args, report):
+    """What a model runs: a set per KV group, a quarter of the tokens kept, left-out rows local. The
+    cost of those rows is what attend takes more than with zeros instead."""
+    q_heads, kv_heads, dim = SHAPES[name]
+    q, k, v = workload(tokens, q_heads, kv_heads, dim, torch.bfloat16)
+    zero = Ours(ctx, q, k, v, "kv_group", args.local_keep)
+    local = Ours(ctx, q, k, v, "kv_group", args.local_keep, local=True)
+    runs = {"prefill": local.prefill, "prefill_zero": zero.prefill, "attend": local.attend,
+            "attend_zero": zero.attend, "dense_ours": local.attend_dense, **dense_peers(q, k, v)}
+    turn = in_turn(runs, 7 if tokens > 65536 else 15)
+    total = turn["prefill"]["ms"]
+    dense = {label: entry["ms"] for label, entry in turn.items() if label.startswith("dense")}
+    best = min(dense, key=dense.get)
+    case = {"shape": name, "tokens": tokens, "heads": [q_heads, kv_heads], "dim": dim,
+            "share": "kv_group", "kept": local.rows / tokens, "sink": 64, "band": 256,
+            "in_turn": turn, "left_out_ms": turn["attend"]["ms"] - turn["attend_zero"]["ms"],
+            "best_dense": best, "speedup": dense[best] / total,
+            "workspace_gib": local.prefill.memory.numel() / 2 ** 30}
+    report["local_cases"].append(case)
+    print(f"{name} {tokens:>7} local: kept {case['kept']:.3f}, prefill {total:.3f} ms, left-out rows "
+          f"{case['left_out_ms']:.3f} ms, " + ", ".join(
+              f"{label} {ms:.3f} ms" for label, ms in dense.items())
+          + f": {case['speedup']:.2f}x {best}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", default="build/cuda/src/libtokensparse.so")
     parser.add_argument("--isa", help="sm_90 = own kernels only; default the best")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--tokens", nargs="+", type=int, default=[8192, 32768, 131072])
+    parser.add_argument("--tokens", nargs="*", type=int, default=[8192, 32768, 131072])
     parser.add_argument("--shares", nargs="+", default=["head", "kv_group"])
     parser.add_argument("--keep", type=float, default=0.45)
+    parser.add_argument("--local-tokens", nargs="*", type=int,
+                        default=[2048, 4096, 8192, 32768, 131072])
+    parser.add_argument("--local-keep", type=float, default=0.25)
     parser.add_argument("--reference", help="checkout of the method's published code")
     parser.add_argument("--json")
     args = parser.parse_args()
@@ -357,15 +262,23 @@ def main():
               "date": datetime.date.today().isoformat(), "torch": torch.__version__,
               "cudnn": torch.backends.cudnn.version(), "keep": args.keep,
               "copy_tb_per_s": machine.bytes_per_s / 1e12, "matmul_tflops": machine.flops / 1e12,
-              "cases": []}
+              "local_keep": args.local_keep, "cases": [], "local_cases": []}
     print(f"{report['card']}, {ctx.isa}, copy {report['copy_tb_per_s']:.2f} TB/s, matmul "
           f"{report['matmul_tflops']:.0f} TFLOP/s", flush=True)
+
+    def save():
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(report, file, indent=1)
+
     for name in args.shapes:
+        for tokens in args.local_tokens:
+            bench_local(ctx, name, tokens, args, report)
+            torch.cuda.empty_cache()
+            save()
         for tokens in args.tokens:
             bench_case(ctx, machine, name, tokens, args.shares, args, report)
-            if args.json:
-                with open(args.json, "w", encoding="utf-8") as file:
-                    json.dump(report, file, indent=1)
+            save()
     for case in report["cases"]:
         print(f"\n{case['shape']}, {case['tokens']} tokens")
         for key, value in case.items():

@@ -29,8 +29,9 @@ typedef struct tsp_context_options {
   const char* isa;      ///< CPU: "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon";
                         ///< null = TOKENSPARSE_ISA from the environment, else the best there is. A
                         ///< path that the machine lacks is TSP_UNAVAILABLE, never another path.
-                        ///< CUDA: "sm_90" = own kernels only, "sm_90+cudnn"; null = the best
-  void* stream;         ///< CUDA: cudaStream_t that every op is enqueued on; null = default stream
+  ///< CUDA: "sm_90", "sm_90+cudnn", "sm_80" (what runs everywhere); null = the
+  ///< best
+  void* stream;  ///< CUDA: cudaStream_t that every op is enqueued on; null = default stream
   tsp_parallel_fn parallel;  ///< CPU: the caller's thread pool; null = the context's own
   void* parallel_user;       ///< passed to `parallel`
 } tsp_context_options_t;

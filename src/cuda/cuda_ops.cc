@@ -11,6 +11,7 @@ namespace cuda {
 namespace {
 
 constexpr int kMinMajor = 8;  // cp.async, ldmatrix and mma.sync for bf16: Ampere
+constexpr const char* kBaseIsa = "sm_80";
 
 constexpr OpTable kOps{
     .backend = "cuda",
@@ -26,7 +27,7 @@ constexpr OpTable kOps{
     .prefill_workspace = prefill_workspace,
     .check_score = nullptr,
     .check_attend = check_attend,
-    .check_prefill = check_prefill,
+    .check_prefill = nullptr,
     .prefill_pays = nullptr,
 };
 
@@ -60,14 +61,17 @@ tsp_status_t cuda_open(tsp_context_t& ctx) {
     return fail(TSP_UNAVAILABLE, "device: must have compute capability 8.0 or later, got %d.%d",
                 major, minor);
   }
-  state->warpgroups = major == 9;
   const cuda::DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(cuda::check_stream(ctx));
-  // "sm_90" is our own kernels alone, "sm_90+cudnn" has cuDNN beside them.
-  const std::string own = "sm_" + std::to_string(major) + std::to_string(minor);
+  // "sm_90" is our own kernels alone, "sm_90+cudnn" has cuDNN beside them, "sm_80" the kernels that
+  // run everywhere. Where warpgroup products are, our own are faster than cuDNN.
   const std::string wanted = ctx.isa;
-  ctx.isa = own;
-  if (wanted != own) state->cudnn = cuda::CudnnAttend::load();
+  const std::string own = "sm_" + std::to_string(major) + std::to_string(minor);
+  ctx.isa = wanted == cuda::kBaseIsa ? wanted : own;
+  state->warpgroups = major == 9 && ctx.isa == own;
+  if (wanted == own + "+cudnn" || (wanted.empty() && !state->warpgroups)) {
+    state->cudnn = cuda::CudnnAttend::load();
+  }
   if (state->cudnn != nullptr) {
     TSP_RETURN_IF_ERROR(state->side.open());
     ctx.isa += "+cudnn";

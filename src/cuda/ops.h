@@ -21,7 +21,6 @@ size_t select_workspace(const tsp_context_t& ctx, const tsp_select_params_t& p);
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p);
 size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p);
 tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p);
-tsp_status_t check_prefill(const tsp_context_t& ctx, const tsp_prefill_params_t& p);
 
 /// q, k, v, out, lse and sets of attend and prefill lie on the device.
 [[nodiscard]] tsp_status_t check_attend_memory(const tsp_context_t& ctx,

@@ -26,6 +26,21 @@ struct Layout {
   size_t bytes = 0;
 };
 
+/// TSP_WHEN_PAYS, by what the host knows: choosing and gathering take longer than they save with
+/// fewer keys or fewer queries.
+constexpr int32_t kMinPayingKeys = 4096;
+constexpr int32_t kMinPayingQueries = 1024;
+
+bool chooses(const tsp_prefill_params_t& p) { return p.given.indices == nullptr; }
+
+/// Exact attention, whatever the scores are.
+bool dense(const tsp_prefill_params_t& p, const Seq& seq) {
+  if (p.when == TSP_WHEN_PAYS && (seq.k_len < kMinPayingKeys || seq.q_len < kMinPayingQueries)) {
+    return true;
+  }
+  return chooses(p) && is_dense(p, seq);
+}
+
 /// The lists and counts are of one sequence at a time: the next reuses them. `shared` comes last,
 /// so that a run finds the pieces without its size.
 Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
@@ -33,7 +48,8 @@ Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
   Layout layout;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    if (!is_dense(p, seq)) layout.set_stride = std::max<int64_t>(layout.set_stride, seq.k_len);
+    if (!chooses(p) || dense(p, seq)) continue;
+    layout.set_stride = std::max<int64_t>(layout.set_stride, seq.k_len);
   }
   const bool lists = layout.set_stride > 0;
   if (lists && p.selected.indices == nullptr) {
@@ -59,13 +75,14 @@ Sets sets_of(const tsp_prefill_params_t& p, const Seq& seq, const Layout& layout
 size_t shared_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq) {
   State& state = state_of(ctx);
   const tsp_attend_params_t a = attend_params(p);
-  if (is_dense(p, seq)) return attend_scratch_bytes(state, dense_task(a, seq));
+  if (dense(p, seq)) return attend_scratch_bytes(state, dense_task(a, seq));
+  const AttendTask task = sparse_task(a, seq, Sets{}, p.selected.num_sets);
+  if (!chooses(p)) return attend_scratch_bytes(state, task);
   Scratch steps(nullptr);
   steps.take<float>(p.q.heads * seq.prefix_len(p.window));
   steps.take<unsigned char>(static_cast<int64_t>(
       std::max(score_scratch_bytes(state, score_part(p), seq),
                select_scratch_bytes(seq.prefix_len(p.window), p.selected.num_sets))));
-  const AttendTask task = sparse_task(a, seq, Sets{}, p.selected.num_sets);
   return std::max(steps.used(), attend_scratch_bytes(state, task));
 }
 
@@ -74,12 +91,19 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
   State& state = state_of(ctx);
   const cudaStream_t stream = stream_of(ctx);
   const tsp_attend_params_t a = attend_params(p);
-  if (is_dense(p, seq)) {
-    const Sets wanted = make_sets(p.selected, seq, p.q.heads);
-    if (wanted.indices != nullptr || wanted.kept != nullptr) {
-      TSP_RETURN_IF_ERROR(launch_keep_all(wanted, p.selected.num_sets, seq.k_len, stream));
-    }
+  const Sets wanted = make_sets(p.selected, seq, p.q.heads);
+  const auto name_sets = [&](const Sets& sets) {
+    if (wanted.indices == nullptr && wanted.kept == nullptr) return TSP_OK;
+    return launch_copy_sets(sets, wanted, p.selected.num_sets, seq.k_len, stream);
+  };
+  if (dense(p, seq)) {
+    TSP_RETURN_IF_ERROR(name_sets(Sets{}));
     return run_attend(state, dense_task(a, seq), layout.shared, stream);
+  }
+  if (!chooses(p)) {
+    const Sets given = make_sets(p.given, seq, p.q.heads);
+    TSP_RETURN_IF_ERROR(name_sets(given));
+    return run_attend(state, sparse_task(a, seq, given, p.given.num_sets), layout.shared, stream);
   }
   const int32_t prefix_len = seq.prefix_len(p.window);
   Scratch steps(layout.shared);
@@ -96,11 +120,6 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
 
 }  // namespace
 
-tsp_status_t check_prefill(const tsp_context_t&, const tsp_prefill_params_t& p) {
-  if (p.given.indices == nullptr) return TSP_OK;
-  return fail(TSP_UNSUPPORTED, "given.indices: must be null on cuda; tsp_attend() takes the sets");
-}
-
 size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);
   size_t shared = 0;
@@ -113,6 +132,7 @@ size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p
 tsp_status_t prefill(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(check_attend_memory(ctx, attend_params(p)));
+  TSP_RETURN_IF_ERROR(check_set_memory(ctx, "given", p.given));
   const Layout layout = place(p, 0, p.workspace);
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     TSP_RETURN_IF_ERROR(run_sequence(ctx, p, seq_at(p.batch, b), layout));

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace tsp::cuda {
 
@@ -63,6 +64,15 @@ __device__ __forceinline__ float to_float<Bf16>(uint16_t bits) {
 template <>
 __device__ __forceinline__ float to_float<F16>(uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
+}
+
+/// Replaces the halves of a word that are not finite by 0.
+template <typename Type>
+__device__ __forceinline__ uint32_t finite_or_zero(uint32_t word) {
+  constexpr uint32_t kExponent = std::is_same_v<Type, Bf16> ? 0x7f80u : 0x7c00u;
+  if ((word & kExponent) == kExponent) word &= 0xffff0000u;
+  if ((word >> 16 & kExponent) == kExponent) word &= 0x0000ffffu;
+  return word;
 }
 
 }  // namespace tsp::cuda

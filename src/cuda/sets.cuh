@@ -32,15 +32,6 @@ __device__ __forceinline__ int32_t lower_bound(const int32_t* list, int32_t n, i
   return first;
 }
 
-/// Whether query head `head` keeps the token.
-__device__ __forceinline__ bool in_set(const Sets& sets, int32_t head, int32_t token,
-                                       int32_t k_len) {
-  const int32_t* list = list_of(sets, head / sets.heads_per_set);
-  const int32_t n = num_kept(sets, k_len);
-  const int32_t entry = lower_bound(list, n, token);
-  return entry < n && position_of(list, entry) == token;
-}
-
 /// lower_bound by a whole warp, 32 probes at a time; every lane gets the result.
 __device__ __forceinline__ int32_t warp_lower_bound(const int32_t* list, int32_t n,
                                                     int32_t position) {

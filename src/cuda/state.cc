@@ -2,6 +2,7 @@
 #include "cuda/state.h"
 
 #include <cinttypes>
+#include <string>
 
 #include "core/dtype.h"
 
@@ -92,11 +93,14 @@ tsp_status_t check_same_dtype(const char* name, const tsp_tensor_t& view, const 
               dtype_name(q.dtype), dtype_name(view.dtype));
 }
 
-tsp_status_t check_set_memory(const tsp_context_t& ctx, const tsp_index_sets_t& sets) {
+tsp_status_t check_set_memory(const tsp_context_t& ctx, const char* name,
+                              const tsp_index_sets_t& sets) {
+  const std::string prefix = name;
   if (sets.indices != nullptr) {
-    TSP_RETURN_IF_ERROR(check_pointer(ctx, "selected.indices", sets.indices));
+    TSP_RETURN_IF_ERROR(check_pointer(ctx, (prefix + ".indices").c_str(), sets.indices));
   }
-  return sets.kept == nullptr ? TSP_OK : check_pointer(ctx, "selected.kept", sets.kept);
+  if (sets.kept == nullptr) return TSP_OK;
+  return check_pointer(ctx, (prefix + ".kept").c_str(), sets.kept);
 }
 
 }  // namespace tsp::cuda

@@ -53,6 +53,7 @@ class DeviceGuard {
 [[nodiscard]] tsp_status_t check_same_dtype(const char* name, const tsp_tensor_t& view,
                                             const tsp_tensor_t& q);
 /// indices and kept, where given.
-[[nodiscard]] tsp_status_t check_set_memory(const tsp_context_t& ctx, const tsp_index_sets_t& sets);
+[[nodiscard]] tsp_status_t check_set_memory(const tsp_context_t& ctx, const char* name,
+                                            const tsp_index_sets_t& sets);
 
 }  // namespace tsp::cuda

@@ -42,7 +42,13 @@ std::vector<Backend> cuda_backends() {
   const std::string own = best.substr(0, best.find('+'));
   const auto memory = std::make_shared<CudaMemory>();
   std::vector<Backend> backends = {{"cuda", TSP_BACKEND_CUDA, own, memory}};
-  if (best != own) backends.push_back({"cuda_cudnn", TSP_BACKEND_CUDA, best, memory});
+  const auto add = [&](const char* name, const std::string& isa) {
+    options.isa = isa.c_str();
+    if (isa == own || !tokensparse::Context::create(options, &ctx).ok()) return;
+    backends.push_back({name, TSP_BACKEND_CUDA, isa, memory});
+  };
+  add("cuda_sm80", "sm_80");
+  add("cuda_cudnn", own + "+cudnn");
   return backends;
 }
 

@@ -21,11 +21,6 @@ struct AttendArgs {
   int32_t num_heads;       // Hq
   float scale_log2;        // scale * log2(e)
   const uint32_t* flags;   // flags[0] not 0: V has values that are not finite; they count as 0
-  int32_t band;            // keys a row sees at most; kNoBand = all
-  /// Band pass over the rows that a set left out: `sets` is empty, these are the sets, and only
-  /// rows outside them are written.
-  bool dropped_only;
-  Sets dropped_sets;
 };
 
 template <typename Type, int kHeadDim>

@@ -24,9 +24,6 @@ tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p
     TSP_RETURN_IF_ERROR(check_rows(ctx, view.name, view.view, false));
     TSP_RETURN_IF_ERROR(check_same_dtype(view.name, view.view, p.q));
   }
-  if (p.dropped == TSP_DROPPED_LOCAL && p.sink > 0) {
-    return fail(TSP_UNSUPPORTED, "sink: must be 0 on cuda, got %d", p.sink);
-  }
   return TSP_OK;
 }
 
@@ -37,7 +34,7 @@ tsp_status_t check_attend_memory(const tsp_context_t& ctx, const tsp_attend_para
   TSP_RETURN_IF_ERROR(check_rows(ctx, "v", p.v, true));
   TSP_RETURN_IF_ERROR(check_rows(ctx, "out", p.out, true));
   if (p.lse.data != nullptr) TSP_RETURN_IF_ERROR(check_pointer(ctx, "lse", p.lse.data));
-  TSP_RETURN_IF_ERROR(check_set_memory(ctx, p.selected));
+  TSP_RETURN_IF_ERROR(check_set_memory(ctx, "selected", p.selected));
   return check_pointer(ctx, "workspace", p.workspace);
 }
 

@@ -12,6 +12,13 @@ enum class Engine {
   kOwn,          // our kernel on mma.sync: gathers and scatters by itself
   kCudnnDirect,  // cuDNN on the caller's tensors, but for a copy of V
   kCudnnGroups,  // cuDNN on compact copies of a group of heads at a time
+  kSm90,         // our kernel on warpgroup products, on compact copies of K and V
+};
+
+/// What a context has. One that was asked for cuDNN uses it.
+struct Engines {
+  bool cudnn = false;
+  bool sm90 = false;
 };
 
 /// What decides. Sizes of one sequence.
@@ -32,19 +39,20 @@ struct AttendPlan {
   int32_t per_kv = 1;       // units of a KV head
   int32_t q_heads = 1;      // of a unit
   int64_t flag_stride = 0;  // flags of a unit
-  // cuDNN: rows of a head of its buffers.
-  int32_t capacity = 0;    // keys
-  int32_t q_capacity = 0;  // queries
-  // Groups alone.
-  bool q_in_out = false;    // compact Q waits in `out`, whose rows are written last
+  // Copies, of all engines but kOwn.
+  bool gather = false;      // of K too, by list or block table; else V alone
   int32_t group_units = 0;  // units at once
-  int32_t lanes = 1;        // groups that may be under way next to each other
+  int32_t capacity = 0;     // rows of a head
+  // Copies of Q and O, for cuDNN.
+  int32_t q_capacity = 0;
+  bool q_in_out = false;  // compact Q waits in `out`, whose rows are written last
+  int32_t lanes = 1;      // groups that may be under way next to each other
   // What cuDNN answered, see prepare_cudnn().
   bool padded = true;  // lengths are read on the device
   size_t cudnn_bytes = 0;
 };
 
-AttendPlan plan_attend(const AttendSizes& sizes, bool has_cudnn);
+AttendPlan plan_attend(const AttendSizes& sizes, const Engines& engines);
 
 constexpr int32_t kMaxLanes = 2;
 /// Two groups of heads are under way, each on a stream: the copies of one and the last blocks of

@@ -12,9 +12,10 @@ namespace {
 
 /// The plan, with what cuDNN needs for it; without cuDNN where it refuses.
 AttendPlan prepare(State& state, const AttendTask& task) {
-  AttendPlan plan = plan_attend(task.sizes(), state.cudnn != nullptr);
-  if (plan.engine == Engine::kOwn || prepare_cudnn(*state.cudnn, task, plan)) return plan;
-  return plan_attend(task.sizes(), false);
+  AttendPlan plan = plan_attend(task.sizes(), {state.cudnn != nullptr, state.warpgroups});
+  const bool cudnn = plan.engine == Engine::kCudnnDirect || plan.engine == Engine::kCudnnGroups;
+  if (!cudnn || prepare_cudnn(*state.cudnn, task, plan)) return plan;
+  return plan_attend(task.sizes(), {false, state.warpgroups});
 }
 
 tsp_status_t lengths(const AttendTask& task, const AttendPlan& plan, const AttendMemory& memory,
@@ -33,6 +34,8 @@ tsp_status_t run_engine(State& state, const AttendTask& task, const AttendPlan& 
       return run_cudnn_direct(state, task, plan, memory, stream);
     case Engine::kCudnnGroups:
       return run_cudnn_groups(state, task, plan, memory, stream);
+    case Engine::kSm90:
+      return run_sm90(state, task, plan, memory, stream);
     case Engine::kOwn:
       break;
   }
@@ -40,38 +43,27 @@ tsp_status_t run_engine(State& state, const AttendTask& task, const AttendPlan& 
 }
 
 tsp_status_t poison(const State& state, const AttendTask& task, const AttendPlan& plan,
-                    const AttendArgs& args, int32_t heads_per_unit, cudaStream_t stream) {
-  const PoisonArgs poison_args{args,
-                               args.flags,
-                               plan.flag_stride,
-                               heads_per_unit,
-                               task.params->q.dtype == TSP_BF16,
-                               task.head_dim()};
-  return launch_poison(poison_args, state.num_sms, stream);
+                    const AttendMemory& memory, cudaStream_t stream) {
+  const PoisonArgs args{
+      attend_args(task, memory),        memory.flags,   plan.flag_stride, plan.q_heads,
+      task.params->q.dtype == TSP_BF16, task.head_dim()};
+  return launch_poison(args, state.num_sms, stream);
 }
 
-/// Rows that their set left out, over the last `band` tokens. Flags are by token here.
-tsp_status_t band(const State& state, const AttendTask& task, const AttendPlan& plan,
-                  const AttendMemory& memory, cudaStream_t stream) {
-  AttendArgs a = attend_args(task, memory);
-  a.dropped_sets = a.sets;
-  a.sets = Sets{};
-  a.sets.heads_per_set = a.group;
-  a.q_first = nullptr;
-  a.band = task.params->band;
-  a.dropped_only = true;
-  TSP_RETURN_IF_ERROR(
-      check(cudaMemsetAsync(memory.flags, 0,
-                            static_cast<size_t>(memory.num_flags) * sizeof(uint32_t), stream),
-            "attend: memset"));
-  CompressArgs scan = compress_args(task, plan, memory, {0, task.kv_heads(), 1, a.group});
-  scan.sets = a.sets;
-  TSP_RETURN_IF_ERROR(launch_compress(scan, task.head_dim(), stream));
-  TSP_RETURN_IF_ERROR(launch_attend_any(task.params->q.dtype, task.head_dim(), a, stream));
-  return poison(state, task, plan, a, a.group, stream);
+/// Rows that their set left out, over the first and the last keys.
+tsp_status_t left_out(const State& state, const AttendTask& task, const AttendMemory& memory,
+                      cudaStream_t stream) {
+  const LeftOutArgs args = left_out_args(task, memory);
+  TSP_RETURN_IF_ERROR(launch_left_out_rows(args, stream));
+  return launch_left_out_any(task.params->q.dtype, task.head_dim(), state.warpgroups, args, stream);
 }
 
 }  // namespace
+
+tsp_status_t clear_left_out(const AttendTask& task, cudaStream_t stream) {
+  if (!task.sparse || task.params->dropped != TSP_DROPPED_ZERO) return TSP_OK;
+  return launch_decompress(decompress_args(task), task.head_dim(), stream);
+}
 
 size_t attend_scratch_bytes(State& state, const AttendTask& task) {
   Scratch scratch(nullptr);
@@ -86,9 +78,8 @@ tsp_status_t run_attend(State& state, const AttendTask& task, void* scratch_memo
   const AttendMemory memory = place_attend(task, plan, scratch);
   TSP_RETURN_IF_ERROR(lengths(task, plan, memory, stream));
   TSP_RETURN_IF_ERROR(run_engine(state, task, plan, memory, stream));
-  TSP_RETURN_IF_ERROR(poison(state, task, plan, attend_args(task, memory), plan.q_heads, stream));
-  if (!task.sparse || task.params->dropped != TSP_DROPPED_LOCAL) return TSP_OK;
-  return band(state, task, plan, memory, stream);
+  TSP_RETURN_IF_ERROR(poison(state, task, plan, memory, stream));
+  return task.attends_left_out() ? left_out(state, task, memory, stream) : TSP_OK;
 }
 
 }  // namespace tsp::cuda

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "cuda/attend/attend_task.h"
 
+#include <algorithm>
+
 namespace tsp::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -31,22 +33,26 @@ AttendSizes AttendTask::sizes() const {
 AttendMemory place_attend(const AttendTask& task, const AttendPlan& plan, Scratch& scratch) {
   const int64_t dim = task.head_dim();
   AttendMemory m{};
-  // The band pass flags by KV head over all tokens: never more than the units' flags.
-  m.num_flags = 1 + plan.units * plan.flag_stride;
+  const int64_t flags = 1 + plan.units * plan.flag_stride;
+  m.num_flags = flags + 2;
   m.flags = scratch.take<uint32_t>(m.num_flags);
+  m.tickets = reinterpret_cast<int32_t*>(m.flags + flags);
   m.q_first = scratch.take<int32_t>(task.num_sets);
   m.q_lens = scratch.take<int32_t>(1);
   m.kv_lens = scratch.take<int32_t>(1);
+  if (task.attends_left_out()) {
+    m.left_out = scratch.take<int32_t>(int64_t{task.num_sets} * task.seq.q_len);
+  }
   if (plan.engine == Engine::kOwn) return m;
+  const bool cudnn = plan.engine != Engine::kSm90;
+  const int64_t kv = int64_t{plan.group_units} * plan.capacity * dim;
+  const int64_t rows = int64_t{plan.group_units} * plan.q_heads * plan.q_capacity;
   for (int32_t i = 0; i < plan.lanes; ++i) {
     Copies& c = m.lanes[i];
-    if (plan.engine == Engine::kCudnnDirect) {
-      c.v = scratch.take<uint16_t>(int64_t{plan.units} * plan.capacity * dim);
-    } else {
-      const int64_t kv = int64_t{plan.group_units} * plan.capacity * dim;
-      const int64_t rows = int64_t{plan.group_units} * plan.q_heads * plan.q_capacity;
-      c.k = scratch.take<uint16_t>(kv);
-      c.v = scratch.take<uint16_t>(kv);
+    if (plan.gather) c.k = scratch.take<uint16_t>(kv);
+    c.v = scratch.take<uint16_t>(kv);
+    if (!cudnn) continue;
+    if (plan.gather) {
       if (!plan.q_in_out) c.q = scratch.take<uint16_t>(rows * dim);
       c.out = scratch.take<uint16_t>(rows * dim);
       if (task.params->lse.data != nullptr) c.lse = scratch.take<float>(rows);
@@ -72,7 +78,6 @@ AttendArgs attend_args(const AttendTask& task, const AttendMemory& memory) {
   a.num_heads = task.q_heads();
   a.scale_log2 = p.scale * kLog2E;
   a.flags = memory.flags;
-  a.band = kNoBand;
   return a;
 }
 
@@ -101,6 +106,37 @@ DecompressArgs decompress_args(const AttendTask& task) {
   a.q_len = task.seq.q_len;
   a.k_len = task.seq.k_len;
   a.clear_dropped = p.dropped == TSP_DROPPED_ZERO;
+  return a;
+}
+
+Rows compact_rows(uint16_t* data, int32_t capacity, int32_t head_dim) {
+  Rows rows;
+  rows.data = data;
+  rows.token_stride = head_dim;
+  rows.head_stride = int64_t{capacity} * head_dim;
+  return rows;
+}
+
+LeftOutArgs left_out_args(const AttendTask& task, const AttendMemory& memory) {
+  const tsp_attend_params_t& p = *task.params;
+  LeftOutArgs a{};
+  a.q = q_rows(p.q, task.seq);
+  a.k = k_rows(p.k, task.seq);
+  a.v = k_rows(p.v, task.seq);
+  a.out = q_rows(p.out, task.seq);
+  a.lse = make_values(p.lse, task.seq.q_begin);
+  a.sets = task.sets;
+  a.q_first = memory.q_first;
+  a.rows = memory.left_out;
+  a.num_sets = task.num_sets;
+  a.q_len = task.seq.q_len;
+  a.k_len = task.seq.k_len;
+  a.num_heads = task.q_heads();
+  a.group = task.q_heads() / task.kv_heads();
+  a.pack = left_out_pack(a.group, task.sets.heads_per_set);
+  a.sink = std::min(p.sink, task.seq.k_len);
+  a.band = std::min(p.band, task.seq.k_len);
+  a.scale_log2 = p.scale * kLog2E;
   return a;
 }
 

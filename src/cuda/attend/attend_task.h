@@ -4,6 +4,7 @@
 
 #include "cuda/attend/attend_args.h"
 #include "cuda/attend/attend_plan.h"
+#include "cuda/attend/leftout_args.h"
 #include "cuda/compress/compress.h"
 #include "cuda/scratch.h"
 #include "tokensparse/attend.h"
@@ -20,6 +21,8 @@ struct AttendTask {
   int32_t head_dim() const { return static_cast<int32_t>(params->q.dim); }
   int32_t q_heads() const { return static_cast<int32_t>(params->q.heads); }
   int32_t kv_heads() const { return static_cast<int32_t>(params->k.heads); }
+  /// Left-out rows attend to first and last keys.
+  bool attends_left_out() const { return sparse && params->dropped == TSP_DROPPED_LOCAL; }
   AttendSizes sizes() const;
 };
 AttendTask dense_task(const tsp_attend_params_t& params, const Seq& seq);
@@ -40,9 +43,11 @@ struct Copies {
 struct AttendMemory {
   uint32_t* flags;  // a word for any, then [units, flag_stride]
   int64_t num_flags;
-  int32_t* q_first;  // [S]
-  int32_t* q_lens;   // [1]
-  int32_t* kv_lens;  // [1]
+  int32_t* tickets;   // [2] behind the flags, zero as they are
+  int32_t* q_first;   // [S]
+  int32_t* q_lens;    // [1]
+  int32_t* kv_lens;   // [1]
+  int32_t* left_out;  // [S, Tq] positions; null: left-out rows become zeros
   Copies lanes[kMaxLanes];
 };
 AttendMemory place_attend(const AttendTask& task, const AttendPlan& plan, Scratch& scratch);
@@ -52,6 +57,8 @@ AttendArgs attend_args(const AttendTask& task, const AttendMemory& memory);
 CompressArgs compress_args(const AttendTask& task, const AttendPlan& plan,
                            const AttendMemory& memory, const Units& units);
 DecompressArgs decompress_args(const AttendTask& task);
+LeftOutArgs left_out_args(const AttendTask& task, const AttendMemory& memory);
+Rows compact_rows(uint16_t* data, int32_t capacity, int32_t head_dim);
 inline Units all_units(const AttendPlan& plan) {
   return {0, plan.units, plan.per_kv, plan.q_heads};
 }

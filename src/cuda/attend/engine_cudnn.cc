@@ -61,14 +61,6 @@ CudnnShape direct_shape(const AttendTask& task, const AttendPlan& plan) {
   return shape;
 }
 
-Rows compact(uint16_t* data, int32_t capacity, int32_t head_dim) {
-  Rows rows;
-  rows.data = data;
-  rows.token_stride = head_dim;
-  rows.head_stride = int64_t{capacity} * head_dim;
-  return rows;
-}
-
 /// Units [begin, begin + count): gather, attend, scatter.
 tsp_status_t run_group(CudnnAttend& cudnn, const AttendTask& task, const AttendPlan& plan,
                        const AttendMemory& memory, const Copies& copies, int32_t begin,
@@ -82,13 +74,13 @@ tsp_status_t run_group(CudnnAttend& cudnn, const AttendTask& task, const AttendP
   c.q_end = plan.q_capacity;
   c.pad_rows = kPadRows;
   c.capacity = plan.capacity;
-  c.k_out = compact(copies.k, plan.capacity, dim);
-  c.v_out = compact(copies.v, plan.capacity, dim);
+  c.k_out = compact_rows(copies.k, plan.capacity, dim);
+  c.v_out = compact_rows(copies.v, plan.capacity, dim);
   if (plan.q_in_out) {
     c.q_out = q_rows(p.out, task.seq);
     c.q_out.data += head_begin * p.out.head_stride;
   } else {
-    c.q_out = compact(copies.q, plan.q_capacity, dim);
+    c.q_out = compact_rows(copies.q, plan.q_capacity, dim);
   }
   TSP_RETURN_IF_ERROR(launch_compress(c, dim, stream));
   TSP_RETURN_IF_ERROR(cudnn.run(group_shape(task, plan, count),
@@ -96,7 +88,7 @@ tsp_status_t run_group(CudnnAttend& cudnn, const AttendTask& task, const AttendP
                                  memory.q_lens, memory.kv_lens, copies.cudnn},
                                 stream));
   DecompressArgs d = decompress_args(task);
-  d.in = compact(copies.out, plan.q_capacity, dim);
+  d.in = compact_rows(copies.out, plan.q_capacity, dim);
   d.lse_in = Values{copies.lse, 1, plan.q_capacity};
   d.in_end = plan.q_capacity;
   d.head_begin = head_begin;
@@ -127,7 +119,7 @@ tsp_status_t run_cudnn_direct(State& state, const AttendTask& task, const Attend
                               const AttendMemory& memory, cudaStream_t stream) {
   const Copies& copies = memory.lanes[0];
   CompressArgs c = compress_args(task, plan, memory, all_units(plan));
-  c.v_out = compact(copies.v, plan.capacity, task.head_dim());
+  c.v_out = compact_rows(copies.v, plan.capacity, task.head_dim());
   TSP_RETURN_IF_ERROR(launch_compress(c, task.head_dim(), stream));
   const AttendArgs a = attend_args(task, memory);
   return state.cudnn->run(direct_shape(task, plan),

@@ -14,16 +14,16 @@ constexpr int kWarps = 8;
 constexpr int kMaxPerLane = 4;  // channels of a lane: head dim up to 128
 
 template <typename Type>
-__device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int entry, int first) {
+__device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int entry) {
   const AttendArgs& a = p.attend;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int32_t* list = list_of(a.sets, head / a.sets.heads_per_set);
   const uint32_t* flags = p.flags + 1 + head / p.heads_per_unit * p.flag_stride;
   float sum[kMaxPerLane] = {};
-  for (int block = first / kFlagRows; block <= entry / kFlagRows; ++block) {
+  for (int block = 0; block <= entry / kFlagRows; ++block) {
     if (flags[block] == 0) continue;
     const int last = min(block * kFlagRows + kFlagRows - 1, entry);
-    for (int key = max(block * kFlagRows, first); key <= last; ++key) {
+    for (int key = block * kFlagRows; key <= last; ++key) {
       const uint16_t* v = a.v.row(position_of(list, key), head / a.group);
 #pragma unroll
       for (int c = 0; c < kMaxPerLane; ++c) {
@@ -45,24 +45,19 @@ __device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int en
 
 /// Grid (blocks of a head, Hq).
 template <typename Type>
-__global__ void __launch_bounds__(32 * kWarps) poison_kernel(const __grid_constant__ PoisonArgs p) {
+__global__ void __launch_bounds__(32 * kWarps, 4)
+    poison_kernel(const __grid_constant__ PoisonArgs p) {
   await_previous();
   if (p.flags[0] == 0) return;
   const AttendArgs& a = p.attend;
   const int n = num_kept(a.sets, a.k_len);
   const int head = static_cast<int>(blockIdx.y);
-  const int set = head / a.sets.heads_per_set;
-  const int q_first = a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[set];
-  const int warps = static_cast<int>(gridDim.x) * kWarps;
-  for (int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32); row < a.q_len;
-       row += warps) {
-    const int entry = q_first + row;
-    if (entry >= n) continue;
-    if (a.dropped_only &&
-        in_set(a.dropped_sets, head, position_of(list_of(a.sets, set), entry), a.k_len)) {
-      continue;
-    }
-    poison_row<Type>(p, head, entry, max(0, entry - (a.band - 1)));
+  const int q_first =
+      a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[head / a.sets.heads_per_set];
+  const int rows = min(a.q_len, n - q_first);
+  for (int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32); row < rows;
+       row += static_cast<int>(gridDim.x) * kWarps) {
+    poison_row<Type>(p, head, q_first + row);
   }
 }
 

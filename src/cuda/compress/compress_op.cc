@@ -19,7 +19,7 @@ tsp_status_t compress(tsp_context_t& ctx, const tsp_compress_params_t& p) {
   for (const auto& view : views) {
     if (view.used) TSP_RETURN_IF_ERROR(check_rows(ctx, view.name, view.view, true));
   }
-  TSP_RETURN_IF_ERROR(check_set_memory(ctx, p.selected));
+  TSP_RETURN_IF_ERROR(check_set_memory(ctx, "selected", p.selected));
   const auto kv_heads = static_cast<int32_t>(p.k.heads);
   const int32_t units = std::max(p.selected.num_sets, kv_heads);
   const int64_t rows = p.k_out.tokens / p.batch.num_seqs;
@@ -49,7 +49,7 @@ tsp_status_t decompress(tsp_context_t& ctx, const tsp_decompress_params_t& p) {
   TSP_RETURN_IF_ERROR(check_stream(ctx));
   TSP_RETURN_IF_ERROR(check_rows(ctx, "in", p.in, true));
   TSP_RETURN_IF_ERROR(check_rows(ctx, "out", p.out, true));
-  TSP_RETURN_IF_ERROR(check_set_memory(ctx, p.selected));
+  TSP_RETURN_IF_ERROR(check_set_memory(ctx, "selected", p.selected));
   const int64_t rows = p.in.tokens / p.batch.num_seqs;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);

@@ -8,6 +8,7 @@
 #include "cuda/launch.h"
 #include "cuda/scratch.h"
 #include "cuda/select/select_steps.cuh"
+#include "cuda/sets.cuh"
 
 namespace tsp::cuda {
 namespace {
@@ -159,18 +160,21 @@ __global__ void __launch_bounds__(kSelectThreads)
               a.vote->keep_count, before, [&](int token) { return known_key(a, set, token); });
 }
 
-struct KeepAllArgs {
+struct CopySetsArgs {
+  Sets in;
   Sets out;
   int32_t k_len;
 };
 /// Grid (ceil(Tk / 512), S).
 __global__ void __launch_bounds__(kSelectThreads)
-    keep_all_kernel(const __grid_constant__ KeepAllArgs a) {
+    copy_sets_kernel(const __grid_constant__ CopySetsArgs a) {
   await_previous();
-  const int token = static_cast<int>(blockIdx.x * kSelectThreads + threadIdx.x);
-  if (token == 0 && blockIdx.y == 0 && a.out.kept != nullptr) *a.out.kept = a.k_len;
-  if (token < a.k_len && a.out.indices != nullptr) {
-    a.out.of_set(static_cast<int>(blockIdx.y))[token] = token;
+  const int set = static_cast<int>(blockIdx.y);
+  const int entry = static_cast<int>(blockIdx.x * kSelectThreads + threadIdx.x);
+  const int n = num_kept(a.in, a.k_len);
+  if (entry == 0 && set == 0 && a.out.kept != nullptr) *a.out.kept = n;
+  if (entry < n && a.out.indices != nullptr) {
+    a.out.of_set(set)[entry] = position_of(list_of(a.in, set), entry);
   }
 }
 
@@ -239,11 +243,11 @@ tsp_status_t launch_select(const SelectArgs& a, cudaStream_t stream) {
                 dim3(blocks(a.k_len, kOrderTokens), sets), threads, 0, stream, a);
 }
 
-tsp_status_t launch_keep_all(const Sets& out, int32_t num_sets, int32_t k_len,
-                             cudaStream_t stream) {
+tsp_status_t launch_copy_sets(const Sets& in, const Sets& out, int32_t num_sets, int32_t k_len,
+                              cudaStream_t stream) {
   const dim3 grid(blocks(k_len, kSelectThreads), static_cast<unsigned>(num_sets));
-  return launch("select: keep all", keep_all_kernel, grid, dim3(kSelectThreads), 0, stream,
-                KeepAllArgs{out, k_len});
+  return launch("copy sets", copy_sets_kernel, grid, dim3(kSelectThreads), 0, stream,
+                CopySetsArgs{in, out, k_len});
 }
 
 }  // namespace tsp::cuda

@@ -80,7 +80,8 @@ void place_select_scratch(SelectArgs& args, void* scratch);
 tsp_status_t launch_select(const SelectArgs& args, cudaStream_t stream);
 /// Its part behind the first level, where args.clusters says so (sm_90).
 tsp_status_t launch_cluster_select(const SelectArgs& args, cudaStream_t stream);
-/// kept = Tk and the identity: sequences that are dense whatever the scores say.
-tsp_status_t launch_keep_all(const Sets& out, int32_t num_sets, int32_t k_len, cudaStream_t stream);
+/// Lists and count of one sequence, wherever `out` wants them. Without lists `in` is every token.
+tsp_status_t launch_copy_sets(const Sets& in, const Sets& out, int32_t num_sets, int32_t k_len,
+                              cudaStream_t stream);
 
 }  // namespace tsp::cuda

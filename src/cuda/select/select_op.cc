@@ -18,7 +18,7 @@ tsp_status_t run_select(const State& state, const SelectTask& task, const Seq& s
                         cudaStream_t stream) {
   const int32_t window = seq.window(task.window);
   if (is_dense(seq, task.window, task.min_tokens, task.coverage, task.keep)) {
-    return launch_keep_all(task.out, task.num_sets, seq.k_len, stream);
+    return launch_copy_sets(Sets{}, task.out, task.num_sets, seq.k_len, stream);
   }
   SelectArgs a{};
   a.scores = task.scores;
@@ -60,7 +60,7 @@ tsp_status_t select(tsp_context_t& ctx, const tsp_select_params_t& p) {
   const DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(check_stream(ctx));
   if (p.scores.data != nullptr) TSP_RETURN_IF_ERROR(check_pointer(ctx, "scores", p.scores.data));
-  TSP_RETURN_IF_ERROR(check_set_memory(ctx, p.selected));
+  TSP_RETURN_IF_ERROR(check_set_memory(ctx, "selected", p.selected));
   TSP_RETURN_IF_ERROR(check_pointer(ctx, "workspace", p.workspace));
   int64_t column = 0;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {

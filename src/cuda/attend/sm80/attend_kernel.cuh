@@ -5,8 +5,6 @@
 // scatter cost no pass of their own.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/attend/attend_args.h"
 #include "cuda/launch.h"
 #include "cuda/sets.cuh"
@@ -54,14 +52,10 @@ struct AttendTile {
 
   /// Values of V that are not finite become 0.
   static __device__ __noinline__ void clean(uint4* s_v) {
-    constexpr uint32_t kExponent = std::is_same_v<Type, Bf16> ? 0x7f80u : 0x7c00u;
     auto* words = reinterpret_cast<uint32_t*>(s_v);
     for (int i = static_cast<int>(threadIdx.x); i < kAttendTileKv * kChunks * 4;
          i += kAttendThreads) {
-      uint32_t word = words[i];
-      if ((word & kExponent) == kExponent) word &= 0xffff0000u;
-      if ((word >> 16 & kExponent) == kExponent) word &= 0x0000ffffu;
-      words[i] = word;
+      words[i] = finite_or_zero<Type>(words[i]);
     }
     __syncthreads();
   }
@@ -119,9 +113,7 @@ struct AttendTile {
     }
   }
 
-  /// Keeps the keys from which `ahead` is negative: the distance of a key from a row's limit, given
-  /// for s[0][0][0] and growing with keys and falling with rows (kSign 1) or the reverse (-1).
-  template <int kSign>
+  /// Hides the keys behind a row's own entry. `ahead`: of s[0][0][0], the key less the row.
   __device__ __forceinline__ void mask(int ahead) {
 #pragma unroll
     for (int rt = 0; rt < kRowTiles; ++rt) {
@@ -130,7 +122,7 @@ struct AttendTile {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int offset = kt * 8 + i % 2 - rt * 16 - i / 2 * 8;
-          if (ahead + kSign * offset >= 0) s[rt][kt][i] = -INFINITY;
+          if (ahead + offset > 0) s[rt][kt][i] = -INFINITY;
         }
       }
     }
@@ -201,6 +193,35 @@ struct AttendTile {
       }
     }
   }
+
+  /// O through the warp's own rows of shared memory, so that rows leave 16 bytes a thread. Returns
+  /// the log-sum-exp of row `lane` of the warp.
+  __device__ __forceinline__ float finish(uint4* s_q, int warp_row, int lane, float scale_log2) {
+    float lse = 0.f;
+#pragma unroll
+    for (int rt = 0; rt < kRowTiles; ++rt) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float total = sum[rt][half];
+        total += __shfl_xor_sync(~0u, total, 1);
+        total += __shfl_xor_sync(~0u, total, 2);
+        const float inverse = 1.f / total;
+        const int row = warp_row + rt * 16 + half * 8 + lane / 4;
+#pragma unroll
+        for (int dt = 0; dt < kDimTiles; ++dt) {
+          auto* chunk = reinterpret_cast<uint32_t*>(s_q + swizzled<kChunks>(row, dt));
+          chunk[lane % 4] =
+              pack<Type>(o[rt][dt][half * 2] * inverse, o[rt][dt][half * 2 + 1] * inverse);
+        }
+        const float top = max[rt][half] == -INFINITY ? 0.f : max[rt][half] * scale_log2;
+        const float own = (top + log2f(total)) * 0.6931471805599453f;
+        const float row_lse = __shfl_sync(~0u, own, lane % 8 * 4);
+        if (lane / 8 == rt * 2 + half) lse = row_lse;
+      }
+    }
+    __syncwarp();
+    return lse;
+  }
 };
 
 /// Grid (ceil(Tq / 128), Hq); tiles with the most keys first.
@@ -227,7 +248,6 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
   if (tile < 0) return;
   const int first = q_first + tile * kAttendTileQ;  // list entry of row 0
   const int last = min(first + kAttendTileQ, n);
-  const int kv_begin = max(0, first - (a.band - 1)) / kAttendTileKv;
   const int kv_end = (last + kAttendTileKv - 1) / kAttendTileKv;
 
   if (threadIdx.x == 0) {
@@ -252,12 +272,12 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     commit_copies();
   };
   Tile::template fetch<kAttendTileQ>(shared.q, a.q, head, list, first, n, q_pos);
-  fetch_kv(kv_begin);
+  fetch_kv(0);
 
   Tile t;
   t.clear();
   const int warp_row = warp * 32;
-  for (int kv_tile = kv_begin; kv_tile < kv_end; ++kv_tile) {
+  for (int kv_tile = 0; kv_tile < kv_end; ++kv_tile) {
     wait_copies<0>();
     __syncthreads();  // this tile is there, and everybody has left the one before
     fetch_kv(kv_tile + 1);
@@ -265,47 +285,22 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     const int key = kv_tile * kAttendTileKv;
     if (task.clean_v != 0) Tile::clean(shared.v[stage]);
     t.multiply_qk(shared.q, shared.k[stage], warp_row, lane);
-    const int ahead = key + lane % 4 * 2 - (task.first + warp_row + lane / 4);  // key - row
-    if (key + kAttendTileKv > task.first) t.template mask<1>(ahead - 1);
-    if (key < task.first + kAttendTileQ - a.band) t.template mask<-1>(-ahead - a.band);
+    if (key + kAttendTileKv > task.first) {
+      t.mask(key + lane % 4 * 2 - (task.first + warp_row + lane / 4));
+    }
     t.softmax(a.scale_log2);
     t.multiply_pv(shared.v[stage], lane);
   }
 
-  // O through the warp's own rows of shared memory, so that rows leave 16 bytes a thread.
   __syncthreads();
-  float lse = 0.f;  // of row `lane` of the warp
-#pragma unroll
-  for (int rt = 0; rt < Tile::kRowTiles; ++rt) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float sum = t.sum[rt][half];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      const float inverse = 1.f / sum;
-      const int row = warp_row + rt * 16 + half * 8 + lane / 4;
-#pragma unroll
-      for (int dt = 0; dt < Tile::kDimTiles; ++dt) {
-        auto* chunk = reinterpret_cast<uint32_t*>(shared.q + swizzled<kChunks>(row, dt));
-        chunk[lane % 4] =
-            pack<Type>(t.o[rt][dt][half * 2] * inverse, t.o[rt][dt][half * 2 + 1] * inverse);
-      }
-      const float max = t.max[rt][half] == -INFINITY ? 0.f : t.max[rt][half] * a.scale_log2;
-      const float own = (max + log2f(sum)) * 0.6931471805599453f;
-      const float row_lse = __shfl_sync(~0u, own, lane % 8 * 4);
-      if (lane / 8 == rt * 2 + half) lse = row_lse;
-    }
-  }
-  __syncwarp();
+  const float lse = t.finish(shared.q, warp_row, lane, a.scale_log2);
   // A lane knows its row's destination, -1 = not to be written.
   int destination = -1;
   if (task.first + warp_row + lane < task.n) {
     const auto* entries = const_cast<const int32_t*>(task.list);
     const int token = position_of(entries, task.first + warp_row + lane);
-    if (!a.dropped_only || !in_set(a.dropped_sets, head, token, a.k_len)) {
-      destination = token - q_pos;
-      if (a.lse.data != nullptr) a.lse.at(destination, head) = lse;
-    }
+    destination = token - q_pos;
+    if (a.lse.data != nullptr) a.lse.at(destination, head) = lse;
   }
 #pragma unroll 4
   for (int i = 0; i < kChunks; ++i) {

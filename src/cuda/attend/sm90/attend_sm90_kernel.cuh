@@ -46,8 +46,11 @@ tsp_status_t launch_with(const AttendSm90Args& args, cudaStream_t stream) {
 template <typename Type, int kHeadDim>
 tsp_status_t launch_attend_sm90_kernel(const AttendSm90Params& params, cudaStream_t stream) {
   AttendSm90Args args{params, {}, {}};
-  TSP_RETURN_IF_ERROR(make_kv_map(&args.k_map, params, params.k));
-  TSP_RETURN_IF_ERROR(make_kv_map(&args.v_map, params, params.v));
+  const int32_t units = params.num_heads / params.heads_per_unit;
+  TSP_RETURN_IF_ERROR(
+      make_row_map(&args.k_map, params.k, params.k_rows, units, kHeadDim, kSm90TileKv));
+  TSP_RETURN_IF_ERROR(
+      make_row_map(&args.v_map, params.v, params.k_rows, units, kHeadDim, kSm90TileKv));
   constexpr int kWithLists = sm90_shape(kHeadDim, true).consumers;
   constexpr int kWithout = sm90_shape(kHeadDim, false).consumers;
   return params.blocks.blocks != nullptr ? launch_with<Type, kHeadDim, kWithLists>(args, stream)

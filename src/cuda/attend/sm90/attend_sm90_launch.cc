@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "cuda/attend/sm90/attend_sm90_config.h"
 #include "cuda/launch.h"
 
 namespace tsp::cuda {
@@ -12,7 +11,8 @@ namespace tsp::cuda {
 struct Bf16;
 struct F16;
 
-tsp_status_t make_kv_map(CUtensorMap* map, const AttendSm90Params& params, const Rows& rows) {
+tsp_status_t make_row_map(CUtensorMap* map, const Rows& rows, int32_t num_rows, int32_t num_heads,
+                          int32_t head_dim, int32_t box_rows) {
   // The driver's library is no dependency: the runtime finds the function.
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found{};
@@ -23,12 +23,12 @@ tsp_status_t make_kv_map(CUtensorMap* map, const AttendSm90Params& params, const
     return fail(TSP_INTERNAL, "attend: the driver has no cuTensorMapEncodeTiled");
   }
   const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-  const cuuint64_t sizes[] = {64, static_cast<cuuint64_t>(std::max(1, params.k_rows)),
-                              static_cast<cuuint64_t>(params.head_dim / 64),
-                              static_cast<cuuint64_t>(params.num_heads / params.heads_per_unit)};
+  const cuuint64_t sizes[] = {64, static_cast<cuuint64_t>(std::max(1, num_rows)),
+                              static_cast<cuuint64_t>(head_dim / 64),
+                              static_cast<cuuint64_t>(num_heads)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(rows.token_stride) * 2, 128,
                                 static_cast<cuuint64_t>(rows.head_stride) * 2};  // in bytes
-  const cuuint32_t box[] = {64, kSm90TileKv, 1, 1};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1};
   const CUresult result =
       encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, rows.data, sizes, strides, box, steps,

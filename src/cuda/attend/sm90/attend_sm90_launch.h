@@ -8,10 +8,10 @@
 
 namespace tsp::cuda {
 
-/// A map of K or V as [unit, column block of 64, row, 64]: boxes of 128 rows by 64 elements in the
-/// 128-byte swizzle. Rows from k_rows on read as zeros.
-[[nodiscard]] tsp_status_t make_kv_map(CUtensorMap* map, const AttendSm90Params& params,
-                                       const Rows& rows);
+/// A map of rows as [head, column block of 64, row, 64]: boxes of `box_rows` rows by 64 elements in
+/// the 128-byte swizzle. Rows from num_rows on read as zeros.
+[[nodiscard]] tsp_status_t make_row_map(CUtensorMap* map, const Rows& rows, int32_t num_rows,
+                                        int32_t num_heads, int32_t head_dim, int32_t box_rows);
 
 /// One instance; launch_attend_sm90 chooses.
 template <typename Type, int kHeadDim>
