@@ -97,6 +97,14 @@ double measure_f32_gflops(const std::string& isa, int threads) {
   return measure_peak(f32_peak_kernel(isa.c_str()), threads);
 }
 
+double measure_int8_gops(int threads) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512vnni")) return measure_peak(peak_avx512_vnni, threads);
+#endif
+  (void)threads;
+  return 0;
+}
+
 Floor measure_floor(const std::string& isa, int threads) {
   Floor floor;
   floor.isa = isa;

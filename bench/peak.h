@@ -17,6 +17,7 @@ double peak_avx2(int64_t rounds, float* sink);
 double peak_avx512(int64_t rounds, float* sink);
 double peak_avx512_bf16(int64_t rounds, float* sink);
 double peak_amx_bf16(int64_t rounds, float* sink);
+double peak_avx512_vnni(int64_t rounds, float* sink);  // of 8-bit integers
 #endif
 
 /// The kernel that bounds an `isa` of tsp_context_isa() for products of f32 values.

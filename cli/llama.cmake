@@ -11,3 +11,7 @@ tsp_target_defaults(tokensparse_cli_llama)
 target_link_libraries(tokensparse_cli PRIVATE tokensparse_cli_llama)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 target_link_libraries(tokensparse_cli_llama PRIVATE OpenMP::OpenMP_CXX)
+
+add_executable(linear_bench ${PROJECT_SOURCE_DIR}/bench/linear_bench.cc)
+target_link_libraries(linear_bench PRIVATE tokensparse_cli_llama tokensparse_bench)
+tsp_target_defaults(linear_bench)

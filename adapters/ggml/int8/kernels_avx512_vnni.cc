@@ -118,29 +118,42 @@ inline Quantised quantise(const Values& values) {
   return out;
 }
 
-/// The low byte of each value, four neighbours at a time, `stride` bytes apart.
-inline void store_quads(const Quantised& values, uint8_t* out, int64_t stride) {
-  alignas(64) uint8_t bytes[kGroup];
+/// The values as bytes, in an order of quads that is the packing instructions' and the same for
+/// activations and weights.
+struct Bytes {
+  __m512i v[kGroup / 64];
+};
+
+inline Bytes bytes_of(const Quantised& values) {
+  Bytes bytes;
   TSP_UNROLL
-  for (int i = 0; i < kGroupVectors; ++i) {
-    _mm_store_si128(reinterpret_cast<__m128i*>(bytes + i * kLanes),
-                    _mm512_cvtepi32_epi8(values.v[i]));
+  for (int i = 0; i < kGroup / 64; ++i) {
+    const __m512i* v = values.v + 4 * i;
+    bytes.v[i] = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
   }
-  for (int i = 0; i < kQuads; ++i) memcpy(out + i * stride, bytes + 4 * i, 4);
+  return bytes;
+}
+
+/// A group of activations that will be read soon, so that it is not waited for.
+inline void prefetch_group(const float* at) {
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) __builtin_prefetch(at + i * kLanes);
 }
 
 void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
-  const __m512i offset = _mm512_set1_epi32(128);
+  const __m512i sign = _mm512_set1_epi8(-128);  // adds 128
   for (int64_t first = 0; first < k; first += kGroup, tile += kTileGroupBytes) {
     for (int64_t row = 0; row < kTileRows; ++row) {
       const int64_t left = row < count ? k - first : 0;
-      const float* from = row < count ? rows + row * k + first : rows;
-      Values floats = load(from, left);
+      Values floats = load(row < count ? rows + row * k + first : rows, left);
+      if (left > 3 * kGroup) prefetch_group(rows + row * k + first + 2 * kGroup);
       rotate(floats);
-      Quantised values = quantise(floats);
+      const Quantised values = quantise(floats);
+      const Bytes bytes = bytes_of(values);
       TSP_UNROLL
-      for (int i = 0; i < kGroupVectors; ++i) values.v[i] = _mm512_add_epi32(values.v[i], offset);
-      store_quads(values, tile + 4 * row, 4 * kTileRows);
+      for (int i = 0; i < kGroup / 64; ++i) {
+        _mm512_storeu_si512(tile + row * kGroup + 64 * i, _mm512_xor_si512(bytes.v[i], sign));
+      }
       memcpy(tile + kTileRows * kGroup + row * int64_t{sizeof(float)}, &values.scale,
              sizeof(float));
     }
@@ -153,7 +166,10 @@ void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* pa
     rotate(floats);
     Quantised group = quantise(floats);
     group.scale /= static_cast<float>(kGroup);
-    store_quads(group, panel + 4 * row, 4 * kPanelRows);
+    alignas(64) Bytes bytes = bytes_of(group);
+    for (int64_t quad = 0; quad < kQuads; ++quad) {
+      memcpy(panel + 4 * (quad * kPanelRows + row), reinterpret_cast<char*>(&bytes) + 4 * quad, 4);
+    }
     __m512i sum = group.v[0];
     TSP_UNROLL
     for (int i = 1; i < kGroupVectors; ++i) sum = _mm512_add_epi32(sum, group.v[i]);
@@ -187,10 +203,23 @@ inline __mmask16 mask_of(int64_t columns, int vector) {
   return static_cast<__mmask16>(left >= kLanes ? 0xFFFF : left > 0 ? (1u << left) - 1 : 0);
 }
 
+/// The cache lines that multiply() will write, fetched while it computes: rows of the result are
+/// pages apart, and stores that miss would hold it up.
+inline void prefetch_result(const Part& part, float* c, int64_t c_stride) {
+  for (int64_t row = 0; row < part.rows; ++row) {
+    const float* at = c + row * c_stride;
+    for (int64_t column = 0; column < part.columns; column += kLanes) {
+      __builtin_prefetch(at + column, 1);
+    }
+    __builtin_prefetch(at + part.columns - 1, 1);
+  }
+}
+
 // The sums of a group and those over groups all fit the 32 registers, beside one vector of
 // activations and two of weights.
 void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float* c,
               int64_t c_stride) {
+  prefetch_result(part, c, c_stride);
   __m512 total[kTileRows][kVectors];
   TSP_UNROLL
   for (int row = 0; row < kTileRows; ++row) {
@@ -211,17 +240,18 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
       TSP_UNROLL
       for (int row = 0; row < kTileRows; ++row) sum[row][v] = start;
     }
-    _Pragma("GCC unroll 4") for (int quad = 0; quad < kQuads; ++quad, panel += 4 * kPanelRows) {
+    for (int64_t quad = 0; quad < kQuads; ++quad, panel += 4 * kPanelRows) {
       __m512i weights[kVectors];
       TSP_UNROLL
       for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(panel + 64 * v);
       TSP_UNROLL
-      for (int row = 0; row < kTileRows; ++row, tile += 4) {
-        const __m512i input = broadcast_quad(tile);
+      for (int row = 0; row < kTileRows; ++row) {
+        const __m512i input = broadcast_quad(tile + row * kGroup + 4 * quad);
         TSP_UNROLL
         for (int v = 0; v < kVectors; ++v) add_products(sum[row][v], input, weights[v]);
       }
     }
+    tile += kTileRows * kGroup;
     TSP_UNROLL
     for (int row = 0; row < kTileRows; ++row, tile += sizeof(float)) {
       const __m512 input_scale = broadcast_float(tile);

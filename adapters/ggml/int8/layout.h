@@ -7,7 +7,7 @@
 // up with zeros.
 //
 // Activations: tiles of kTileRows rows; per group of a tile
-//   uint8_t values[kGroup / 4][kTileRows][4]    value + 128
+//   uint8_t values[kTileRows][kGroup]           value + 128
 //   float   scales[kTileRows]
 // Weights: panels of kPanelRows rows, which are columns of the result; per group of a panel
 //   int8_t  values[kGroup / 4][kPanelRows][4]
