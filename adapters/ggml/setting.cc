@@ -16,6 +16,16 @@ constexpr double kMostTokens = 1 << 30;
 
 }  // namespace
 
+// The built-in setting. Left-out queries that see sinks and a band are what lets every layer but
+// the ends be sparse, at 20 times the paper's coverage. Qwen2.5-Coder-0.5B-Instruct through `eval`,
+// four needles in 7,750 tokens, chunks of 2,048: all four answered; loss of the answers .0976 .0439
+// .0726 .0166 where exact attention has .0889 .0452 .0683 .0151, with 31 % of the query-key pairs;
+// coverage .05 computes 43 % and is no nearer (2 cores AMD EPYC Zen 5, 2026-11-27).
+//
+// min_keys and min_rows: keeping 95 % of the tokens (D 64, 14/2 heads, bf16, same machine,
+// 2026-11-25) is as fast as attending to all from 4,096 keys up and 6 % slower at 2,048; in chunks,
+// which all pay for their own scores, it is 2 % slower with 1,024 query rows and 10 % slower with
+// 512.
 Setting::Setting() {
   tsp_prefill_params_init(&op, sizeof op);
   op.coverage = 0.1f;
