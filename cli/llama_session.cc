@@ -116,12 +116,14 @@ AnswerLoss Session::loss_of(const std::vector<llama_token>& answer) {
   return loss;
 }
 
-std::string Session::answer(llama_token first, int32_t limit) {
+std::string Session::answer(llama_token first, int32_t limit, const TextObserver& on_text) {
   std::string text;
   const auto start = std::chrono::steady_clock::now();
   int32_t decoded = 0;
   for (llama_token token = first; !llama_vocab_is_eog(model_.vocab(), token);) {
-    text += model_.text_of(token);
+    const std::string piece = model_.text_of(token);
+    text += piece;
+    if (on_text) on_text(piece);
     if (decoded + 1 >= limit) break;
     decode(&token, 1, 1);
     ++decoded;

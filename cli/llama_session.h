@@ -30,6 +30,8 @@ struct AnswerLoss {
 /// What an eval callback looks at while the prompt is read, for the profile.
 using NodeObserver = std::function<bool(ggml_tensor* node, bool ask)>;
 
+using TextObserver = std::function<void(const std::string& piece)>;
+
 class Session {
  public:
   /// With a server our attention serves the prompt; without, ggml's does, and is timed. Throws
@@ -45,8 +47,9 @@ class Session {
   /// After read_prompt(): how likely the model finds this answer, token after token. The context is
   /// then what it was before. Throws Failure, also where the model cannot go back.
   AnswerLoss loss_of(const std::vector<llama_token>& answer);
-  /// Up to `limit` tokens of answer from `first` on. Stops at the model's end marker.
-  std::string answer(llama_token first, int32_t limit);
+  /// Up to `limit` tokens of answer from `first` on. Stops at the model's end marker. `on_text`
+  /// gets each piece as it is decoded.
+  std::string answer(llama_token first, int32_t limit, const TextObserver& on_text = {});
 
   double read_seconds() const { return read_seconds_; }            // time to first token
   double attention_seconds() const;                                // attention's part of it

@@ -202,6 +202,7 @@ RunResult ModelRunner::run(const std::string& name, const Prompt& prompt,
   Progress progress(name + ": reading the prompt", static_cast<int64_t>(prompt.tokens.size()),
                     conditions_.progress);
   const llama_token first = session.read_prompt(prompt.tokens, progress);
+  progress.finish();
   RunResult result;
   result.name = name;
   result.ttft_s = session.read_seconds();
@@ -214,7 +215,7 @@ RunResult ModelRunner::run(const std::string& name, const Prompt& prompt,
     result.right = loss.right;
   }
   if (prompt.answer_tokens > 0) {
-    result.answer = trimmed(session.answer(first, prompt.answer_tokens));
+    result.answer = trimmed(session.answer(first, prompt.answer_tokens, conditions_.on_answer));
   }
   result.decode_tps = session.decode_per_second();
   result.peak_bytes = peak_memory();

@@ -22,6 +22,7 @@ struct RunConditions {
   int32_t context = 0;  // tokens; 0 = what prompt and answer need
   ggml_adapter::LinearServer* linear = nullptr;
   bool progress = false;
+  TextObserver on_answer;  // see Session::answer()
 };
 
 struct Prompt {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -13,17 +14,20 @@ class Progress {
   /// `task` opens the line: "sparse: reading the prompt". `enabled` false keeps it silent; `unit`
   /// is what is counted.
   Progress(std::string task, int64_t total, bool enabled, const char* unit = "tokens");
-  ~Progress();  // wipes the line
+  ~Progress() { finish(); }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   void update(int64_t done);
+  /// Wipes the line.
+  void finish();
 
  private:
   std::string task_;
   int64_t total_;
   bool enabled_;
   const char* unit_;
+  size_t shown_ = 0;  // characters of the line
   std::chrono::steady_clock::time_point start_;
 };
 

@@ -123,6 +123,11 @@ void run(RunOptions& options) {
       model = std::make_unique<const Model>(options.model, options.verbose, repack);
     }
   }
+  AnswerPrinter printer;
+  report.answer_shown = !options.compare && !options.json;
+  if (report.answer_shown) {
+    conditions.on_answer = [&printer](const std::string& piece) { printer.print(piece); };
+  }
   const ModelRunner runner(*model, conditions);
   if (options.compare || !setting.sparse()) {
     report.variants.push_back(runner.ours("exact", prompt, exact(setting)));

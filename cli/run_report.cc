@@ -160,7 +160,20 @@ void add_sparsity(nlohmann::ordered_json& json, const RunReport& report) {
 
 }  // namespace
 
+void AnswerPrinter::print(const std::string& piece) {
+  constexpr const char* kSpace = " \n\t\r";
+  held_ += piece;
+  if (!started_) held_.erase(0, std::min(held_.find_first_not_of(kSpace), held_.size()));
+  const size_t last = held_.find_last_not_of(kSpace);
+  if (last == std::string::npos) return;
+  started_ = true;
+  std::fwrite(held_.data(), 1, last + 1, stdout);
+  std::fflush(stdout);
+  held_.erase(0, last + 1);
+}
+
 void print_report(const RunReport& report, bool with_layers) {
+  if (report.answer_shown && !report.variants.front().answer.empty()) std::printf("\n\n");
   std::printf(
       "%lld prompt tokens, chat template: %s, %d threads, %s, attention in %s, linear layers "
       "by %s\n",
@@ -175,6 +188,7 @@ void print_report(const RunReport& report, bool with_layers) {
   for (const RunResult& variant : report.variants) print_variant(variant, stock);
   for (const RunResult& variant : report.variants) {
     const bool silent = variant.answer.empty();
+    if (report.answer_shown && !silent) continue;
     std::printf("\n%s answers:\n  %s\n", variant.name.c_str(),
                 silent ? "(nothing: the model ended its answer at once)" : variant.answer.c_str());
   }

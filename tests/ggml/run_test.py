@@ -3,13 +3,16 @@
 
 usage: TOKENSPARSE=the/program WRITE_TINY_MODEL=its/writer python3 run_test.py"""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 from pathlib import Path
@@ -301,11 +304,33 @@ class Run(WithModel):
         self.assertLess(peaks[1] - peaks[0], model.stat().st_size / 2)
 
     def test_shows_progress_on_a_terminal_only(self):
-        reader, terminal = pty.openpty()
-        with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:
-            arguments = [PROGRAM, *map(str, self.arguments("-n", 2, "--coverage", 0))]
-            subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=terminal, check=True)
-            self.assertRegex(seen.read(65536), rb"exact: reading the prompt: \d+ of \d+ tokens")
+        for columns in (0, 30, 120):
+            reader, terminal = pty.openpty()
+            with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:
+                fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+                arguments = [PROGRAM, *map(str, self.arguments("-n", 2, "--coverage", 0))]
+                subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=terminal, check=True)
+                text = seen.read(65536)
+            self.assertNotIn(b"\x1b", text)
+            if columns != 30:
+                self.assertRegex(text, rb"exact: reading the prompt: \d+ of \d+ tokens")
+            lines = text.split(b"\r")
+            self.assertTrue(any(line.startswith(b"exact: reading the prompt: ") for line in lines))
+            self.assertLess(max(map(len, lines)), columns or 80)
+            self.assertEqual(lines[-1], b"")  # wiped
+
+    def test_the_answer_comes_as_it_is_decoded_and_once(self):
+        answer = self.json_of("--coverage", 0)["exact"]["answer"].encode()
+        result = run(*self.arguments("-n", 4, "--coverage", 0))
+        shown, rest = result.stdout.split(b"\n\n", 1)
+        self.assertEqual(shown.decode(errors="replace").encode(), answer)
+        self.assertNotIn(b"answers:", rest)
+        self.assertIn(b"prompt tokens", rest)
+        arguments = [PROGRAM, *map(str, self.arguments("-n", 2400, "--coverage", 0))]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, bufsize=0) as process:
+            self.assertEqual(len(process.stdout.read(1)), 1)
+            self.assertIsNone(process.poll())
+            process.kill()
 
 
 class Profile(WithModel):
