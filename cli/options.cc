@@ -51,9 +51,8 @@ CLI::Validator between(double low, double high) {
   const std::string rule = "must be between " + shortest(low) + " and " + shortest(high);
   return CLI::Validator(
       [low, high, rule](const std::string& text) {
-        char* end = nullptr;
-        const double value = std::strtod(text.c_str(), &end);
-        const bool number = end != text.c_str() && *end == '\0';
+        double value = 0;
+        const bool number = ggml_adapter::parse_number(text, value);
         return number && value >= low && value <= high ? std::string() : rule + ", got " + text;
       },
       "");
@@ -64,9 +63,8 @@ namespace {
 CLI::Validator ruled(const NumberRule& rule) {
   return CLI::Validator(
       [&rule](const std::string& text) {
-        char* end = nullptr;
-        const double value = std::strtod(text.c_str(), &end);
-        const bool number = end != text.c_str() && *end == '\0';
+        double value = 0;
+        const bool number = ggml_adapter::parse_number(text, value);
         Setting tried;
         const std::string broken = number ? rule.set(tried, value) : rule.rule();
         return broken.empty() ? broken : broken + ", got " + text;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "adapters/ggml/setting.h"
 
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -133,8 +134,14 @@ std::string WordRule::set(Setting& setting, const std::string& word) const {
 std::string number_text(double value) {
   char text[32];
   const bool whole = std::fabs(value) < 1e15 && value == std::floor(value);
-  std::snprintf(text, sizeof text, whole ? "%.0f" : "%.7g", value);
-  return text;
+  const auto format = whole ? std::chars_format::fixed : std::chars_format::general;
+  return {text, std::to_chars(text, text + sizeof text, value, format, whole ? 0 : 7).ptr};
+}
+
+bool parse_number(const std::string& text, double& value) {
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && stop == end;
 }
 
 std::string contradiction(const ModelNumbers& setting, const ModelNumbers& model) {

@@ -83,8 +83,11 @@ struct WordRule {
 };
 const std::array<WordRule, 3>& word_rules();
 
-/// 0.1, 1024: as one would write it.
+/// 0.1, 1024: as one would write it. As parse_number(), the same in every locale: a plugin's host
+/// may have set one that writes 0,1.
 std::string number_text(double value);
+/// False unless the whole text is a number.
+bool parse_number(const std::string& text, double& value);
 
 // ---- files ----
 

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <clocale>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -198,6 +200,34 @@ TEST(Policy, PrecisionFollowsTheLinearLayersWhereItMay) {
   EXPECT_EQ(settled(Precision::kAuto, true, false), TSP_PRECISION_F32);
   EXPECT_EQ(settled(Precision::kF32, true, true), TSP_PRECISION_F32);
   EXPECT_EQ(settled(Precision::kBf16, false, true), TSP_PRECISION_BF16);
+}
+
+TEST(Numbers, AreReadAndWrittenTheSameInEveryLocale) {
+  // A locale that writes 0,1: compiled here where the machine has its source.
+  std::string folder = testing::TempDir() + "tsp-locale-XXXXXX";
+  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const std::string compile =
+      "localedef -i de_DE -f UTF-8 " + folder + "/de_DE.UTF-8 >/dev/null 2>&1";
+  const bool compiled = std::system(compile.c_str()) == 0;
+  setenv("LOCPATH", folder.c_str(), 1);
+  const bool comma = compiled && std::setlocale(LC_ALL, "de_DE.UTF-8") != nullptr;
+  double value = 0;
+  EXPECT_TRUE(parse_number("0.25", value));
+  EXPECT_EQ(value, 0.25);
+  EXPECT_TRUE(parse_number("-1e-3", value));
+  EXPECT_EQ(value, -1e-3);
+  for (const char* text : {"", "0,25", "x", "1 ", " 1", "1x", "."}) {
+    EXPECT_FALSE(parse_number(text, value)) << text;
+  }
+  EXPECT_EQ(number_text(0.25), "0.25");
+  EXPECT_EQ(number_text(0.9999999), "0.9999999");
+  EXPECT_EQ(number_text(1048576), "1048576");
+  EXPECT_EQ(number_text(-3), "-3");
+  EXPECT_EQ(number_text(1e-9), "1e-09");
+  std::setlocale(LC_ALL, "C");
+  unsetenv("LOCPATH");
+  std::filesystem::remove_all(folder);
+  if (!comma) GTEST_SKIP() << "no locale with a decimal comma: seen in C alone";
 }
 
 }  // namespace

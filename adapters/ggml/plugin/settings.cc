@@ -74,9 +74,8 @@ class Source {
   bool read_number(const NumberRule& rule, Setting& setting) {
     std::string text, origin;
     if (!find(rule.key, text, origin)) return true;
-    char* end = nullptr;
-    const double value = std::strtod(text.c_str(), &end);
-    const bool number = end != text.c_str() && *end == '\0';
+    double value = 0;
+    const bool number = ggml_adapter::parse_number(text, value);
     const std::string broken = number ? rule.set(setting, value) : rule.rule();
     return broken.empty() ||
            refuse(origin + " " + broken + ", got " + text, number_text(rule.get(setting)));
@@ -92,9 +91,8 @@ class Source {
   void read_integer(const char* name, int32_t& value, int32_t low, int32_t high) {
     std::string text, origin;
     if (!find(name, text, origin)) return;
-    char* end = nullptr;
-    const double parsed = std::strtod(text.c_str(), &end);
-    if (end == text.c_str() || *end != '\0' || !(parsed >= low && parsed <= high) ||
+    double parsed = 0;
+    if (!ggml_adapter::parse_number(text, parsed) || !(parsed >= low && parsed <= high) ||
         parsed != static_cast<int32_t>(parsed)) {
       refuse(origin + " must be an integer between " + std::to_string(low) + " and " +
                  std::to_string(high) + ", got " + text,
