@@ -69,6 +69,7 @@ struct Case {
   void make_sets() {
     const int64_t stride = lengths.longest_k();
     const auto entries = static_cast<size_t>(lengths.num_seqs() * num_sets * stride);
+    has_lists = entries > 0;
     sets.indices = static_cast<int32_t*>(memory.allocate(entries * sizeof(int32_t)));
     const auto num_seqs = static_cast<size_t>(lengths.num_seqs());
     sets.kept = static_cast<int32_t*>(memory.allocate(num_seqs * sizeof(int32_t)));
@@ -78,7 +79,7 @@ struct Case {
     std::fill_n(sets.indices, entries, -1);
     for (size_t b = 0; b < num_seqs; ++b) {
       const int32_t k_len = lengths.k_offsets[b + 1] - lengths.k_offsets[b];
-      sets.kept[b] = bytes.range(1, k_len);
+      sets.kept[b] = bytes.range(std::min(1, k_len), k_len);
       for (int32_t set = 0; set < num_sets; ++set) {
         int32_t* const list =
             sets.indices + static_cast<int64_t>(b) * sets.seq_stride + set * sets.set_stride;
@@ -100,7 +101,9 @@ struct Case {
           sets.set_stride = bytes.strange_integer();
           break;
         case 2:
-          sets.indices[bytes.below(num_sets)] = static_cast<int32_t>(bytes.strange_integer());
+          if (has_lists) {
+            sets.indices[bytes.below(num_sets)] = static_cast<int32_t>(bytes.strange_integer());
+          }
           break;
         case 3:
           sets.kept[0] = static_cast<int32_t>(bytes.strange_integer());
@@ -151,6 +154,7 @@ struct Case {
   int32_t share, window, num_sets, short_rows, q_dtype, kv_dtype;
   tsp_tensor_t q{}, k{}, v{}, out{}, lse{}, scores{};
   tsp_index_sets_t sets{};
+  bool has_lists = false;
 };
 
 long succeeded = 0;  // calls of the operation under way

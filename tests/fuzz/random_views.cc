@@ -46,8 +46,8 @@ int32_t Lengths::prefix_total(int32_t window) const {
 Lengths random_lengths(Bytes& bytes) {
   Lengths lengths;
   for (int32_t n = bytes.range(1, 3); n > 0; --n) {
-    const int32_t k_len = bytes.range(1, 40);
-    const int32_t q_len = bytes.one_in(2) ? k_len : bytes.range(1, k_len);
+    const int32_t k_len = bytes.one_in(8) ? 0 : bytes.range(1, 40);
+    const int32_t q_len = bytes.one_in(2) ? k_len : bytes.range(0, k_len);
     lengths.q_offsets.push_back(lengths.q_offsets.back() + q_len);
     lengths.k_offsets.push_back(lengths.k_offsets.back() + k_len);
   }
