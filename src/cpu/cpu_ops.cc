@@ -6,6 +6,7 @@
 #include "core/cpu_features.h"
 #include "core/error.h"
 #include "cpu/ops.h"
+#include "cpu/prefill_cost.h"
 
 namespace tsp {
 namespace cpu {
@@ -16,22 +17,34 @@ struct Isa {
   bool (*usable)();
   const Kernels* f32;
   const Kernels* bf16;  // null: no bf16 arithmetic
+  const Costs& f32_costs;
+  const Costs& bf16_costs;
 };
+
+// Measured at D 64 and 128: AVX-512 and AVX2 on AMD EPYC Zen 5, 2026-11-27; AMX on an Intel Xeon,
+// 2026-11-25. Scalar and NEON are estimates; only ratios within a line count.
+constexpr Costs kScalarCosts = {0.25, 2.0, 1.0, 2.0};
+constexpr Costs kAvx2Costs = {0.034, 0.15, 0.27, 1.4};
+constexpr Costs kAvx512Costs = {0.015, 0.17, 0.27, 1.4};
+constexpr Costs kAvx512Bf16Costs = {0.0074, 0.155, 0.27, 1.4};
+constexpr Costs kAmxCosts = {0.0094, 0.27, 0.4, 2.8};
 
 /// Best last.
 constexpr Isa kIsas[] = {
-    {"scalar", [] { return true; }, &kernels_scalar, nullptr},
+    {"scalar", [] { return true; }, &kernels_scalar, nullptr, kScalarCosts, kScalarCosts},
 #ifdef TSP_EMULATE_AMX
-    {"amx_emulated", has_avx512_bf16, &kernels_avx512, &kernels_amx_emulated},
+    {"amx_emulated", has_avx512_bf16, &kernels_avx512, &kernels_amx_emulated, kAvx512Costs,
+     kAmxCosts},
 #endif
 #ifdef TSP_CPU_X86
-    {"avx2", has_avx2, &kernels_avx2, nullptr},
-    {"avx512", has_avx512, &kernels_avx512, nullptr},
-    {"avx512_bf16", has_avx512_bf16, &kernels_avx512, &kernels_avx512_bf16},
-    {"amx_bf16", has_amx_bf16, &kernels_avx512, &kernels_amx_bf16},
+    {"avx2", has_avx2, &kernels_avx2, nullptr, kAvx2Costs, kAvx2Costs},
+    {"avx512", has_avx512, &kernels_avx512, nullptr, kAvx512Costs, kAvx512Costs},
+    {"avx512_bf16", has_avx512_bf16, &kernels_avx512, &kernels_avx512_bf16, kAvx512Costs,
+     kAvx512Bf16Costs},
+    {"amx_bf16", has_amx_bf16, &kernels_avx512, &kernels_amx_bf16, kAvx512Costs, kAmxCosts},
 #endif
 #ifdef TSP_CPU_ARM64
-    {"neon", [] { return true; }, &kernels_neon, nullptr},
+    {"neon", [] { return true; }, &kernels_neon, nullptr, kAvx2Costs, kAvx2Costs},
 #endif
 };
 
@@ -42,11 +55,10 @@ const Isa* find(std::string_view name) {
   return nullptr;
 }
 
-/// Shorter sequences attend in less time than choosing takes.
-constexpr int32_t kMinPayingKeys = 4096;
-
-bool prefill_pays(const tsp_context_t&, const tsp_prefill_params_t&, const Seq& seq, int32_t) {
-  return seq.k_len >= kMinPayingKeys;
+bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept) {
+  const Isa* const isa = find(ctx.isa);
+  return prefill_pays(p.precision == TSP_PRECISION_BF16 ? isa->bf16_costs : isa->f32_costs, p, seq,
+                      kept);
 }
 
 constexpr OpTable kTable = {
@@ -66,7 +78,7 @@ constexpr OpTable kTable = {
     .check_attend = [](const tsp_context_t& ctx,
                        const tsp_attend_params_t& p) { return check_arithmetic(ctx, p.precision); },
     .check_prefill = nullptr,
-    .prefill_pays = prefill_pays,
+    .prefill_pays = pays,
 };
 
 }  // namespace

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+#include "cpu/prefill_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tsp::cpu {
+namespace {
+
+constexpr int32_t kFewestKeys = 1024;  // nobody measured shorter ones on every instruction set
+constexpr double kStart = 40e3;        // of the steps beyond attend, whatever their size
+constexpr double kScorePair = 0.62;    // of an attended one: no value is multiplied
+constexpr double kKeptPair = 1.05;     // shorter rows: more of a tile is its beginning and its end
+constexpr double kLocalPair = 1.4;     // the same, and keys that a tile multiplies for no row
+constexpr double kLikelyKept = 0.45;   // of the tokens, where coverage decides
+
+/// What a fixed share keeps, what coverage may keep.
+double likely_kept(const tsp_prefill_params_t& p, const Seq& seq) {
+  const double wanted = p.keep > 0 ? std::ceil(double{p.keep} * seq.k_len)
+                                   : kLikelyKept * static_cast<double>(seq.k_len);
+  const double floor = static_cast<double>(p.min_tokens) + seq.window(p.window);
+  return std::min<double>(seq.k_len, std::max(wanted, floor));
+}
+
+}  // namespace
+
+bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept) {
+  if (seq.k_len < kFewestKeys) return false;
+  const auto heads = static_cast<double>(p.q.heads);
+  const auto kv_heads = static_cast<double>(p.k.heads);
+  const auto dim = static_cast<double>(p.q.dim);
+  const double rows = seq.q_len;
+  const double keys = seq.k_len;
+  const double window = seq.window(p.window);
+  const double pair = costs.pair_channel * dim + costs.pair;
+  const double packed_key = 2 * costs.channel * dim;
+  const double seen = keys - (rows - 1) / 2;  // keys of a query, on average
+
+  const double exact = heads * rows * seen * pair + kv_heads * keys * packed_key;
+
+  const double kept_keys = kept >= 0 ? kept : likely_kept(p, seq);
+  const double kept_rows =
+      keys <= window ? rows : window + (kept_keys - window) * (rows - window) / (keys - window);
+  const double lists = p.share == TSP_SHARE_HEAD ? heads : kv_heads;
+  double sparse = heads * kept_rows * kept_keys * (seen / keys) * pair * kKeptPair +
+                  lists * kept_keys * packed_key;
+  if (p.dropped == TSP_DROPPED_LOCAL) {
+    const double local = static_cast<double>(p.sink) + p.band;
+    sparse += heads * (rows - kept_rows) * std::min(local, seen) * pair * kLocalPair +
+              kv_heads * std::min(local + rows, keys) * packed_key;
+  }
+  if (kept < 0) {
+    sparse += kStart + heads * window * (keys - (window - 1) / 2) * pair * kScorePair +
+              kv_heads * keys * packed_key / 2 + heads * (keys - window) * costs.choice;
+  }
+  return sparse < exact;
+}
+
+}  // namespace tsp::cpu

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+// When choosing tokens pays on the CPU: by lengths before it, by the kept count after it.
+#include "cpu/prefill_cost.h"
+
+#include <gtest/gtest.h>
+
+namespace tsp::cpu {
+namespace {
+
+constexpr Costs kBf16 = {0.0074, 0.155, 0.27, 1.4};  // AVX512-BF16's
+
+tsp_prefill_params_t setting() {
+  tsp_prefill_params_t p;
+  tsp_prefill_params_init(&p, sizeof p);
+  p.coverage = 0.1f;
+  p.share = TSP_SHARE_KV_GROUP;
+  p.dropped = TSP_DROPPED_LOCAL;
+  p.sink = 64;
+  p.q.heads = 14;
+  p.k.heads = 2;
+  p.q.dim = 64;
+  return p;
+}
+
+Seq sequence(int32_t q_len, int32_t k_len) { return {0, 0, q_len, 0, k_len}; }
+
+bool pays(int32_t q_len, int32_t k_len, int32_t kept) {
+  return prefill_pays(kBf16, setting(), sequence(q_len, k_len), kept);
+}
+
+TEST(PrefillCost, ShortSequencesAndFewRowsAreExactBeforeAnythingIsScored) {
+  for (const int32_t keys : {64, 512, 1024, 1200}) EXPECT_FALSE(pays(keys, keys, -1)) << keys;
+  for (const int32_t keys : {4096, 8192, 32768}) {
+    EXPECT_TRUE(pays(std::min(keys, 2048), keys, -1)) << keys;
+    EXPECT_FALSE(pays(64, keys, -1)) << "the window alone costs more than it can save: " << keys;
+    EXPECT_FALSE(pays(1, keys, -1)) << keys;
+  }
+}
+
+TEST(PrefillCost, AChoiceThatKeepsNearlyAllIsAttendedExactly) {
+  for (const int32_t keys : {4096, 8192, 32768}) {
+    EXPECT_TRUE(pays(2048, keys, keys / 4));
+    EXPECT_TRUE(pays(2048, keys, keys * 9 / 10));
+    EXPECT_FALSE(pays(2048, keys, keys));
+    EXPECT_FALSE(pays(2048, keys, keys * 99 / 100));
+    bool paid = true;  // once it does not, it does not for more either
+    for (int32_t kept = keys / 4; kept <= keys; kept += keys / 64) {
+      const bool now = pays(2048, keys, kept);
+      EXPECT_TRUE(paid || !now) << kept;
+      paid = now;
+    }
+  }
+}
+
+TEST(PrefillCost, AFixedShareIsKnownBeforeItIsChosen) {
+  tsp_prefill_params_t p = setting();
+  p.keep = 0.99f;
+  EXPECT_FALSE(prefill_pays(kBf16, p, sequence(2048, 8192), -1));
+  p.keep = 0.3f;
+  EXPECT_TRUE(prefill_pays(kBf16, p, sequence(2048, 8192), -1));
+  p.min_tokens = 8000;
+  EXPECT_FALSE(prefill_pays(kBf16, p, sequence(2048, 8192), -1));
+}
+
+}  // namespace
+}  // namespace tsp::cpu
