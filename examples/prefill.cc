@@ -49,9 +49,10 @@ int main() {
   require(tokensparse::prefill(context, params));
 
   int32_t kept = 0;
-  params.coverage = 0.05f;             // drop tokens that hold 5 % of the attention, together
+  params.coverage = 0.1f;              // drop tokens that hold a tenth of the attention, together
   params.share = TSP_SHARE_KV_GROUP;   // the heads of a KV head keep the same tokens
   params.dropped = TSP_DROPPED_LOCAL;  // queries that were left out see their neighbours
+  params.sink = 64;                    // and the first tokens
   params.selected.kept = &kept;        // how many; selected.indices would say which
   params.out = tokensparse::view(sparse.data(), kTokens, kQueryHeads, kDim);
   require(tokensparse::prefill(context, params));
