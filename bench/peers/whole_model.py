@@ -118,6 +118,7 @@ def run_tokensparse(options, engine, prompt):
     text.write_text(prompt["text"])
     command = [options.program, "run", "-m", options.model, "-f", text, "-p", prompt["question"]]
     command += ["-n", options.answer_tokens, "--threads", options.threads, "--json", *settings]
+    command += ["--chat-template", "chatml"]  # as prepare.py does: no system turn of the model's own
     report = json.loads(output_of(command, engine, options.timeout))
     missing = [variant for variant in variants if variant not in report]
     if missing:
