@@ -12,7 +12,7 @@
 #include "adapters/ggml/linear_node.h"
 #include "bench/floor.h"
 #include "bench/timing.h"
-#include "cli/openmp_threads.h"
+#include "cli/llama/openmp_threads.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 

@@ -27,7 +27,7 @@ void add_apply(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_info(CLI::App& app);
 
-// With llama.cpp: run.cc, eval.cc, profile.cc. Without: no_llama.cc, which says how to get them.
+// With llama.cpp: the files of llama/. Without: no_llama.cc, which says how to get them.
 void add_run(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_profile(CLI::App& app);

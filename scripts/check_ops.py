@@ -79,9 +79,9 @@ def operation_faults(op):
     mirror = "adapters/python/src/tokensparse/_library.py"
     yield from need(mirror, rf'^    "{op}": \w+Params,', "no ctypes mirror in _PARAMS")
     yield from need("CHANGELOG.md", rf"\b{op}\b", f"does not mention {op}")
-    benches = text("cli/bench_ops.h")
+    benches = text("cli/bench/ops.h")
     if op not in UNMEASURED and re.search(rf"\btsp_{op}\(", benches) is None:
-        yield f"cli/bench_ops.h: does not measure {op} (scripts/check_ops.py can say why not)"
+        yield f"cli/bench/ops.h: does not measure {op} (scripts/check_ops.py can say why not)"
 
 
 def listed_sources(folder):

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Chat templates: the model's own through Jinja, those of llama.cpp, files, none, and broken ones.
-#include "cli/chat_template.h"
+#include "cli/llama/chat_template.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "cli/llama_model.h"
+#include "cli/llama/model.h"
 #include "cli/verbs.h"
 #include "tests/ggml/tiny_model.h"
 

@@ -11,8 +11,8 @@
 
 #include "adapters/ggml/eval_callback.h"
 #include "adapters/ggml/linear_node.h"
-#include "cli/llama_model.h"
-#include "cli/openmp_threads.h"
+#include "cli/llama/model.h"
+#include "cli/llama/openmp_threads.h"
 #include "ggml.h"
 #include "tests/ggml/engine.h"
 

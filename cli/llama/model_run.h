@@ -9,8 +9,8 @@
 
 #include "adapters/ggml/attention_node.h"
 #include "adapters/ggml/linear_node.h"
-#include "cli/llama_model.h"
-#include "cli/llama_session.h"
+#include "cli/llama/model.h"
+#include "cli/llama/session.h"
 
 namespace tsp::cli {
 

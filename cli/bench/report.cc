@@ -4,7 +4,7 @@
 #include <ctime>
 #include <fstream>
 
-#include "cli/bench_options.h"
+#include "cli/bench/options.h"
 
 namespace tsp::cli {
 namespace {

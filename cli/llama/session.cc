@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "cli/llama_session.h"
+#include "cli/llama/session.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <utility>
 
-#include "cli/interrupt.h"
+#include "cli/llama/interrupt.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/peak_memory.h"
+#include "cli/llama/peak_memory.h"
 
 #include <malloc.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/llama_model.h"
+#include "cli/llama/model.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -9,9 +9,9 @@
 #include <fstream>
 #include <mutex>
 
-#include "cli/chat_template.h"
-#include "cli/interrupt.h"
-#include "cli/llama_cpu.h"
+#include "cli/llama/chat_template.h"
+#include "cli/llama/cpu.h"
+#include "cli/llama/interrupt.h"
 #include "cli/verbs.h"
 #include "ggml.h"
 

@@ -10,11 +10,11 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "cli/interrupt.h"
-#include "cli/linear.h"
-#include "cli/model_run.h"
+#include "cli/llama/interrupt.h"
+#include "cli/llama/linear.h"
+#include "cli/llama/model_run.h"
+#include "cli/llama/run_options.h"
 #include "cli/options.h"
-#include "cli/run_options.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "cli/model_run.h"
+#include "cli/llama/model_run.h"
 
 namespace CLI {
 class App;

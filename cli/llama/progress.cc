@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/progress.h"
+#include "cli/llama/progress.h"
 
 #include <sys/ioctl.h>
 #include <unistd.h>

@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <memory>
 
-#include "cli/interrupt.h"
-#include "cli/layer_profile.h"
+#include "cli/llama/interrupt.h"
+#include "cli/llama/layer_profile.h"
 #include "cli/options.h"
 #include "cli/output_file.h"
 #include "cli/verbs.h"

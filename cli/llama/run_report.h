@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "adapters/ggml/setting.h"
-#include "cli/model_run.h"
+#include "cli/llama/model_run.h"
 
 namespace tsp::cli {
 

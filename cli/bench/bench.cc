@@ -2,7 +2,7 @@
 // `tokensparse bench`: the operations timed on this machine, beside their peers and their floor.
 #include <CLI/CLI.hpp>
 
-#include "cli/bench_options.h"
+#include "cli/bench/options.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/run_options.h"
+#include "cli/llama/run_options.h"
 
 #include <CLI/CLI.hpp>
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 # The verbs that run models, in a library of their own so that tests reach their parts.
 add_library(tokensparse_cli_llama STATIC
-  chat_template.cc eval.cc interrupt.cc layer_profile.cc linear.cc llama_cpu.cc llama_model.cc
-  llama_session.cc model_run.cc node_timer.cc openmp_threads.cc
-  peak_memory.cc profile.cc progress.cc
-  run.cc run_options.cc run_report.cc)
+  llama/chat_template.cc llama/cpu.cc llama/eval.cc llama/interrupt.cc llama/layer_profile.cc
+  llama/linear.cc llama/model.cc llama/model_run.cc llama/node_timer.cc llama/openmp_threads.cc
+  llama/peak_memory.cc llama/profile.cc llama/progress.cc llama/run.cc llama/run_options.cc
+  llama/run_report.cc llama/session.cc)
 target_link_libraries(tokensparse_cli_llama
   PUBLIC tokensparse_cli_core tokensparse_ggml tsp_llama PRIVATE tsp_llama_jinja)
 tsp_target_defaults(tokensparse_cli_llama)

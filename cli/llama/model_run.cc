@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-#include "cli/model_run.h"
+#include "cli/llama/model_run.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <utility>
 
-#include "cli/openmp_threads.h"
-#include "cli/peak_memory.h"
-#include "cli/progress.h"
+#include "cli/llama/openmp_threads.h"
+#include "cli/llama/peak_memory.h"
+#include "cli/llama/progress.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/node_timer.h"
+#include "cli/llama/node_timer.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/run_report.h"
+#include "cli/llama/run_report.h"
 
 #include <algorithm>
 #include <cstdio>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include "cli/linear.h"
+#include "cli/llama/linear.h"
 
 #include <cstdlib>
 
-#include "cli/openmp_threads.h"
+#include "cli/llama/openmp_threads.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {

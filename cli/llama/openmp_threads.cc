@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/openmp_threads.h"
+#include "cli/llama/openmp_threads.h"
 
 #include <unistd.h>
 

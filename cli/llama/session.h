@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "adapters/ggml/eval_callback.h"
-#include "cli/llama_model.h"
-#include "cli/node_timer.h"
-#include "cli/progress.h"
+#include "cli/llama/model.h"
+#include "cli/llama/node_timer.h"
+#include "cli/llama/progress.h"
 
 namespace tsp::cli {
 

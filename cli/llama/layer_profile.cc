@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/layer_profile.h"
+#include "cli/llama/layer_profile.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,9 +10,9 @@
 #include <numeric>
 
 #include "adapters/ggml/setting.h"
-#include "cli/llama_session.h"
-#include "cli/model_run.h"
-#include "cli/openmp_threads.h"
+#include "cli/llama/model_run.h"
+#include "cli/llama/openmp_threads.h"
+#include "cli/llama/session.h"
 #include "cli/output_file.h"
 #include "cli/verbs.h"
 #include "ggml.h"

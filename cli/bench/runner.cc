@@ -11,8 +11,8 @@
 #include "bench/ggml_peer.h"
 #include "bench/torch_peer.h"
 #include "bench/workload.h"
-#include "cli/bench_ops.h"
-#include "cli/bench_options.h"
+#include "cli/bench/ops.h"
+#include "cli/bench/options.h"
 #include "cli/gpu.h"
 #include "cli/verbs.h"
 

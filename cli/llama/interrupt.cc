@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/interrupt.h"
+#include "cli/llama/interrupt.h"
 
 #include "cli/verbs.h"
 

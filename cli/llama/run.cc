@@ -7,13 +7,13 @@
 #include <filesystem>
 #include <memory>
 
-#include "cli/interrupt.h"
-#include "cli/layer_profile.h"
-#include "cli/linear.h"
-#include "cli/model_run.h"
+#include "cli/llama/interrupt.h"
+#include "cli/llama/layer_profile.h"
+#include "cli/llama/linear.h"
+#include "cli/llama/model_run.h"
+#include "cli/llama/run_options.h"
+#include "cli/llama/run_report.h"
 #include "cli/options.h"
-#include "cli/run_options.h"
-#include "cli/run_report.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/llama_model.h"
+#include "cli/llama/model.h"
 
 namespace tsp::cli {
 

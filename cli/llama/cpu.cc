@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/llama_cpu.h"
+#include "cli/llama/cpu.h"
 
 #include "ggml-cpu.h"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "cli/chat_template.h"
+#include "cli/llama/chat_template.h"
 
 #include <algorithm>
 #include <filesystem>
