@@ -127,7 +127,7 @@ def test_configure(tmp_path):
         ),
         (dict(layers="2-1"), "layers: must be middle, all, none or"),
         (dict(min_query=65), "min_query: is now min_rows"),
-        (dict(method="magic"), "method: must be one of tsa"),
+        (dict(method="magic"), "method: must be one of .*tsa"),
     ]:
         with pytest.raises(tokensparse.InvalidArgument, match=message):
             ts.configure(small, **wrong)

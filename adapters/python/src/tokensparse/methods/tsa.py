@@ -8,16 +8,23 @@ from typing import Any
 from . import Dense, State, Vote
 
 
-def choose(layer: int, q: Any, k: Any, state: State) -> Dense | Vote:
-    """The vote in the layers that the setting names, where the call is long enough for it to pay."""
+def why_dense(q: Any, k: Any, state: State) -> Dense | None:
+    """Where leaving tokens out is not asked for, or the call is too short for it to pay."""
     if not state.named:
         return Dense()
-    setting = state.setting
     for q_len, k_len in state.lengths(q, k):
-        if k_len < setting.min_keys:
+        if k_len < state.setting.min_keys:
             return Dense("fewer keys than min_keys")
-        if q_len < setting.min_rows:
+        if q_len < state.setting.min_rows:
             return Dense("fewer query rows than min_rows")
+    return None
+
+
+def choose(layer: int, q: Any, k: Any, state: State) -> Dense | Vote:
+    """The vote in the layers that the setting names, where the call is long enough for it to pay."""
+    if dense := why_dense(q, k, state):
+        return dense
+    setting = state.setting
     return Vote(
         coverage=setting.coverage,
         keep=setting.keep or None,
