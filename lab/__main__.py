@@ -31,6 +31,8 @@ def _parser():
     run.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
     run.add_argument("--generate", action="store_true", help="greedy answers too, for RULER's metric")
     run.add_argument("--only", nargs="+", metavar="NAME", help="these settings of the plan")
+    run.add_argument("--draft", help="of the method sts: a small model with the same tokenizer")
+    run.add_argument("--head-map", help="of the method sts: what `head-map` wrote")
     run.add_argument("--minutes", type=float, help="stop after so long")
     search = verbs.add_parser("recommend", help="find the cheapest setting within a limit, and write it")
     search.add_argument("model")
@@ -49,6 +51,13 @@ def _parser():
         if verb is not search:  # which takes as many as it needs
             verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
         verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
+    heads = verbs.add_parser("head-map", help="which draft heads choose for which heads of a model")
+    heads.add_argument("model")
+    heads.add_argument("draft")
+    heads.add_argument("--out", required=True)
+    heads.add_argument("--text", nargs="+", default=[], help="files to calibrate on, not this machine's")
+    heads.add_argument("--tokens", type=int, default=4096)
+    heads.add_argument("--heads", type=int, default=1, help="draft heads that vote for a KV head")
     show = verbs.add_parser("table", help="results as a Markdown table")
     show.add_argument("results", nargs="+", help="results files of one model")
     show.add_argument("--tasks", nargs="+", choices=sorted(tasks.TASKS), metavar="TASK")
@@ -68,7 +77,8 @@ def _open_engine(args):
     if args.engine == "transformers":
         from lab.engines.transformers_engine import Engine
 
-        return Engine(args.model, chunk=args.chunk)
+        draft, head_map = getattr(args, "draft", None), getattr(args, "head_map", None)
+        return Engine(args.model, chunk=args.chunk, draft=draft, head_map=head_map)
     from lab.engines.hugging_face import tokenizer_of
     from lab.engines.program import Engine
 
@@ -183,6 +193,22 @@ def _progress(asked, total, began, key, name):
         print(text, file=sys.stderr, flush=True)
 
 
+def _head_map(args):
+    import torch
+
+    from lab.engines import hugging_face
+    from tokensparse.methods import sts
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    target, tokenizer = hugging_face.load(args.model, "tokensparse", device)
+    draft, _ = hugging_face.load(args.draft, "tokensparse", device)
+    ids = tokenizer.encode(Texts(args.text).prose[: 8 * args.tokens])[: args.tokens]
+    made = sts.calibrate(target, draft, torch.tensor([ids], device=device), heads=args.heads)
+    made.save(args.out)
+    flat = [value for layer in made.overlap for value in layer]
+    print(f"{len(ids)} tokens; overlap {min(flat):.2f} to {max(flat):.2f}, mean {sum(flat) / len(flat):.2f}")
+
+
 def _rows(files):
     header, rows = None, []
     for file in files:
@@ -203,6 +229,8 @@ def main():
             _run(args)
         elif args.verb == "recommend":
             _recommend(args)
+        elif args.verb == "head-map":
+            _head_map(args)
         elif args.verb == "table":
             header, rows = _rows(args.results)
             made = table.lines(rows, args.tasks)

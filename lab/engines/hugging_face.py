@@ -61,6 +61,14 @@ def subject(model, path, engine, device):
     }
 
 
+def judged(logits, answer, prompt):
+    """(loss, exact) of the answer's tokens."""
+    logits = logits.float()
+    loss = torch.nn.functional.cross_entropy(logits, answer)
+    exact = float((logits.argmax(-1) == answer).all()) if prompt.refs else None
+    return float(loss), exact
+
+
 class Driver:
     """Runs a prompt through a model in chunks and reads the answer's tokens off it."""
 
@@ -88,10 +96,8 @@ class Driver:
         if answer.shape[1] > 1:
             more = self._model(answer[:, :-1], past_key_values=cache, use_cache=True).logits[0]
             logits = torch.cat([logits, more])
-        logits = logits.float()
-        loss = torch.nn.functional.cross_entropy(logits, answer[0])
-        exact = float((logits.argmax(-1) == answer[0]).all()) if prompt.refs else None
-        return Measurement(float(loss), exact, seconds, pairs, kept, text)
+        loss, exact = judged(logits, answer[0], prompt)
+        return Measurement(loss, exact, seconds, pairs, kept, text)
 
     def _generate(self, cache, token, limit):
         """Greedy; the cache is as before when it returns."""

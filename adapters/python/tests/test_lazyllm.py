@@ -68,6 +68,7 @@ def test_each_token_is_computed_once_a_layer_and_comes_back(model, monkeypatch):
     answer = LazyLLM(model, Schedule((0, 2), (0.5, 0.5), window=1)).generate(ids, 12)
     assert set(counts.values()) == {1}
     assert answer.rows == [200, 100, 100, 50] and answer.alive == [200, 100, 50]
+    assert answer.pairs_share == (200 * 201 + 2 * 100 * 101 + 50 * 51) / (4 * 200 * 201)
     assert all(a >= b >= c for a, b, c in alive)
     # Other tokens were wanted later than the first step's: some came back.
     assert len(counts) > sum(answer.rows) + 4 * 11
@@ -129,8 +130,14 @@ def test_other_models_and_shapes_are_refused(model):
     sliding = make("Mistral", sliding_window=32)
     with pytest.raises(tokensparse.Unsupported, match="must attend to the whole prompt"):
         LazyLLM(sliding, Schedule((1,), (0.5,)))
+    before = model.config._attn_implementation
     lazy = LazyLLM(model, Schedule((1,), (0.5,)))
     with pytest.raises(tokensparse.InvalidArgument, match="input_ids: must be"):
         lazy.generate(tokens(20, rows=2))
     with pytest.raises(tokensparse.InvalidArgument, match="max_new_tokens: must be"):
         lazy.generate(tokens(20), 0)
+    reading = lazy.read(tokens(20), 1)
+    reading.push(5)
+    with pytest.raises(tokensparse.InvalidArgument, match="room: must hold"):
+        reading.push(6)
+    assert model.config._attn_implementation == before

@@ -35,7 +35,7 @@ need("transformers", "5.0", "tokensparse.methods.lazyllm")
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-__all__ = ["Answer", "LazyLLM", "Schedule"]
+__all__ = ["Answer", "LazyLLM", "Reading", "Schedule"]
 
 NAME = "tokensparse_lazyllm"
 # Models whose forward pass is what _Step does.
@@ -92,6 +92,7 @@ class Answer:
       seconds_to_first_token, seconds: of the first, and of all.
       rows: of each layer, the prompt's rows computed before the first token.
       rows_share: their share of all layers' rows.
+      pairs_share: the query-key pairs of these rows, share of dense's.
       computed_share: share of all (token, layer) that were ever computed, answer included.
       alive: of each stage, tokens alive when the first token was made.
     """
@@ -101,6 +102,7 @@ class Answer:
     seconds: float
     rows: list[int]
     rows_share: float
+    pairs_share: float
     computed_share: float
     alive: list[int]
 
@@ -275,45 +277,86 @@ class LazyLLM:
           input_ids: [1, tokens] or [tokens] on the model's device.
           max_new_tokens: of the answer, >= 1; it ends earlier at the model's end of text.
         """
+        if max_new_tokens < 1:
+            raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
+        stops = self._model.generation_config.eos_token_id
+        stops = set(stops) if isinstance(stops, list) else {stops}
+        began = time.perf_counter()
+        reading = self.read(input_ids, max_new_tokens)
+        tokens = [int(reading.logits.argmax())]
+        while len(tokens) < max_new_tokens and tokens[-1] not in stops:
+            tokens.append(int(reading.push(tokens[-1]).argmax()))
+        return Answer(
+            tokens=tokens,
+            seconds_to_first_token=reading.seconds,
+            seconds=time.perf_counter() - began,
+            rows=reading.rows,
+            rows_share=reading.rows_share,
+            pairs_share=reading.pairs_share,
+            computed_share=reading.computed_share,
+            alive=reading.alive,
+        )
+
+    @torch.no_grad()
+    def read(self, input_ids: Any, room: int) -> Reading:
+        """Reads a prompt.
+
+        Args:
+          input_ids: [1, tokens] or [tokens] on the model's device.
+          room: tokens that may be pushed behind it.
+        """
         ids = input_ids if input_ids.dim() == 2 else input_ids[None]
         if ids.shape[0] != 1 or ids.shape[1] < 1:
             raise InvalidArgument(f"input_ids: must be [1, tokens], is {list(ids.shape)}")
-        if max_new_tokens < 1:
-            raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
+        return Reading(self._model, self._schedule, ids, room)
+
+
+class Reading:
+    """A prompt that was read, and what was pushed behind it since.
+
+    Attributes:
+      logits: of the last token.
+      seconds: that the prompt took.
+      rows, rows_share, pairs_share, alive: of the prompt, see Answer.
+    """
+
+    def __init__(self, model: Any, schedule: Schedule, ids: Any, room: int) -> None:
+        self._model, self._schedule, self._device = model, schedule, ids.device
+        prompt, num_layers = ids.shape[1], model.config.num_hidden_layers
+        self._cache = _Cache(num_layers, schedule, prompt + room, ids.device)
+        began = time.perf_counter()
+        step = self._step(ids)
+        self.logits.argmax().item()  # waits for the device
+        self.seconds = time.perf_counter() - began
+        self.rows, self.alive = step.rows, step.alive_counts
+        self.rows_share = sum(self.rows) / (prompt * num_layers)
+        pairs = sum(rows * (rows + 1) for rows in self.rows)
+        self.pairs_share = pairs / (prompt * (prompt + 1) * num_layers)
+
+    def _step(self, ids: Any) -> _Step:
+        step = _Step(self._model, self._schedule, self._cache)
         before = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
         try:
-            return self._generate(ids, max_new_tokens)
+            self.logits = step.run(ids)
         finally:
             self._model.set_attn_implementation(before)
+        return step
 
-    def _generate(self, ids: Any, max_new_tokens: int) -> Answer:
-        model, prompt = self._model, ids.shape[1]
-        num_layers = model.config.num_hidden_layers
-        stops = model.generation_config.eos_token_id
-        stops = set(stops) if isinstance(stops, list) else {stops}
-        cache = _Cache(num_layers, self._schedule, prompt + max_new_tokens, ids.device)
-        began = time.perf_counter()
-        first = _Step(model, self._schedule, cache)
-        token = int(first.run(ids).argmax())  # waits for the device
-        seconds_to_first = time.perf_counter() - began
-        tokens = [token]
-        while len(tokens) < max_new_tokens and token not in stops:
-            step = _Step(model, self._schedule, cache)
-            token = int(step.run(torch.tensor([[token]], device=ids.device)).argmax())
-            tokens.append(token)
-        computed = sum(
-            int(rows.sum()) * len(layers) for rows, layers in zip(cache.computed, cache.stages)
-        )
-        return Answer(
-            tokens=tokens,
-            seconds_to_first_token=seconds_to_first,
-            seconds=time.perf_counter() - began,
-            rows=first.rows,
-            rows_share=sum(first.rows) / (prompt * num_layers),
-            computed_share=computed / (cache.length * num_layers),
-            alive=first.alive_counts,
-        )
+    @torch.no_grad()
+    def push(self, token: int) -> Any:
+        """Logits behind one more token."""
+        if self._cache.length == self._cache.capacity:
+            raise InvalidArgument("room: must hold the tokens that are pushed, is used up")
+        self._step(torch.tensor([[token]], device=self._device))
+        return self.logits
+
+    @property
+    def computed_share(self) -> float:
+        """Share of all (token, layer) that were computed so far."""
+        stages = zip(self._cache.computed, self._cache.stages)
+        computed = sum(int(rows.sum()) * len(layers) for rows, layers in stages)
+        return computed / (self._cache.length * self._model.config.num_hidden_layers)
 
 
 AttentionInterface.register(NAME, _attention)
