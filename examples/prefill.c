@@ -7,17 +7,6 @@
 
 enum { kTokens = 4096, kQueryHeads = 8, kKvHeads = 2, kDim = 64 };
 
-static tsp_tensor_t view(float* data, int64_t heads) {
-  return (tsp_tensor_t){.data = data,
-                        .dtype = TSP_F32,
-                        .tokens = kTokens,
-                        .heads = heads,
-                        .dim = kDim,
-                        .token_stride = heads * kDim,
-                        .head_stride = kDim,
-                        .dim_stride = 1};
-}
-
 static float* random_floats(int64_t count, uint32_t seed) {
   float* values = malloc((size_t)count * sizeof *values);
   if (values == NULL) abort();
@@ -50,10 +39,10 @@ int main(void) {
   tsp_prefill_params_t params;
   tsp_prefill_params_init(&params, sizeof params);
   params.coverage = 0.05f; /* drop tokens that hold 5 % of the attention, together */
-  params.q = view(q, kQueryHeads);
-  params.k = view(k, kKvHeads);
-  params.v = view(v, kKvHeads);
-  params.out = view(out, kQueryHeads);
+  params.q = tsp_tensor_view(q, TSP_F32, kTokens, kQueryHeads, kDim);
+  params.k = tsp_tensor_view(k, TSP_F32, kTokens, kKvHeads, kDim);
+  params.v = tsp_tensor_view(v, TSP_F32, kTokens, kKvHeads, kDim);
+  params.out = tsp_tensor_view(out, TSP_F32, kTokens, kQueryHeads, kDim);
   params.selected.kept = &kept; /* selected.indices would say which */
 
   require(tsp_prefill_workspace(ctx, &params, &params.workspace_bytes));

@@ -34,16 +34,7 @@ class [[nodiscard]] Status {
 /// A view of `[tokens, heads, dim]`, token-major and dense unless the strides are changed after.
 inline tsp_tensor_t view(void* data, tsp_dtype_t dtype, int64_t tokens, int64_t heads,
                          int64_t dim) {
-  tsp_tensor_t v{};
-  v.data = data;
-  v.dtype = dtype;
-  v.tokens = tokens;
-  v.heads = heads;
-  v.dim = dim;
-  v.token_stride = heads * dim;
-  v.head_stride = dim;
-  v.dim_stride = 1;
-  return v;
+  return tsp_tensor_view(data, dtype, tokens, heads, dim);
 }
 inline tsp_tensor_t view(float* data, int64_t tokens, int64_t heads, int64_t dim) {
   return view(data, TSP_F32, tokens, heads, dim);

@@ -99,6 +99,26 @@ typedef struct tsp_tensor {
   int64_t block_stride;        ///< elements from a block to the next
 } tsp_tensor_t;
 
+/// A view of [tokens, heads, dim] that lies token after token, without gaps; the strides may be
+/// changed after. `data` of inputs is not written.
+static inline tsp_tensor_t tsp_tensor_view(const void* data, int32_t dtype, int64_t tokens,
+                                           int64_t heads, int64_t dim) {
+  tsp_tensor_t view;
+  view.data = (void*)data;
+  view.dtype = dtype;
+  view.block_size = 0;
+  view.tokens = tokens;
+  view.heads = heads;
+  view.dim = dim;
+  view.token_stride = heads * dim;
+  view.head_stride = dim;
+  view.dim_stride = 1;
+  view.block_table = 0;
+  view.table_stride = 0;
+  view.block_stride = 0;
+  return view;
+}
+
 /// A list of sequences laid end to end. num_seqs = 0 means one sequence that fills the views.
 /// Sequence b has query rows q_offsets[b] .. q_offsets[b+1]-1 and k_offsets[b+1] - k_offsets[b]
 /// keys (rows k_offsets[b] .. of a view that is not paged). Its queries are the last of its
