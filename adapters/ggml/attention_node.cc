@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <utility>
 
 #include "adapters/ggml/pair_count.h"
@@ -45,6 +46,7 @@ Refusal AttentionServer::check(const ggml_tensor& node) {
 Refusal AttentionServer::judge(const ggml_tensor& node, int32_t layer) {
   Refusal refusal = check_shape(node);
   if (refusal == Refusal::kNone) refusal = find_pieces(node, layer);
+  if (refusal == Refusal::kNone) leave_unread_rows(layer);
   if (refusal == Refusal::kNone) refusal = reserve_for(node);
   return refusal;
 }
@@ -66,6 +68,23 @@ Refusal AttentionServer::find_pieces(const ggml_tensor& node, int32_t layer) {
     }
   }
   return Refusal::kNone;
+}
+
+void AttentionServer::leave_unread_rows(int32_t layer) {
+  unread_ = {};
+  const bool last = options_.num_layers > 0 && layer == options_.num_layers - 1;
+  if (!last || rows_read_ < 0 || pieces_.size() != 1) return;
+  Piece& piece = pieces_.front();
+  const int32_t rows = piece.rows.num_rows, keys = piece.rows.k_len;
+  if (piece.verdict != Verdict::kExact || rows_read_ >= rows) return;
+  unread_.served_rows = rows - rows_read_;
+  unread_.pairs = unread_.dense_pairs = dense_pairs(rows, keys) - dense_pairs(rows_read_, keys);
+  piece.rows.first_row += rows - rows_read_;
+  piece.rows.num_rows = rows_read_;
+  piece.q_offsets[1] = rows_read_;
+  if (rows_read_ > 0) return;
+  unread_.keys = unread_.kept = keys;
+  pieces_.clear();
 }
 
 Refusal AttentionServer::reserve_for(const ggml_tensor& node) {
@@ -95,7 +114,8 @@ tsp_status_t AttentionServer::serve(ggml_tensor& node) {
   const auto start = std::chrono::steady_clock::now();
   if (checked_ != &node && check(node) != Refusal::kNone) return TSP_UNSUPPORTED;
   checked_ = nullptr;
-  LayerStats served;
+  LayerStats served = unread_;
+  std::memset(node.data, 0, static_cast<size_t>(unread_.served_rows) * node.nb[2]);
   int64_t dequantised = -1;
   for (const Piece& piece : pieces_) {
     if (dequantises(node) && dequantised != piece.stream) {

@@ -52,6 +52,13 @@ class AttentionServer {
   /// TSP_OK, or tsp_last_error() says what happened.
   [[nodiscard]] tsp_status_t serve(ggml_tensor& node);
 
+  /// For the nodes to come: of their rows only the last `rows` are read behind the model's last
+  /// layer (the tokens whose logits are wanted; row by row from there on), which then attends for
+  /// them alone and leaves zeros in the others, which the statistics count as if they were there.
+  /// Holds for one sequence a node, in a layer that the setting does not name, once num_layers is
+  /// known. -1, as at first: all are.
+  void set_rows_read(int32_t rows) { rows_read_ = rows; }
+
   /// For the nodes to come: what was not known, or was found out, after the server was made.
   SparsePolicy& policy() { return policy_; }
 
@@ -73,6 +80,7 @@ class AttentionServer {
 
   Refusal judge(const ggml_tensor& node, int32_t layer);
   Refusal find_pieces(const ggml_tensor& node, int32_t layer);
+  void leave_unread_rows(int32_t layer);
   Refusal reserve_for(const ggml_tensor& node);
   void dequantise_stream(const ggml_tensor& node, int64_t stream);
   LayerStats& stats_of(int32_t layer);
@@ -87,7 +95,9 @@ class AttentionServer {
   AttentionMemory memory_;
   const ggml_tensor* checked_ = nullptr;  // the node that check() saw last ...
   int32_t checked_layer_ = -1;            // ... its layer ...
-  std::vector<Piece> pieces_;             // ... and its sequences
+  std::vector<Piece> pieces_;             // ... its sequences ...
+  LayerStats unread_;                     // ... and rows before theirs that nobody reads
+  int32_t rows_read_ = -1;
 };
 
 }  // namespace tsp::ggml_adapter

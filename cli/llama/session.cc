@@ -144,6 +144,8 @@ void Session::decode(const llama_token* tokens, int32_t count, int32_t outputs) 
     batch.seq_id[i][0] = 0;
     batch.logits[i] = i >= count - outputs;
   }
+  // An observer looks at whole layers.
+  if (server_ != nullptr && !observer_) server_->set_rows_read(outputs);
   const int32_t status = llama_decode(ctx_.get(), batch);
   llama_batch_free(batch);
   stop_if_interrupted();

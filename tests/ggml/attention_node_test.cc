@@ -4,7 +4,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "ggml.h"
@@ -152,6 +155,72 @@ TEST_F(AttentionNode, ReadsNoKeyBeyondTheMask) {
   ASSERT_EQ(server_->serve(*node.get()), TSP_OK) << tsp_last_error();
   const auto* out = static_cast<const float*>(node.get()->data);
   for (int64_t i = 0; i < ggml_nelements(node.get()); ++i) ASSERT_NEAR(out[i], 1, 1e-6);
+}
+
+/// A node of layer `layer` over values that differ from token to token.
+void fill(Node& node, int32_t layer) {
+  ggml_tensor* attention = node.get();
+  for (int source = 0; source < 3; ++source) {
+    ggml_tensor* tensor = attention->src[source];
+    for (int64_t i = 0; i < ggml_nelements(tensor); ++i) {
+      const float value = static_cast<float>((i * 37 + source * 11) % 101) / 50 - 1;
+      if (tensor->type == GGML_TYPE_F32) {
+        static_cast<float*>(tensor->data)[i] = value;
+      } else {
+        static_cast<ggml_fp16_t*>(tensor->data)[i] = ggml_fp32_to_fp16(value);
+      }
+    }
+  }
+  ggml_tensor* cache = attention->src[1];
+  ggml_set_name(cache, ("cache_k_l" + std::to_string(layer)).c_str());
+  attention->src[1] = ggml_view_tensor(node.ctx(), cache);
+}
+
+/// Its result, over memory of NaN.
+std::vector<float> result_of(AttentionServer& server, ggml_tensor& node) {
+  auto* out = static_cast<float*>(node.data);
+  std::vector<float> result(static_cast<size_t>(ggml_nelements(&node)), NAN);
+  std::copy(result.begin(), result.end(), out);
+  EXPECT_EQ(server.check(node), Refusal::kNone);
+  EXPECT_EQ(server.serve(node), TSP_OK) << tsp_last_error();
+  return std::copy(out, out + result.size(), result.begin()), result;
+}
+
+TEST_F(AttentionNode, AttendsInTheLastLayerForTheRowsThatAreRead) {
+  Options options;
+  options.num_layers = 3;
+  const size_t row = 4 * 32;
+  for (const int32_t layer : {1, 2}) {
+    Node node({.rows = 80});
+    fill(node, layer);
+    AttentionServer whole(ctx_, options);
+    const std::vector<float> expected = result_of(whole, *node.get());
+    for (const int32_t read : {0, 1, 3, 80, 90, -1}) {
+      AttentionServer server(ctx_, options);
+      server.set_rows_read(read);
+      const std::vector<float> got = result_of(server, *node.get());
+      const size_t unread = layer == 2 && read >= 0 && read < 80 ? 80 - size_t(read) : 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_EQ(got[i], i < unread * row ? 0 : expected[i]) << layer << ' ' << read << ' ' << i;
+      }
+      const auto stats = [layer](const AttentionServer& of) { return of.layers()[size_t(layer)]; };
+      EXPECT_EQ(stats(server).served_rows, 80);
+      EXPECT_EQ(stats(server).pairs, stats(whole).pairs);
+      EXPECT_EQ(stats(server).kept, stats(whole).kept);
+    }
+  }
+}
+
+TEST_F(AttentionNode, AttendsForAllRowsWhereTheSettingNamesTheLastLayer) {
+  Options options;
+  options.setting = Setting();
+  options.setting.layers = {LayerChoice::Kind::kAll, {}};
+  options.num_layers = 3;
+  Node node({.rows = 80});
+  fill(node, 2);
+  AttentionServer server(ctx_, options);
+  server.set_rows_read(1);
+  EXPECT_NE(result_of(server, *node.get())[0], 0);
 }
 
 }  // namespace
