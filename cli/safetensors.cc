@@ -7,9 +7,9 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
+#include "adapters/ggml/repeated_key.h"
 #include "cli/output_file.h"
 #include "cli/verbs.h"
 
@@ -49,13 +49,13 @@ uint64_t decode_u64(const unsigned char* bytes) {
 
 /// Parses strictly: no key twice in an object, no deep nesting.
 Json parse_json(std::string_view text, const std::string& path) {
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
+  RepeatedKey<Json> keys;
   const auto callback = [&](int depth, Json::parse_event_t event, Json& parsed) {
     if (depth > kMaxDepth) throw Failure(path + ": header nests deeper than the format allows");
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-      throw Failure(path + ": header names " + parsed.dump(-1, ' ', true) + " twice");
+    keys.see(event, parsed);
+    if (keys.found().has_value()) {
+      throw Failure(path + ": header names " + Json(*keys.found()).dump(-1, ' ', true) + " twice");
+    }
     return true;
   };
   try {

@@ -86,8 +86,17 @@ def _open_engine(args):
     return Engine(args.model, tokenizer, limit, args.program, args.chunk)
 
 
+def _once(pairs):
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise EngineError(f"the plan must have {name} once")
+        found[name] = value
+    return found
+
+
 def _plan(path, only):
-    plan = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    plan = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
     for name in only or []:
         if name not in plan:
             raise EngineError(f"--only: the plan has no setting {name!r}; it has {', '.join(plan)}")

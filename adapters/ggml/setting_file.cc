@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "adapters/ggml/repeated_key.h"
 #include "adapters/ggml/setting.h"
 
 namespace tsp::ggml_adapter {
@@ -167,9 +168,13 @@ void read_object(const Json& json, Setting& setting) {
 }  // namespace
 
 std::string parse_setting(const std::string& text, const std::string& file, Setting& setting) {
-  const Json json = Json::parse(text, nullptr, false);
+  std::optional<std::string> repeated;
+  const Json json = parse_json<Json>(text, repeated);
   if (!json.is_object()) {
     return file + ": must be a JSON object, a setting or a profile of `tokensparse profile`";
+  }
+  if (repeated.has_value()) {
+    return file + ": " + one_line(repeated->substr(0, 80)) + " must be given once, got it twice";
   }
   Setting read;
   try {

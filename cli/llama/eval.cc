@@ -10,6 +10,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "adapters/ggml/repeated_key.h"
 #include "cli/llama/interrupt.h"
 #include "cli/llama/linear.h"
 #include "cli/llama/model_run.h"
@@ -72,8 +73,10 @@ std::string text_from(const ordered_json& json, const std::string& where) {
 
 Item read_item(const std::string& line, const std::string& where, const EvalOptions& options,
                const Model& model) {
-  const ordered_json json = ordered_json::parse(line, nullptr, false);
+  std::optional<std::string> repeated;
+  const ordered_json json = parse_json<ordered_json>(line, repeated);
   if (!json.is_object()) throw Failure(where + ": must be a JSON object");
+  if (repeated.has_value()) throw Failure(where + ": " + *repeated + " must be given once");
   Item item;
   item.prompt.answer_tokens = options.answer_tokens;
   for (const auto& [key, value] : json.items()) {

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from lab import results, stats, table
+from lab.__main__ import _plan
+from lab.engines import EngineError
 
 SUBJECT = {"model": "m", "engine": "e", "device": "d"}
 
@@ -81,3 +83,10 @@ def test_a_table_compares_the_same_prompts_alone():
     text = table.markdown([dense, sparse], by_task=True)
     assert "+0.050 [+0.050, +0.050]" in text and "| time |" in text
     assert "time" not in table.markdown([dense, sparse], timed=False)
+
+
+def test_a_plan_names_each_setting_once(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text('{"a": {"coverage": 0.1}, "b": {}, "a": {"coverage": 0.2}}')
+    with pytest.raises(EngineError, match="must have a once"):
+        _plan(path, None)

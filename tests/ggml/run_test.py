@@ -69,6 +69,19 @@ class WithModel(unittest.TestCase):
         self.assertRegex(stderr, pattern)
 
 
+def read_all(terminal):
+    """What a terminal was sent, until nobody has it open: it comes in parts."""
+    text = b""
+    while True:
+        try:
+            part = terminal.read(65536)
+        except OSError:  # EIO, its end
+            return text
+        if not part:
+            return text
+        text += part
+
+
 class Run(WithModel):
     KEYS = {"answer", "ttft_s", "attention_s", "decode_tps", "kept"}
 
@@ -306,11 +319,12 @@ class Run(WithModel):
     def test_shows_progress_on_a_terminal_only(self):
         for columns in (0, 30, 120):
             reader, terminal = pty.openpty()
-            with os.fdopen(terminal, "wb"), os.fdopen(reader, "rb", 0) as seen:
+            with os.fdopen(reader, "rb", 0) as seen:
                 fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
                 arguments = [PROGRAM, *map(str, self.arguments("-n", 2, "--coverage", 0))]
                 subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=terminal, check=True)
-                text = seen.read(65536)
+                os.close(terminal)
+                text = read_all(seen)
             self.assertNotIn(b"\x1b", text)
             if columns != 30:
                 self.assertRegex(text, rb"exact: reading the prompt: \d+ of \d+ tokens")
@@ -476,6 +490,8 @@ class Eval(WithModel):
             self.assertEqual((result.returncode, result.stdout), (1, b""), line)
             self.assertIn(message, result.stderr.decode())
             self.assertIn("standard input" + message, self.eval([good, line]).stderr.decode())
+        prompts.write_text('{"id": 1, "prompt": "a", "max_tokens": 1, "max_tokens": 2}\n')
+        self.assertIn(b":1: max_tokens must be given once", self.eval([], prompts).stderr)
         prompts.write_text("\n")
         self.assertIn(b"no prompts", self.eval([], prompts).stderr)
         self.assertEqual(self.eval([]).returncode, 0)

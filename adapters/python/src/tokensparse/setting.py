@@ -278,6 +278,19 @@ def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 
+class _Repeated(Exception):
+    """JSON leaves open which value of a key counts that an object has twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Repeated(f"{key}: must be given once, is given twice")
+        found[key] = value
+    return found
+
+
 def read_setting(path: Any) -> Setting:
     """Reads a setting file, or a layer profile, which gives the layers alone.
 
@@ -294,7 +307,9 @@ def read_setting(path: Any) -> Setting:
     except (OSError, ValueError, TypeError) as error:
         raise InvalidArgument(f"setting: cannot read {path} ({error})") from None
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        found = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
+    except _Repeated as error:
+        raise InvalidArgument(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{path}: must be a JSON object ({error})") from None
     if not isinstance(found, dict):
