@@ -12,4 +12,7 @@ function(tsp_target_defaults target)
         -fno-omit-frame-pointer>)
     target_link_options(${target} PRIVATE -fsanitize=${TOKENSPARSE_SANITIZE})
   endif()
+  if(TOKENSPARSE_FUZZERS)  # so that a fuzzer sees which of our code an input reached
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=fuzzer-no-link>)
+  endif()
 endfunction()
