@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "adapters/ggml/plugin/host.h"
@@ -160,7 +162,11 @@ TEST(PluginLoad, RunsOnThreadsOfTheHost) {
     logits.push_back(Engine(model.path(), {.threads = count}, {}).decode(tokens));
   }
   EXPECT_EQ(plugin.served(), 3 * 3);
-  EXPECT_LE(threads_of_this_process(), threads);  // those of the test before may end late
+  // Threads that OpenMP sent home end late on a busy machine.
+  for (int i = 0; i < 500 && threads_of_this_process() > threads; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_LE(threads_of_this_process(), threads);
   EXPECT_EQ(logits[0], logits[1]) << "same bits, whatever the number of threads";
   EXPECT_EQ(logits[0], logits[2]);
 }
@@ -178,7 +184,11 @@ TEST(PluginLoad, LeaksNothing) {
     engine.decode({random_tokens(70 + request % 30, request), random_tokens(64, request)});
   }
   EXPECT_EQ(plugin.served(), 201 * 3) << plugin.summary();
-  EXPECT_LE(threads_of_this_process(), threads);  // those of the test before may end late
+  // Threads that OpenMP sent home end late on a busy machine.
+  for (int i = 0; i < 500 && threads_of_this_process() > threads; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_LE(threads_of_this_process(), threads);
   EXPECT_EQ(open_files_of_this_process(), files);
 }
 
