@@ -7,6 +7,9 @@ source=$1 build=$2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# The program's target alone makes all that is installed, the plugin too.
+rm -f "$build/lib/libggml-tokensparse.so"
+cmake --build "$build" --target tokensparse_cli
 cmake --install "$build" --prefix "$work/staged"
 mv "$work/staged" "$work/prefix" # an installed tree can be moved
 prefix=$work/prefix
