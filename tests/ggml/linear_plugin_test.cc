@@ -23,8 +23,8 @@ TEST(LinearPlugin, ServesPromptsAndLeavesDecodingToTheHost) {
   const ModelFile model(kQuantised);
   const auto tokens = random_tokens(500, 1);
   const auto stock = Engine(model.path(), {.ubatch = 256, .repack = false}, {}).decode(tokens);
-  for (const char* linear : {"onednn", "int8"}) {
-    if (std::string(linear) == "int8" && ggml_adapter::int8::best_kernels() == nullptr) continue;
+  for (const char* linear : {"onednn", "int8", "auto"}) {
+    if (std::string(linear) != "onednn" && ggml_adapter::int8::best_kernels() == nullptr) continue;
     const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", linear}});
     Engine engine(model.path(), {.ubatch = 256, .repack = false}, {});
     // What rounding activations differently than ggml does comes to on random weights.

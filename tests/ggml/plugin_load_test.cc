@@ -244,6 +244,8 @@ TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
   expect_one("TOKENSPARSE_CONFIG", "/no/such/file", "cannot read /no/such/file");
   expect_one("TOKENSPARSE_DISABLE", "yes", "one of 0, 1");
   expect_one("TOKENSPARSE_LINEAR", "mkl", "got mkl");
+  expect_one("TOKENSPARSE_SUMMARY", "yes", "0, 1 or a file that ends in .json, got yes; using 1");
+  expect_one("TOKENSPARSE_VERBOSE", "3", "an integer between 0 and 2");
   expect_one("TOKENSPARSE_COVRAGE", "0.1", "there is no setting named TOKENSPARSE_COVRAGE");
 }
 

@@ -4,7 +4,12 @@
 // of a run without it.
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -280,9 +285,73 @@ TEST(Plugin, SaysThatFlashAttentionIsOff) {
       << plugin.summary();
 }
 
-TEST(Plugin, VerboseIsALineAChunk) {
+TEST(Plugin, VerboseIsALineAPromptOnceItIsRead) {
   const ModelFile model({});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_VERBOSE", "1"}});
+  Engine engine(model.path(), {.ubatch = 512}, {});
+  EXPECT_EQ(said_by([&] { engine.decode(random_tokens(700, 1)); }).find("prompt of"),
+            std::string::npos)
+      << "more of it may follow";
+  std::string said = said_by([&] { engine.decode(random_tokens(1, 2)); });
+  EXPECT_NE(said.find("prompt of 700 query rows in 2 chunks over 700 keys in "), std::string::npos)
+      << said;
+  EXPECT_NE(said.find(" s: 6 attention nodes in "), std::string::npos) << said;
+  EXPECT_EQ(said.find("chunk of"), std::string::npos) << said;
+  // A second one on the first as its prefix, and one in its place: no decoding between.
+  said = said_by([&] {
+    engine.decode(random_tokens(100, 3));
+    llama_memory_clear(llama_get_memory(engine.context()), true);
+    engine.position(0) = 0;
+    engine.decode(random_tokens(80, 4));
+    engine.decode(random_tokens(1, 5));
+  });
+  EXPECT_NE(said.find("prompt of 100 query rows over 801 keys in "), std::string::npos) << said;
+  EXPECT_NE(said.find("prompt of 80 query rows over 80 keys in "), std::string::npos) << said;
+}
+
+TEST(Plugin, TheSummaryIsJsonInAFileAfterEveryPrompt) {
+  const std::string path = (std::filesystem::temp_directory_path() /
+                            ("tokensparse-summary-" + std::to_string(::getpid()) + ".json"))
+                               .string();
+  const auto read = [&] {
+    std::ifstream file(path);
+    return nlohmann::json::parse(file, nullptr, false);
+  };
+  const ModelFile model({.layers = 4});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_SUMMARY", path},
+                                      {"TOKENSPARSE_KEEP", "0.5"},
+                                      {"TOKENSPARSE_MIN_KEYS", "0"},
+                                      {"TOKENSPARSE_MIN_ROWS", "64"},
+                                      {"TOKENSPARSE_MIN_TOKENS", "64"}});
+  EXPECT_EQ(read()["prompts"], 0) << "there from the start";
+  Engine engine(model.path(), {.ubatch = 1024}, {});
+  engine.decode(random_tokens(1000, 1));
+  engine.decode(random_tokens(1, 2));
+  const nlohmann::json summary = read();
+  EXPECT_EQ(summary["format"], "tokensparse summary 1");
+  EXPECT_EQ(summary["prompts"], 1);
+  EXPECT_EQ(summary["last_prompt"]["query_rows"], 1000);
+  EXPECT_EQ(summary["attention"]["nodes"], 4);
+  EXPECT_EQ(summary["attention"]["sparse_nodes"], 2);
+  EXPECT_LT(summary["kept_share_of_sparse_layers"].get<double>(),
+            summary["attention"]["kept_share"].get<double>());
+  EXPECT_EQ(summary["layers"].size(), 4u);
+  EXPECT_EQ(summary["layers"][1]["named_sparse"], true);
+  std::filesystem::remove(path);
+}
+
+TEST(Plugin, ASummaryThatCannotBeWrittenIsALineAtTheStart) {
+  std::string said = said_by([] {
+    LoadedPlugin(Variables{{"TOKENSPARSE_SUMMARY", "/no/such/folder/s.json"}});
+  });
+  EXPECT_NE(said.find("TOKENSPARSE_SUMMARY: cannot write /no/such/folder/s.json: No such file"),
+            std::string::npos)
+      << said;
+}
+
+TEST(Plugin, VerboseTwiceIsALineAChunk) {
+  const ModelFile model({});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_VERBOSE", "2"}});
   const std::string said =
       said_by([&] { Engine(model.path(), {.ubatch = 512}, {}).decode(random_tokens(700, 1)); });
   EXPECT_NE(said.find("chunk of 512 query rows over 512 keys: 3 attention nodes in "),

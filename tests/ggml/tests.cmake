@@ -45,9 +45,11 @@ target_link_libraries(tsp_plugin_host PUBLIC tsp_tiny_model GTest::gtest ${CMAKE
 target_compile_definitions(tsp_plugin_host PUBLIC TSP_PLUGIN="$<TARGET_FILE:ggml_tokensparse>")
 tsp_target_defaults(tsp_plugin_host)
 add_dependencies(tsp_plugin_host ggml_tokensparse)
+find_package(nlohmann_json 3.11 REQUIRED)
 foreach(test plugin_test plugin_load_test)
   tsp_test(${test} SOURCES ggml/${test}.cc LIBRARIES tsp_plugin_host ggml_tokensparse_parts
            LABELS plugin)
+  target_link_libraries(${test} PRIVATE nlohmann_json::nlohmann_json)
   set_target_properties(${test} PROPERTIES ENABLE_EXPORTS ON)
   set_tests_properties(${test} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=passive)
 endforeach()

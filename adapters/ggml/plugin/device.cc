@@ -5,10 +5,12 @@
 
 #include <atomic>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -38,6 +40,9 @@ struct Device {
   // after a context is born is the host's, where it could be that; until another one comes.
   std::atomic<int64_t> first_rows{kKnown};
   HostWatch* watch = nullptr;
+  // By the thread that computed with each last: what this thread asks for next ends its prompt.
+  std::mutex running_mutex;
+  std::map<std::thread::id, NodeRunner*> running;
 };
 
 struct Backend {
@@ -61,6 +66,13 @@ void tell_once(Device& device, const std::string& line) {
 const char* backend_name(ggml_backend_t) { return kBackendName; }
 
 void backend_free(ggml_backend_t backend) {
+  Device& device = device_of(backend->device);
+  {
+    const std::lock_guard lock(device.running_mutex);
+    std::erase_if(device.running, [&](const auto& entry) {
+      return entry.second == backend_of(backend).runner.get();
+    });
+  }
   delete &backend_of(backend);
   delete backend;
 }
@@ -75,6 +87,10 @@ ggml_status backend_compute(ggml_backend_t self, ggml_cgraph* graph) {
     }
   }
   backend.runner->set_num_layers(device.watch->num_layers());
+  {
+    const std::lock_guard lock(device.running_mutex);
+    device.running[std::this_thread::get_id()] = backend.runner.get();
+  }
   const int count = host.ggml_graph_n_nodes(graph);
   for (int i = 0; i < count; ++i) {
     ggml_tensor* node = host.ggml_graph_node(graph, i);
@@ -168,6 +184,13 @@ bool serves_linear(Device& device, const ggml_tensor& op) {
   return refusal == LinearRefusal::kNone;
 }
 
+/// Decoding ends a prompt: its nodes are not ours, but the host asks.
+void end_prompt_of_this_thread(Device& device) {
+  const std::lock_guard lock(device.running_mutex);
+  const auto found = device.running.find(std::this_thread::get_id());
+  if (found != device.running.end()) found->second->end_prompt();
+}
+
 void tell_where_flash_attention_is_off(Device& device) {
   const std::string why = device.watch->why_nothing();
   if (!why.empty()) tell_once(device, "attention is left to ggml: " + why);
@@ -177,6 +200,9 @@ bool device_supports_op(ggml_backend_dev_t dev, const ggml_tensor* op) {
   Device& device = device_of(dev);
   device.watch->asked(*op);
   if (op->op == GGML_OP_SOFT_MAX) tell_where_flash_attention_is_off(device);
+  if (op->op == GGML_OP_FLASH_ATTN_EXT && op->src[0]->ne[1] < device.settings.serve_rows) {
+    end_prompt_of_this_thread(device);
+  }
   switch (op->op) {
     case GGML_OP_NONE:
     case GGML_OP_RESHAPE:

@@ -54,6 +54,15 @@ void Ledger::add(const Totals& more) {
   totals_.memory_bytes = std::max(totals_.memory_bytes, more.memory_bytes);
 }
 
+void Ledger::end_prompt(const Prompt& prompt) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++totals_.prompts;
+    totals_.last_prompt = prompt;
+  }
+  if (on_prompt) on_prompt();
+}
+
 void Ledger::clear() {
   const std::lock_guard lock(mutex_);
   totals_ = {};
@@ -81,6 +90,19 @@ std::string sparsity_text(const std::vector<LayerStats>& layers) {
          format("%.1f %% of the tokens of the sparse layers kept", 100 * named.kept_share()) +
          format(" (%.1f %% of all", 100 * all.kept_share()) +
          format("; %.1f %% of the query-key pairs of all computed)", 100 * all.pairs_share());
+}
+
+std::string prompt_text(const Prompt& prompt) {
+  LayerStats sum;
+  for (const LayerStats& layer : prompt.layers) sum.add(layer);
+  std::string text = std::to_string(prompt.rows) + " query rows";
+  if (prompt.chunks > 1) text += " in " + std::to_string(prompt.chunks) + " chunks";
+  text += " over " + std::to_string(prompt.keys) + " keys";
+  if (prompt.seconds > 0) text += " in " + format("%.3f", prompt.seconds) + " s";
+  text += ": " + std::to_string(sum.served) + " attention nodes in " + format("%.3f", sum.seconds) +
+          " s, ";
+  const std::string sparsity = sparsity_text(prompt.layers);
+  return text + (sparsity.empty() ? "exact" : sparsity);
 }
 
 std::string summary_text(const Totals& totals, const ggml_adapter::Setting& setting,

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <new>
 
 #include "adapters/ggml/plugin/host_watch.h"
@@ -26,7 +25,9 @@ ggml_adapter::Options attention_options(const Settings& settings, const Host& ho
 
 ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host& host) {
   ggml_adapter::LinearOptions options;
-  if (settings.linear == Settings::kInt8) options.kind = ggml_adapter::LinearKind::kInt8;
+  // auto: f16 weights lose accuracy in bf16, and oneDNN would take them.
+  const bool int8 = settings.linear != Settings::kOneDnn;
+  if (int8) options.kind = ggml_adapter::LinearKind::kInt8;
   options.min_rows = settings.serve_rows;
   options.type_traits = host.ggml_get_type_traits;
   return options;
@@ -64,10 +65,10 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
 }
 
 NodeRunner::NodeRunner(const Host& host, const Settings& settings, Ledger& ledger)
-    : settings_(settings), ledger_(ledger), cpu_(host) {}
+    : settings_(settings), ledger_(ledger), cpu_(host), prompts_(ledger, settings.verbose) {}
 
 NodeRunner::~NodeRunner() {
-  if (settings_.verbose) tell_chunk();
+  prompts_.end();
   tsp_context_destroy(ctx_);
 }
 
@@ -121,7 +122,7 @@ bool NodeRunner::serve(ggml_tensor& node) {
   }
   if (server_->check(node) != Refusal::kNone) return false;
   if (server_->serve(node) == TSP_OK) {
-    if (settings_.verbose) note_for_chunk(node, server_->layers());
+    prompts_.add(ggml_adapter::layer_of(node), server_->layers());
     return true;
   }
   if (!complained_) {
@@ -168,34 +169,6 @@ void NodeRunner::report(Totals totals) {
   server_->reset_stats();
   totals.memory_bytes = server_->bytes() + ours_.capacity() * sizeof(float);
   ledger_.add(totals);
-}
-
-// Layers come in ascending order: a lower one is the next chunk's.
-void NodeRunner::note_for_chunk(const ggml_tensor& node, const std::vector<LayerStats>& layers) {
-  const int32_t layer = ggml_adapter::layer_of(node);
-  if (layer <= chunk_layer_) tell_chunk();
-  chunk_layer_ = layer;
-  chunk_.resize(std::max(chunk_.size(), layers.size()));
-  for (size_t i = 0; i < layers.size(); ++i) chunk_[i].add(layers[i]);
-}
-
-void NodeRunner::tell_chunk() {
-  LayerStats sum;
-  int64_t rows = 0, keys = 0;
-  for (const LayerStats& layer : chunk_) {
-    sum.add(layer);
-    rows = std::max(rows, layer.served_rows);
-    keys = std::max(keys, layer.keys);
-  }
-  const std::string sparsity = sparsity_text(chunk_);
-  chunk_.clear();
-  chunk_layer_ = -1;
-  if (sum.served == 0) return;
-  char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%.3f", sum.seconds);
-  log_line("chunk of " + std::to_string(rows) + " query rows over " + std::to_string(keys) +
-           " keys: " + std::to_string(sum.served) + " attention nodes in " + seconds + " s, " +
-           (sparsity.empty() ? "exact" : sparsity));
 }
 
 }  // namespace tsp::ggml_plugin

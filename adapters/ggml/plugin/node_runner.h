@@ -11,6 +11,7 @@
 #include "adapters/ggml/plugin/cpu_backend.h"
 #include "adapters/ggml/plugin/host.h"
 #include "adapters/ggml/plugin/ledger.h"
+#include "adapters/ggml/plugin/prompt_log.h"
 #include "adapters/ggml/plugin/settings.h"
 
 namespace tsp::ggml_plugin {
@@ -33,6 +34,8 @@ class NodeRunner {
   void set_threads(int32_t num_threads);
   /// Of the model, once it is known.
   void set_num_layers(int32_t num_layers);
+  /// The host turns to something else. On the thread that computes.
+  void end_prompt() { prompts_.end(); }
   /// False when neither we nor ggml could compute it.
   [[nodiscard]] bool compute(ggml_tensor& node);
 
@@ -44,8 +47,6 @@ class NodeRunner {
   double difference_from_ggml(ggml_tensor& node);
   void report(Totals totals);
   bool fits_setting(const ggml_tensor& node);
-  void note_for_chunk(const ggml_tensor& node, const std::vector<ggml_adapter::LayerStats>& layers);
-  void tell_chunk();
 
   const Settings settings_;
   Ledger& ledger_;
@@ -57,9 +58,7 @@ class NodeRunner {
   bool complained_ = false;
   int32_t num_layers_ = 0;
   bool contradicts_ = false;  // the setting is for another model: exact from then on
-  // While verbose: of the chunk that is going through the layers.
-  std::vector<ggml_adapter::LayerStats> chunk_;
-  int32_t chunk_layer_ = -1;
+  PromptLog prompts_;
 };
 
 }  // namespace tsp::ggml_plugin

@@ -3,6 +3,7 @@
 // before they use any of it; on any doubt the host goes on without us.
 #include <cstdlib>
 #include <exception>
+#include <mutex>
 #include <string>
 
 #include "adapters/ggml/plugin/device.h"
@@ -10,6 +11,7 @@
 #include "adapters/ggml/plugin/host_watch.h"
 #include "adapters/ggml/plugin/ledger.h"
 #include "adapters/ggml/plugin/settings.h"
+#include "adapters/ggml/plugin/summary_file.h"
 #include "tokensparse/tokensparse.h"
 
 namespace tsp::ggml_plugin {
@@ -22,6 +24,9 @@ struct Plugin {
   ggml_adapter::Setting setting;         // the last one that was asked for
   ggml_backend_reg_t backend = nullptr;  // not null once the host was found to fit
   bool summary = false;
+  SummaryHead head;
+  std::string summary_file;  // empty: none asked for, or it cannot be written
+  std::mutex file_mutex;
 };
 
 /// Never destroyed: contexts of the host may outlive the destructors of this library.
@@ -52,9 +57,23 @@ std::string summary() {
   return summary_text(self.ledger.totals(), self.setting, self.watch.why_nothing());
 }
 
+void write_summary() {
+  Plugin& self = plugin();
+  const std::lock_guard lock(self.file_mutex);
+  if (self.summary_file.empty()) return;
+  const std::string json =
+      summary_json(self.head, self.ledger.totals(), self.setting, self.watch.why_nothing());
+  const std::string fault = write_whole_file(self.summary_file, json);
+  if (fault.empty()) return;
+  log_line("TOKENSPARSE_SUMMARY: " + fault);
+  self.summary_file.clear();
+}
+
 /// Nothing where no context was made: the host printed its help, or failed.
 void print_summary() {
-  if (plugin().summary && plugin().watch.contexts() > 0) log_line(summary());
+  if (plugin().watch.contexts() == 0) return;
+  write_summary();
+  if (plugin().summary) log_line(summary());
 }
 
 /// Whether the module that `caller` lies in can be served; also when it is served already.
@@ -91,8 +110,12 @@ bool start(const void* caller) {
   self.backend = make_backend(self.host, settings, self.ledger, self.watch);
   self.setting = settings.setting;
   self.summary = settings.summary;
+  self.head = {.ggml = version, .isa = isa, .settings = describe(settings)};
+  self.summary_file = settings.summary_file;
+  self.ledger.on_prompt = write_summary;
+  write_summary();  // says at once where it cannot
   log_line(std::string(tsp_version()) + " in ggml " + version + ", " + isa + ": " +
-           describe(settings));
+           self.head.settings);
   return true;
 }
 

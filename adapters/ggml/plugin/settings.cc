@@ -201,6 +201,18 @@ Setting read_setting(Source& source) {
   return asked && understood ? setting : exact(setting);
 }
 
+void read_summary(Source& source, Settings& settings) {
+  std::string text, origin;
+  if (!source.find("summary", text, origin) || text == "1") return;
+  if (text == "0") {
+    settings.summary = false;
+  } else if (text.ends_with(".json")) {
+    settings.summary_file = text;
+  } else {
+    source.refuse(origin + " must be 0, 1 or a file that ends in .json, got " + text, "1");
+  }
+}
+
 void warn_of_unknown(Source& source, const std::vector<std::string>& names) {
   for (const std::string& variable : names) {
     if (!variable.starts_with(kPrefix)) continue;
@@ -235,9 +247,9 @@ Settings read_settings(const Environment& environment, const std::vector<std::st
   settings.memory_bytes = static_cast<size_t>(mebibytes) << 20;
   source.read_switch("disable", settings.disabled);
   source.read_switch("verify", settings.verify);
-  source.read_switch("summary", settings.summary);
-  source.read_switch("verbose", settings.verbose);
-  source.read_choice("linear", settings.linear, {"ggml", "onednn", "int8"});
+  read_summary(source, settings);
+  source.read_integer("verbose", settings.verbose, 0, 2);
+  source.read_choice("linear", settings.linear, {"ggml", "onednn", "int8", "auto"});
   return settings;
 }
 
@@ -264,6 +276,7 @@ std::string describe(const Settings& settings) {
   if (setting.precision == ggml_adapter::Precision::kBf16) text += ", bf16";
   if (settings.linear == Settings::kOneDnn) text += ", linear layers by oneDNN";
   if (settings.linear == Settings::kInt8) text += ", linear layers in int8";
+  if (settings.linear == Settings::kAutoLinear) text += ", linear layers in int8 where possible";
   text += "; for " + std::to_string(settings.serve_rows) + " query rows and more";
   if (settings.threads > 0) text += ", " + std::to_string(settings.threads) + " threads";
   if (settings.verify) text += ", verified against ggml";

@@ -20,14 +20,15 @@ struct Settings {
   /// they say nothing.
   ggml_adapter::Setting setting = ggml_adapter::exact();
   int32_t threads = 0;  // 0 = the host's number
-  enum Linear : int32_t { kGgml, kOneDnn, kInt8 };
+  enum Linear : int32_t { kGgml, kOneDnn, kInt8, kAutoLinear };
   int32_t linear = kGgml;                          // who multiplies for linear layers of prompts
   int32_t serve_rows = ggml_adapter::kServedRows;  // nodes with fewer query rows are the host's
   size_t memory_bytes = size_t{1} << 30;
   bool disabled = false;
   bool verify = false;
   bool summary = true;
-  bool verbose = false;
+  std::string summary_file;           // JSON; empty: none
+  int32_t verbose = 0;                // 1: a line for every prompt, 2: for every chunk
   std::vector<std::string> warnings;  // a sentence for each value that was not taken
 };
 
