@@ -17,6 +17,9 @@ extern "C" {
 ///   i not in I:  `dropped`: zeros, or the same sum over j < sink and j > i - band, j <= i, each
 ///                key once
 ///   lse[r, h] = natural log of the softmax's denominator; -inf for a row of zeros
+/// With `blocks`, a row that is in I sums over those of its keys that its block set lists; a row
+/// that is not sees what it sees without. Blocks that list everything give the result without
+/// blocks, bit for bit.
 /// Bottom-right causal: the queries are the last Tq of the Tk positions. Gather and scatter are
 /// part of the kernel. Index sets that keep every token give the dense result, bit for bit; on CUDA
 /// with cuDNN, which has another kernel for lengths that only the device knows, to the rounding of
@@ -37,6 +40,7 @@ typedef struct tsp_attend_params {
   tsp_batch_t batch;
   void* workspace;  ///< tsp_attend_workspace() bytes, 64-byte aligned
   size_t workspace_bytes;
+  tsp_block_sets_t blocks;  ///< in; blocks null = every key
 } tsp_attend_params_t;
 
 TSP_API void tsp_attend_params_init(tsp_attend_params_t* params, uint32_t struct_size);

@@ -39,9 +39,11 @@ typedef struct tsp_prefill_params {
   tsp_batch_t batch;
   void* workspace;  ///< tsp_prefill_workspace() bytes, 64-byte aligned
   size_t workspace_bytes;
-  tsp_index_sets_t given;  ///< in; indices null = choose; else these sets, as in tsp_attend()
-  int32_t when;            ///< tsp_when_t; default TSP_WHEN_ALWAYS
-  int32_t reserved2;       ///< 0
+  tsp_index_sets_t given;   ///< in; indices null = choose; else these sets, as in tsp_attend()
+  int32_t when;             ///< tsp_when_t; default TSP_WHEN_ALWAYS
+  int32_t reserved2;        ///< 0
+  tsp_block_sets_t blocks;  ///< in; blocks null = every key. Blocks of the entries of `given`, or
+                            ///< of positions with coverage = 0 and keep = 0; `when` is ALWAYS
 } tsp_prefill_params_t;
 
 TSP_API void tsp_prefill_params_init(tsp_prefill_params_t* params, uint32_t struct_size);

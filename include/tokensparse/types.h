@@ -146,6 +146,38 @@ typedef struct tsp_index_sets {
   int64_t seq_stride;  ///< entries from a sequence to the next; ignored for one sequence
 } tsp_index_sets_t;
 
+/// Which keys each block of queries reads. Blocks are of entries: of the head's list where index
+/// sets are given, of positions where not. With N entries, of which the first that is a query is
+/// e0, key block n is the entries n * block .. (n + 1) * block - 1, query block m the entries
+/// e0 + m * block .. e0 + (m + 1) * block - 1, both up to N - 1: in a chunk of a prompt, or with
+/// lists, query blocks need not start where key blocks do. The query at entry i reads entry j <= i
+/// where j is in a key block of its query block, or a column of its set; each once.
+///
+/// The key blocks of query block m are
+///   blocks[b * seq_stride + s * set_stride + m * row_stride + n],
+///   n < counts[b * count_seq_stride + s * count_set_stride + m]
+/// ascending, unique, none behind the last entry of the query block. Those that hold an entry of
+/// the query block are among them, so a row always reads itself. Query head h uses set s =
+/// h / (Hq / num_sets), whatever the number of index sets is. Checked where the lists lie in host
+/// memory, taken on trust on a GPU.
+typedef struct tsp_block_sets {
+  int32_t* blocks;       ///< device memory of the context; null = not given: every key is read
+  int32_t* counts;       ///< key blocks of each query block
+  int32_t* columns;      ///< entries that every query block reads, ascending, unique:
+                         ///< columns[b * column_seq_stride + s * column_set_stride + n],
+                         ///< n < num_columns[b * num_sets + s]; null = none
+  int32_t* num_columns;  ///< [num_seqs or 1, num_sets]
+  int32_t block;         ///< entries of a block, 16 .. 512, a multiple of 16; 0 = 128
+  int32_t num_sets;      ///< Hq, Hkv or 1
+  int64_t row_stride;    ///< entries of `blocks` from a query block to the next
+  int64_t set_stride;
+  int64_t seq_stride;
+  int64_t count_set_stride;  ///< entries of `counts`
+  int64_t count_seq_stride;
+  int64_t column_set_stride;  ///< entries of `columns`
+  int64_t column_seq_stride;
+} tsp_block_sets_t;
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif

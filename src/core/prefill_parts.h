@@ -57,6 +57,7 @@ inline tsp_attend_params_t attend_part(const tsp_prefill_params_t& p) {
   a.out = p.out;
   a.lse = p.lse;
   a.batch = p.batch;
+  a.blocks = p.blocks;
   return a;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "tokensparse/attend.h"
 
+#include "dispatch/blocks.h"
 #include "dispatch/checks.h"
 #include "dispatch/overlap.h"
 
@@ -22,13 +23,20 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_attend_params_t* in, 
     TSP_RETURN_IF_ERROR(
         check_sets(*ctx, "selected", p.selected, p.batch, p.q.heads, p.k.heads, data));
   }
+  TSP_RETURN_IF_ERROR(
+      check_blocks(*ctx, p.blocks, p.selected, p.batch, p.q.heads, p.k.heads, data));
   if (data) {
+    const BlockRegions blocks = block_regions(p.blocks, p.batch);
     TSP_RETURN_IF_ERROR(check_apart({{"out", p.out}, {"lse", p.lse}},
                                     {{"q", p.q},
                                      {"k", p.k},
                                      {"v", p.v},
                                      lists_region("selected.indices", p.selected, p.batch),
-                                     counts_region("selected.kept", p.selected, p.batch)}));
+                                     counts_region("selected.kept", p.selected, p.batch),
+                                     blocks.blocks,
+                                     blocks.counts,
+                                     blocks.columns,
+                                     blocks.num_columns}));
   }
   return ctx->ops->check_attend == nullptr ? TSP_OK : ctx->ops->check_attend(*ctx, p);
 }

@@ -8,6 +8,7 @@
 
 #include "core/prefill_parts.h"
 #include "core/workspace.h"
+#include "dispatch/blocks.h"
 #include "dispatch/checks.h"
 #include "dispatch/overlap.h"
 
@@ -23,11 +24,20 @@ tsp_status_t check_outputs_apart(const tsp_prefill_params_t& p) {
     given_lists.view.data = nullptr;
   }
   if (p.given.kept == p.selected.kept) given_counts.view.data = nullptr;
+  const BlockRegions blocks = block_regions(p.blocks, p.batch);
   return check_apart({{"out", p.out},
                       {"lse", p.lse},
                       lists_region("selected.indices", p.selected, p.batch),
                       counts_region("selected.kept", p.selected, p.batch)},
-                     {{"q", p.q}, {"k", p.k}, {"v", p.v}, given_lists, given_counts});
+                     {{"q", p.q},
+                      {"k", p.k},
+                      {"v", p.v},
+                      given_lists,
+                      given_counts,
+                      blocks.blocks,
+                      blocks.counts,
+                      blocks.columns,
+                      blocks.num_columns});
 }
 
 tsp_status_t check_given(const tsp_context_t& ctx, const tsp_prefill_params_t& p, bool data) {
@@ -35,6 +45,22 @@ tsp_status_t check_given(const tsp_context_t& ctx, const tsp_prefill_params_t& p
     return fail(TSP_INVALID_ARGUMENT, "given.kept: must not be null with indices");
   }
   return check_sets(ctx, "given", p.given, p.batch, p.q.heads, p.k.heads, data);
+}
+
+/// Blocks are of entries that the caller knows: nothing may be chosen behind his back.
+tsp_status_t check_blocks(const tsp_context_t& ctx, tsp_prefill_params_t& p, bool data) {
+  if (p.blocks.blocks != nullptr && p.given.indices == nullptr &&
+      (p.coverage != 0 || p.keep != 0)) {
+    return fail(
+        TSP_INVALID_ARGUMENT,
+        "blocks.blocks: must be null where tokens are chosen (give `given`, or coverage = 0 "
+        "and keep = 0), got coverage %g and keep %g",
+        static_cast<double>(p.coverage), static_cast<double>(p.keep));
+  }
+  if (p.blocks.blocks != nullptr && p.when != TSP_WHEN_ALWAYS) {
+    return fail(TSP_INVALID_ARGUMENT, "when: must be 0 (always) with blocks, got %d", p.when);
+  }
+  return tsp::check_blocks(ctx, p.blocks, p.given, p.batch, p.q.heads, p.k.heads, data);
 }
 
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in, bool data,
@@ -59,6 +85,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
   TSP_RETURN_IF_ERROR(check_reserved("reserved2", p.reserved2));
   const bool chosen = p.given.indices == nullptr;
   if (!chosen) TSP_RETURN_IF_ERROR(check_given(*ctx, p, data));
+  TSP_RETURN_IF_ERROR(check_blocks(*ctx, p, data));
   const int32_t sets = chosen ? num_sets_for(p.share, p.q.heads, p.k.heads) : p.given.num_sets;
   if (p.selected.indices != nullptr) {
     if (p.selected.num_sets != sets) {

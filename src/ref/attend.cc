@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "core/blocks.h"
+#include "core/workspace.h"
 #include "ref/ref_ops.h"
 
 namespace tsp::ref {
@@ -66,41 +68,84 @@ void attend_row(const tsp_attend_params_t& p, const Seq& seq, int32_t q_row, int
   write_row(p, seq, q_row, head, sums, max + std::log(total));
 }
 
+/// The entries that query block m reads, as ascending positions.
+int32_t list_positions(const tsp_block_sets_t& sets, const Entries& entries, int32_t seq,
+                       int32_t set, int32_t m, int32_t* positions) {
+  const QueryBlock row = query_block(sets, entries, seq, set, m);
+  const Columns columns = columns_of(sets, seq, set);
+  int32_t count = 0;
+  for (int32_t j = 0; j < row.end; ++j) {
+    if (std::binary_search(row.blocks, row.blocks + row.num_blocks, j / sets.block) ||
+        std::binary_search(columns.entries, columns.entries + columns.count, j)) {
+      positions[count++] = entries.position(j);
+    }
+  }
+  return count;
+}
+
+struct Memory {
+  double* weights;     // [longest Tk]
+  double* sums;        // [D]
+  int32_t* positions;  // [longest Tk], with blocks
+  size_t bytes;
+};
+Memory memory_of(const tsp_attend_params_t& p, void* base) {
+  Workspace<> workspace(base);
+  Memory memory{};
+  memory.weights = workspace.take<double>(longest_k(p.batch));
+  memory.sums = workspace.take<double>(p.v.dim);
+  if (p.blocks.blocks != nullptr) memory.positions = workspace.take<int32_t>(longest_k(p.batch));
+  memory.bytes = workspace.used();
+  return memory;
+}
+
+/// The rows that a head keeps, and what becomes of those that it leaves out.
+void attend_head(const tsp_attend_params_t& p, const Seq& seq, int32_t head, const Memory& memory) {
+  const auto set_of = [&](int32_t num_sets) {
+    return static_cast<int32_t>(head / (p.q.heads / num_sets));
+  };
+  const Entries entries =
+      entries_of(p.selected, seq, p.selected.indices == nullptr ? 0 : set_of(p.selected.num_sets));
+  const bool blocks = p.blocks.blocks != nullptr;
+  int32_t seen = 0;  // of memory.positions
+  int32_t entry = entries.first_query;
+  for (int32_t q_row = 0; q_row < seq.q_len; ++q_row) {
+    const int32_t position = seq.q_pos() + q_row;
+    if (entry == entries.count || entries.position(entry) != position) {
+      if (p.dropped == TSP_DROPPED_LOCAL) {
+        attend_row(p, seq, q_row, head, local_keys(p, position), memory.weights, memory.sums);
+      } else {
+        write_row(p, seq, q_row, head, nullptr, -std::numeric_limits<double>::infinity());
+      }
+      continue;
+    }
+    Visible visible{entries.list, 0, 0, entry + 1};
+    if (blocks) {
+      const int32_t query = entry - entries.first_query;
+      if (query % p.blocks.block == 0) {
+        seen = list_positions(p.blocks, entries, seq.index, set_of(p.blocks.num_sets),
+                              query / p.blocks.block, memory.positions);
+      }
+      const int32_t* const end =
+          std::upper_bound(memory.positions, memory.positions + seen, position);
+      visible = {memory.positions, 0, 0, static_cast<int32_t>(end - memory.positions)};
+    }
+    attend_row(p, seq, q_row, head, visible, memory.weights, memory.sums);
+    ++entry;
+  }
+}
+
 }  // namespace
 
 size_t attend_workspace(const tsp_context_t&, const tsp_attend_params_t& p) {
-  return sizeof(double) * static_cast<size_t>(longest_k(p.batch) + p.v.dim);
+  return memory_of(p, nullptr).bytes;
 }
 
 tsp_status_t attend(tsp_context_t&, const tsp_attend_params_t& p) {
-  auto* const weights = static_cast<double*>(p.workspace);
-  double* const sums = weights + longest_k(p.batch);
+  const Memory memory = memory_of(p, p.workspace);
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    const int32_t kept = p.selected.indices != nullptr ? p.selected.kept[b] : seq.k_len;
-    const bool sparse = kept < seq.k_len;
-    for (int32_t head = 0; head < p.q.heads; ++head) {
-      const int32_t* const list =
-          sparse ? set_indices(p.selected, b,
-                               static_cast<int32_t>(head / (p.q.heads / p.selected.num_sets)))
-                 : nullptr;
-      int32_t below = 0;  // entries of the list at or before the query's position
-      for (int32_t q_row = 0; q_row < seq.q_len; ++q_row) {
-        const int32_t position = seq.q_pos() + q_row;
-        if (!sparse) {
-          attend_row(p, seq, q_row, head, {nullptr, 0, 0, position + 1}, weights, sums);
-          continue;
-        }
-        while (below < kept && list[below] <= position) ++below;
-        if (below > 0 && list[below - 1] == position) {
-          attend_row(p, seq, q_row, head, {list, 0, 0, below}, weights, sums);
-        } else if (p.dropped == TSP_DROPPED_LOCAL) {
-          attend_row(p, seq, q_row, head, local_keys(p, position), weights, sums);
-        } else {
-          write_row(p, seq, q_row, head, nullptr, -std::numeric_limits<double>::infinity());
-        }
-      }
-    }
+    for (int32_t head = 0; head < p.q.heads; ++head) attend_head(p, seq, head, memory);
   }
   return TSP_OK;
 }

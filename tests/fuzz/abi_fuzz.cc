@@ -89,10 +89,88 @@ struct Case {
     }
   }
 
+  /// Block sets of positions, or of the entries of `of`; most of them right.
+  tsp_block_sets_t random_blocks(const tsp_index_sets_t& of) {
+    tsp_block_sets_t blocks{};
+    const int32_t block = bytes.pick({16, 16, 32, 128});
+    const int32_t longest = std::max(1, lengths.longest_k());
+    const int64_t rows = longest / block + 1;
+    const auto seqs = static_cast<int64_t>(lengths.num_seqs());
+    const auto ints = [&](int64_t count) {
+      auto* const list =
+          static_cast<int32_t*>(memory.allocate(static_cast<size_t>(count) * sizeof(int32_t)));
+      std::fill_n(list, count, 0);
+      return list;
+    };
+    blocks.block = block;
+    blocks.num_sets = num_sets;
+    blocks.row_stride = rows;
+    blocks.set_stride = rows * rows;
+    blocks.seq_stride = blocks.set_stride * num_sets;
+    blocks.count_set_stride = rows;
+    blocks.count_seq_stride = rows * num_sets;
+    blocks.blocks = ints(seqs * blocks.seq_stride);
+    blocks.counts = ints(seqs * blocks.count_seq_stride);
+    if (bytes.one_in(2)) {
+      blocks.column_set_stride = longest;
+      blocks.column_seq_stride = blocks.column_set_stride * num_sets;
+      blocks.columns = ints(seqs * blocks.column_seq_stride);
+      blocks.num_columns = ints(seqs * num_sets);
+    }
+    for (int64_t b = 0; b < seqs; ++b) {
+      const auto at = static_cast<size_t>(b);
+      const int32_t k_len = lengths.k_offsets[at + 1] - lengths.k_offsets[at];
+      const int32_t q_pos = k_len - (lengths.q_offsets[at + 1] - lengths.q_offsets[at]);
+      for (int32_t set = 0; set < num_sets; ++set) {
+        fill_set(blocks, of, b, set, k_len, q_pos);
+      }
+    }
+    if (bytes.one_in(5)) {
+      blocks.blocks[bytes.below(static_cast<int32_t>(rows))] = bytes.pick({-1, 1, 7, INT32_MAX});
+    }
+    if (bytes.one_in(8)) blocks.counts[0] = static_cast<int32_t>(bytes.strange_integer());
+    if (bytes.one_in(8)) blocks.block = static_cast<int32_t>(bytes.strange_integer());
+    if (bytes.one_in(8)) blocks.num_sets = bytes.pick({-1, 0, 1, INT32_MAX});
+    if (bytes.one_in(12)) blocks.counts = nullptr;
+    if (blocks.columns != nullptr && bytes.one_in(8)) {
+      blocks.num_columns[0] = static_cast<int32_t>(bytes.strange_integer());
+    }
+    return blocks;
+  }
+
+  void fill_set(tsp_block_sets_t& blocks, const tsp_index_sets_t& of, int64_t b, int32_t set,
+                int32_t k_len, int32_t q_pos) {
+    int32_t count = k_len, first = q_pos;
+    if (of.indices != nullptr && sets.kept[b] != k_len) {
+      const int32_t* const list = sets.indices + b * sets.seq_stride + set * sets.set_stride;
+      count = sets.kept[b];
+      first = static_cast<int32_t>(std::lower_bound(list, list + count, q_pos) - list);
+    }
+    const int64_t counts_at = b * blocks.count_seq_stride + set * blocks.count_set_stride;
+    for (int32_t m = 0; first + m * blocks.block < count; ++m) {
+      const int32_t begin = first + m * blocks.block;
+      const int32_t last = (std::min(begin + blocks.block, count) - 1) / blocks.block;
+      int32_t* const row =
+          blocks.blocks + b * blocks.seq_stride + set * blocks.set_stride + m * blocks.row_stride;
+      int32_t& listed = blocks.counts[counts_at + m];
+      for (int32_t n = 0; n <= last; ++n) {
+        if (n >= begin / blocks.block || bytes.one_in(2)) row[listed++] = n;
+      }
+    }
+    if (blocks.columns == nullptr) return;
+    int32_t& num_columns = blocks.num_columns[b * num_sets + set];
+    int32_t* const columns =
+        blocks.columns + b * blocks.column_seq_stride + set * blocks.column_set_stride;
+    for (int32_t entry = 0; entry < count; ++entry) {
+      if (bytes.one_in(6)) columns[num_columns++] = entry;
+    }
+  }
+
   /// Spoils a few of the arguments; most cases stay nearly right, to reach deep.
   void spoil_some() {
     tsp_tensor_t* const views[] = {&q, &k, &v, &out, &lse, &scores};
     for (int32_t n = bytes.pick({0, 0, 1, 1, 2}); n > 0; --n) {
+      lists_are_right = false;
       switch (bytes.below(6)) {
         case 0:
           sets.num_sets = static_cast<int32_t>(bytes.strange_integer());
@@ -155,6 +233,7 @@ struct Case {
   tsp_tensor_t q{}, k{}, v{}, out{}, lse{}, scores{};
   tsp_index_sets_t sets{};
   bool has_lists = false;
+  bool lists_are_right = true;  // lengths and index sets were not spoiled
 };
 
 long succeeded = 0;  // calls of the operation under way
@@ -252,6 +331,7 @@ void fuzz_attend(Case& c) {
   if (c.bytes.one_in(8)) p.scale = c.bytes.strange_float();
   p.q = c.q, p.k = c.k, p.v = c.v, p.out = c.out, p.lse = c.lse, p.batch = c.batch;
   if (!c.bytes.one_in(4)) p.selected = c.sets;
+  if (c.lists_are_right && c.bytes.one_in(2)) p.blocks = c.random_blocks(p.selected);
   spoil_size(c, p);
   const bool with_lse = p.lse.data != nullptr;
   if (with_lse) {
@@ -280,6 +360,11 @@ void fuzz_prefill(Case& c) {
   if (c.bytes.one_in(3)) {
     p.given = p.selected;  // in place, or the chosen sets are not wanted
     p.given.indices = c.sets.indices;
+  }
+  if (c.lists_are_right && c.bytes.one_in(4)) {
+    p.blocks = c.random_blocks(p.given);
+    if (p.given.indices == nullptr && !c.bytes.one_in(4)) p.coverage = p.keep = 0;
+    if (!c.bytes.one_in(4)) p.when = 0;
   }
   spoil_size(c, p);
   call(c, p, {&p.q, &p.k, &p.v, &p.out}, tsp_prefill_workspace, tsp_prefill);

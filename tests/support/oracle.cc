@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The meaning once more, in another shape: attention over all pairs with the mask
-// (i in I) and (j in I) and (j <= i), and rounding bounds derived on the way.
+// (i in I) and (j in I) and (j <= i), and j among what the query block of i lists; and rounding
+// bounds derived on the way.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -56,10 +58,44 @@ Logit logit_of(const double* q, const double* k, int64_t dim, double eps_operand
   return {scale * sum, scale * magnitude * rounding + 4 * kEps * std::fabs(scale * sum)};
 }
 
+/// Whether the query block of entry i lists entry j; entries count the tokens that are `in`.
+class Listed {
+ public:
+  Listed(const std::vector<bool>& in, int32_t first_position, const Blocks* blocks, size_t b,
+         int64_t head, int64_t num_heads)
+      : block_(blocks == nullptr ? 0 : blocks->block) {
+    if (blocks == nullptr) return;
+    for (size_t t = 0; t < in.size(); ++t) {
+      if (static_cast<int32_t>(t) == first_position) first_query_ = count_;
+      entry_.push_back(count_);
+      if (in[t]) ++count_;
+    }
+    const auto num_sets = static_cast<int64_t>(blocks->rows[b].size());
+    const auto set = static_cast<size_t>(head / (num_heads / num_sets));
+    rows_ = &blocks->rows[b][set];
+    if (!blocks->columns.empty()) columns_ = &blocks->columns[b][set];
+  }
+  bool operator()(int32_t position, int32_t key) const {
+    if (rows_ == nullptr) return true;
+    const int32_t i = entry_[static_cast<size_t>(position)];
+    const int32_t j = entry_[static_cast<size_t>(key)];
+    const auto& row = (*rows_)[static_cast<size_t>((i - first_query_) / block_)];
+    return std::count(row.begin(), row.end(), j / block_) > 0 ||
+           (columns_ != nullptr && std::count(columns_->begin(), columns_->end(), j) > 0);
+  }
+
+ private:
+  int32_t block_;
+  int32_t count_ = 0, first_query_ = 0;
+  std::vector<int32_t> entry_;  // of each position, or the one that would be next
+  const std::vector<std::vector<int32_t>>* rows_ = nullptr;
+  const std::vector<int32_t>* columns_ = nullptr;
+};
+
 }  // namespace
 
 Expected oracle_attend(const Problem& p, const Sets* sets, const Options& options,
-                       double eps_operand, double eps_weight) {
+                       double eps_operand, double eps_weight, const Blocks* blocks) {
   const Shape& shape = p.shape;
   const int64_t rows = p.q.tokens(), heads = shape.num_q_heads, dim = shape.dim;
   const Values q(p.q), k(p.k), v(p.v);
@@ -78,6 +114,7 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
           in[static_cast<size_t>(t)] = true;
         }
       }
+      const Listed listed(in, k_len - shape.q_lens[b], blocks, b, head, heads);
       const int64_t kv_head = head / (heads / shape.num_kv_heads);
       for (int32_t r = 0; r < shape.q_lens[b]; ++r) {
         const int32_t position = k_len - shape.q_lens[b] + r;
@@ -87,7 +124,7 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
         std::vector<int32_t> seen;
         for (int32_t j = 0; j <= position; ++j) {
           const bool local = j < options.sink || j > position - options.band;
-          if (kept ? in[static_cast<size_t>(j)] : local) seen.push_back(j);
+          if (kept ? in[static_cast<size_t>(j)] && listed(position, j) : local) seen.push_back(j);
         }
         std::vector<double> weights;
         double max = -kInfinity, delta = 0, total = 0;

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "tests/support/allocations.h"
+#include "tests/support/device_blocks.h"
 
 namespace tsp::test {
 namespace {
@@ -177,7 +178,7 @@ Sets Problem::select(const Backend& backend, tokensparse::Context& ctx, Tensor& 
 }
 
 AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, const Sets* sets,
-                             const Options& options, bool want_lse) {
+                             const Options& options, bool want_lse, const Blocks* blocks) {
   AttendResult r;
   r.out = Tensor(shape.out_dtype, shape.q_lens, shape.num_q_heads, shape.dim, shape.q_layout);
   r.lse = Tensor(TSP_F32, shape.q_lens, shape.num_q_heads, 1, Layout::kHeadMajor);
@@ -199,6 +200,8 @@ AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, 
     dsets->write(*sets);
     p.selected = dsets->view();
   }
+  std::optional<DeviceBlocks> dblocks;
+  if (blocks != nullptr) p.blocks = dblocks.emplace(backend, *blocks).view();
   run_with_workspace(backend, ctx, p, tsp_attend_workspace, tsp_attend);
   dout.sync();
   dl.sync();
@@ -207,7 +210,7 @@ AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, 
 }
 
 AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
-                              const Options& options, const Sets* given) {
+                              const Options& options, const Sets* given, const Blocks* blocks) {
   AttendResult r;
   r.out = Tensor(shape.out_dtype, shape.q_lens, shape.num_q_heads, shape.dim, shape.q_layout);
   r.lse = Tensor(TSP_F32, shape.q_lens, shape.num_q_heads, 1, Layout::kHeadMajor);
@@ -223,6 +226,8 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
     dgiven->write(*given);
     p.given = dgiven->view();
   }
+  std::optional<DeviceBlocks> dblocks;
+  if (blocks != nullptr) p.blocks = dblocks.emplace(backend, *blocks).view();
   p.window = options.window;
   p.pool = options.pool;
   p.min_tokens = options.min_tokens;
@@ -314,6 +319,42 @@ Sets Problem::random_sets(int32_t share, float keep, int32_t window, uint32_t se
     }
   }
   return sets;
+}
+
+Blocks Problem::random_blocks(const Sets* sets, int32_t share, int32_t block, float density,
+                              float columns, uint32_t seed) const {
+  std::mt19937 generator(seed);
+  const auto chance = [&](float p) { return std::generate_canonical<float, 24>(generator) < p; };
+  Blocks blocks{block, {}, {}};
+  for (size_t b = 0; b < shape.q_lens.size(); ++b) {
+    blocks.rows.emplace_back();
+    blocks.columns.emplace_back();
+    for (int32_t s = 0; s < num_sets_of(share, shape); ++s) {
+      int32_t count = shape.k_lens[b], first = count - shape.q_lens[b];
+      if (sets != nullptr) {
+        const size_t set = static_cast<size_t>(s) * (*sets)[b].size() /
+                           static_cast<size_t>(num_sets_of(share, shape));
+        const auto& list = (*sets)[b][set];
+        first =
+            static_cast<int32_t>(std::lower_bound(list.begin(), list.end(), first) - list.begin());
+        count = static_cast<int32_t>(list.size());
+      }
+      auto& rows = blocks.rows.back().emplace_back();
+      for (int32_t begin = first; begin < count; begin += block) {
+        const int32_t last = (std::min(begin + block, count) - 1) / block;
+        auto& row = rows.emplace_back();
+        for (int32_t n = 0; n <= last; ++n) {
+          if (n >= begin / block || chance(density)) row.push_back(n);
+        }
+      }
+      auto& list = blocks.columns.back().emplace_back();
+      for (int32_t entry = 0; entry < count; ++entry) {
+        if (chance(columns)) list.push_back(entry);
+      }
+    }
+  }
+  if (columns == 0) blocks.columns.clear();
+  return blocks;
 }
 
 Roundoff roundoff(const Backend& backend, const Shape& shape, int32_t precision) {

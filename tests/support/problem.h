@@ -31,6 +31,15 @@ struct Shape {
 /// Sets on the host: sets[b][s] = ascending kept positions.
 using Sets = std::vector<std::vector<std::vector<int32_t>>>;
 
+/// Block sets on the host: rows[b][s][m] = ascending key blocks of query block m, columns[b][s] =
+/// ascending entries (empty: not given).
+struct Blocks {
+  int32_t block = 128;
+  std::vector<Sets> rows;
+  Sets columns;
+  auto operator<=>(const Blocks&) const = default;
+};
+
 struct Options {
   int32_t window = 128;
   int32_t pool = 7;
@@ -70,9 +79,9 @@ class Problem {
   Sets select(const Backend& backend, tokensparse::Context& ctx, Tensor& scores,
               const Options& options);
   AttendResult attend(const Backend& backend, tokensparse::Context& ctx, const Sets* sets,
-                      const Options& options, bool want_lse = true);
+                      const Options& options, bool want_lse = true, const Blocks* blocks = nullptr);
   AttendResult prefill(const Backend& backend, tokensparse::Context& ctx, const Options& options,
-                       const Sets* given = nullptr);
+                       const Sets* given = nullptr, const Blocks* blocks = nullptr);
 
   CompressResult compress(const Backend& backend, tokensparse::Context& ctx, const Sets& sets);
   /// `in` has the same number of rows for each sequence.
@@ -81,6 +90,12 @@ class Problem {
 
   /// Random sets that always hold the last `window` tokens, as many in each set of a sequence.
   Sets random_sets(int32_t share, float keep, int32_t window, uint32_t seed) const;
+
+  /// Random block sets of the entries of `sets` (null: of positions), whose own number of sets must
+  /// divide the blocks': each key block with the chance `density`, those on the diagonal always,
+  /// and each entry as a column with the chance `columns`.
+  Blocks random_blocks(const Sets* sets, int32_t share, int32_t block, float density, float columns,
+                       uint32_t seed) const;
 
   Shape shape;
   Tensor q, k, v;
@@ -94,7 +109,7 @@ struct Expected {
   std::vector<double> lse, lse_bound;  // [row, head]
 };
 Expected oracle_attend(const Problem& problem, const Sets* sets, const Options& options,
-                       double eps_operand, double eps_weight);
+                       double eps_operand, double eps_weight, const Blocks* blocks = nullptr);
 /// Pooled scores [column, head] and their bounds.
 void oracle_score(const Problem& problem, const Options& options, double eps_operand,
                   std::vector<double>* scores, std::vector<double>* bounds);

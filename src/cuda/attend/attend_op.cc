@@ -16,6 +16,9 @@ AttendTask task_of(const tsp_attend_params_t& p, const Seq& seq) {
 }  // namespace
 
 tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
+  if (p.blocks.blocks != nullptr) {
+    return fail(TSP_UNSUPPORTED, "blocks: backend cuda does not attend by blocks");
+  }
   const struct {
     const char* name;
     const tsp_tensor_t& view;

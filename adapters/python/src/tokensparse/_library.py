@@ -84,6 +84,26 @@ class IndexSets(ctypes.Structure):
     ]
 
 
+class BlockSets(ctypes.Structure):
+    """tsp_block_sets_t: which key blocks and columns each query block reads."""
+
+    _fields_ = [
+        ("blocks", c_void_p),
+        ("counts", c_void_p),
+        ("columns", c_void_p),
+        ("num_columns", c_void_p),
+        ("block", c_int32),
+        ("num_sets", c_int32),
+        ("row_stride", c_int64),
+        ("set_stride", c_int64),
+        ("seq_stride", c_int64),
+        ("count_set_stride", c_int64),
+        ("count_seq_stride", c_int64),
+        ("column_set_stride", c_int64),
+        ("column_seq_stride", c_int64),
+    ]
+
+
 class ContextOptions(ctypes.Structure):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -160,21 +180,25 @@ class DecompressParams(ctypes.Structure):
 
 
 class AttendParams(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("scale", c_float),
-        ("dropped", c_int32),
-        ("band", c_int32),
-        ("precision", c_int32),
-        ("sink", c_int32),
-        ("q", Tensor),
-        ("k", Tensor),
-        ("v", Tensor),
-        ("out", Tensor),
-        ("lse", Tensor),
-        ("selected", IndexSets),
-        ("batch", Batch),
-    ] + _WORKSPACE
+    _fields_ = (
+        [
+            ("struct_size", c_uint32),
+            ("scale", c_float),
+            ("dropped", c_int32),
+            ("band", c_int32),
+            ("precision", c_int32),
+            ("sink", c_int32),
+            ("q", Tensor),
+            ("k", Tensor),
+            ("v", Tensor),
+            ("out", Tensor),
+            ("lse", Tensor),
+            ("selected", IndexSets),
+            ("batch", Batch),
+        ]
+        + _WORKSPACE
+        + [("blocks", BlockSets)]
+    )
 
 
 class PrefillParams(ctypes.Structure):
@@ -201,7 +225,7 @@ class PrefillParams(ctypes.Structure):
             ("batch", Batch),
         ]
         + _WORKSPACE
-        + [("given", IndexSets), ("when", c_int32), ("reserved2", c_int32)]
+        + [("given", IndexSets), ("when", c_int32), ("reserved2", c_int32), ("blocks", BlockSets)]
     )
 
 
