@@ -47,9 +47,6 @@ void attend_keys(const Call& call, const Group& group, const Tile& tile, int32_t
   }
 }
 
-namespace {
-
-/// The group's keys first .. first + count - 1, first a multiple of panel_keys.
 void pack_keys(const Call& call, const Group& group, int32_t first, int32_t count) {
   const Seq seq = seq_at(call.p.batch, group.seq);
   PackArgs args;
@@ -67,6 +64,8 @@ void pack_keys(const Call& call, const Group& group, int32_t first, int32_t coun
     call.k.pack(args);
   }
 }
+
+namespace {
 
 void zero_row(const Call& call, const Seq& seq, int32_t q_row, int32_t head) {
   const tsp_tensor_t& out = call.p.out;
@@ -86,8 +85,23 @@ void zero_row(const Call& call, const Seq& seq, int32_t q_row, int32_t head) {
   }
 }
 
-/// Rows of the group's compact positions [begin, end) of one head, and zeros for the rows that were
-/// left out before each of them (after the last one too when end is the list's).
+}  // namespace
+
+void zero_rows_between(const Call& call, const Group& group, int32_t head, int32_t begin,
+                       int32_t end) {
+  if (group.list == nullptr || call.p.dropped != TSP_DROPPED_ZERO) return;
+  const Seq seq = seq_at(call.p.batch, group.seq);
+  int32_t position = begin == group.first_query ? seq.q_pos() : group.list[begin - 1] + 1;
+  for (int32_t i = begin; i < end; ++i, ++position) {
+    for (; position < group.list[i]; ++position) zero_row(call, seq, position - seq.q_pos(), head);
+  }
+  if (end != group.num_keys) return;
+  for (; position < seq.k_len; ++position) zero_row(call, seq, position - seq.q_pos(), head);
+}
+
+namespace {
+
+/// Rows of the group's compact positions [begin, end) of one head, and zeros for those between.
 void attend_tile(const Call& call, const Group& group, int32_t head, int32_t begin, int32_t end,
                  int32_t thread) {
   const Seq seq = seq_at(call.p.batch, group.seq);
@@ -101,13 +115,7 @@ void attend_tile(const Call& call, const Group& group, int32_t head, int32_t beg
     attend_keys(call, group, tile, 0, end);
     call.k.tile_end(tile);
   }
-  if (group.list == nullptr || call.p.dropped != TSP_DROPPED_ZERO) return;
-  int32_t position = begin == group.first_query ? seq.q_pos() : group.list[begin - 1] + 1;
-  for (int32_t i = begin; i < end; ++i, ++position) {
-    for (; position < group.list[i]; ++position) zero_row(call, seq, position - seq.q_pos(), head);
-  }
-  if (end != group.num_keys) return;
-  for (; position < seq.k_len; ++position) zero_row(call, seq, position - seq.q_pos(), head);
+  zero_rows_between(call, group, head, begin, end);
 }
 
 /// Groups [begin, end) whose packed keys share a buffer.
@@ -162,6 +170,10 @@ void run_tile_item(const Call& call, const Group* groups, const Wave& wave, int6
   const Group& group = group_of(groups, wave, item, &Group::first_tile_item);
   const auto local = static_cast<int32_t>(item - group.first_tile_item);
   if (group.left_out) return attend_left_out(call, group, local, thread);
+  if (group.by_blocks) {
+    return attend_query_block(call, group, group.first_head + local % group.num_heads,
+                              group.num_tiles - 1 - local / group.num_heads, thread);
+  }
   const int32_t end = group.num_keys - local / group.num_heads * kTileRows;
   attend_tile(call, group, group.first_head + local % group.num_heads,
               std::max(group.first_query, end - kTileRows), end, thread);
@@ -199,14 +211,18 @@ void attend_waves(tsp_context_t& ctx, const Call& call, Group* groups, int32_t n
 
 Call new_call(const tsp_attend_params_t& p, const Kernels& k) {
   const auto dim = static_cast<int32_t>(p.q.dim);
-  return {p,
-          k,
-          p.scale * 1.4426950408889634f,
-          dim,
-          k.k_panel_bytes(dim),
-          k.v_row_bytes(dim),
-          nullptr,
-          align64(k.tile_scratch_bytes(dim))};
+  const size_t tile_bytes = align64(k.tile_scratch_bytes(dim));
+  Call call{p,
+            k,
+            p.scale * 1.4426950408889634f,
+            dim,
+            k.k_panel_bytes(dim),
+            k.v_row_bytes(dim),
+            nullptr,
+            tile_bytes,
+            tile_bytes};
+  call.scratch_bytes += side_bytes(call);
+  return call;
 }
 
 }  // namespace

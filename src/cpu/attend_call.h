@@ -15,7 +15,8 @@ struct Call {
   size_t panel_bytes;
   size_t v_bytes;
   unsigned char* scratch;  // [threads, scratch_bytes]
-  size_t scratch_bytes;
+  size_t scratch_bytes;    // of a tile, and of columns beside its blocks
+  size_t tile_bytes;
 
   const unsigned char* panels_at(const Group& group, int32_t key) const {
     return group.panels + static_cast<size_t>(key / k.panel_keys) * panel_bytes;
@@ -34,6 +35,18 @@ void add_row(const Call& call, Tile& tile, const Seq& seq, int32_t q_row, int32_
 void attend_keys(const Call& call, const Group& group, const Tile& tile, int32_t begin,
                  int32_t end);
 
+/// The group's keys first .. first + count - 1, first a multiple of panel_keys.
+void pack_keys(const Call& call, const Group& group, int32_t first, int32_t count);
+/// Zeros for the rows that were left out before each of the entries [begin, end) of one head, after
+/// the last one too when end is the list's.
+void zero_rows_between(const Call& call, const Group& group, int32_t head, int32_t begin,
+                       int32_t end);
+
+/// Bytes of a thread's columns beside blocks.
+size_t side_bytes(const Call& call);
+/// Query block m of a head in a group that attends by blocks.
+void attend_query_block(const Call& call, const Group& group, int32_t head, int32_t m,
+                        int32_t thread);
 /// Item `item` of a group of left-out rows.
 void attend_left_out(const Call& call, const Group& group, int32_t item, int32_t thread);
 

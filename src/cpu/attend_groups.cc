@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "core/blocks.h"
+
 namespace tsp::cpu {
 namespace {
 
@@ -31,6 +33,17 @@ bool leaves_rows_out(const tsp_attend_params_t& p, const Seq& seq, int32_t first
     const int32_t* const list = set_indices(p.selected, seq.index, set);
     const int32_t* const end = list + p.selected.kept[seq.index];
     if (end - std::lower_bound(list, end, seq.q_pos()) < seq.q_len) return true;
+  }
+  return false;
+}
+
+/// Whether a head of the group reads less than every key.
+bool leaves_blocks_out(const tsp_attend_params_t& p, const Group& group) {
+  if (p.blocks.blocks == nullptr) return false;
+  const auto heads_per_set = static_cast<int32_t>(p.q.heads / p.blocks.num_sets);
+  const int32_t last = (group.first_head + group.num_heads - 1) / heads_per_set;
+  for (int32_t set = group.first_head / heads_per_set; set <= last; ++set) {
+    if (!lists_everything(p.blocks, group, set)) return true;
   }
   return false;
 }
@@ -70,6 +83,11 @@ int32_t list_groups(const tsp_attend_params_t& p, const Kernels& k, Group* group
         group.num_keys = p.selected.kept[b];
         group.first_query = static_cast<int32_t>(
             std::lower_bound(group.list, group.list + group.num_keys, seq.q_pos()) - group.list);
+      }
+      group.by_blocks = leaves_blocks_out(p, group);
+      if (group.by_blocks) {
+        group.num_tiles = num_query_blocks(group.num_keys - group.first_query, p.blocks.block);
+        continue;
       }
       // At least one: a head that kept no query row still has rows of zeros to write.
       group.num_tiles =

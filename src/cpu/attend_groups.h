@@ -27,6 +27,7 @@ struct Group {
   bool left_out;
   int32_t heads_per_set;  // of left-out rows
   int32_t num_tiles;      // of each head, or of each set where rows were left out
+  bool by_blocks;         // then a tile is a query block; false where the blocks list everything
   unsigned char* panels;  // packed K and V, once planned
   unsigned char* values;
   int64_t first_pack_item;
@@ -38,6 +39,9 @@ struct Group {
     return key < sinks ? key : key + gap;
   }
 };
+
+/// Whether the query blocks of the group list every key that they can see.
+bool lists_everything(const tsp_block_sets_t& sets, const Group& group, int32_t set);
 
 size_t max_groups(const tsp_attend_params_t& p);
 /// Fills `groups`, returns how many there are.

@@ -5,7 +5,7 @@
 set(cpu_dir ${CMAKE_CURRENT_LIST_DIR})
 target_sources(tokensparse PRIVATE
   core/cpu_features.cc
-  cpu/cpu_ops.cc cpu/attend.cc cpu/attend_groups.cc cpu/attend_left_out.cc
+  cpu/cpu_ops.cc cpu/attend.cc cpu/attend_blocks.cc cpu/attend_groups.cc cpu/attend_left_out.cc
   cpu/prefill_cost.cc cpu/score.cc cpu/pool.cc cpu/select.cc
   cpu/compress.cc cpu/decompress.cc cpu/kernels_scalar.cc)
 # A sum of products must round twice wherever another backend rounds twice.

@@ -62,13 +62,6 @@ bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& se
                       kept);
 }
 
-tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
-  if (p.blocks.blocks != nullptr) {
-    return fail(TSP_UNSUPPORTED, "blocks: backend cpu does not attend by blocks");
-  }
-  return check_arithmetic(ctx, p.precision);
-}
-
 constexpr OpTable kTable = {
     .backend = "cpu",
     .score = score,
@@ -83,7 +76,8 @@ constexpr OpTable kTable = {
     .prefill_workspace = nullptr,
     .check_score = [](const tsp_context_t& ctx,
                       const tsp_score_params_t& p) { return check_arithmetic(ctx, p.precision); },
-    .check_attend = check_attend,
+    .check_attend = [](const tsp_context_t& ctx,
+                       const tsp_attend_params_t& p) { return check_arithmetic(ctx, p.precision); },
     .check_prefill = nullptr,
     .prefill_pays = pays,
 };

@@ -114,8 +114,8 @@ tsp_status_t check_lists(const tsp_block_sets_t& sets, const tsp_index_sets_t& s
   return check_columns(sets, entries, seq.index, set);
 }
 
-Region region(const char* name, const int32_t* data, const tsp_block_sets_t& sets,
-              int32_t num_seqs, int64_t seq_stride, int64_t set_stride) {
+Region region(const char* name, const int32_t* data, const tsp_block_sets_t& sets, int32_t num_seqs,
+              int64_t seq_stride, int64_t set_stride) {
   tsp_tensor_t view{};
   view.data = const_cast<int32_t*>(data);
   view.tokens = num_seqs;
@@ -149,14 +149,14 @@ tsp_status_t check_blocks(const tsp_context_t& ctx, tsp_block_sets_t& sets,
 }
 
 BlockRegions block_regions(const tsp_block_sets_t& sets, const tsp_batch_t& batch) {
-  return {region("blocks.blocks", sets.blocks, sets, batch.num_seqs, sets.seq_stride,
-                 sets.set_stride),
-          region("blocks.counts", sets.counts, sets, batch.num_seqs, sets.count_seq_stride,
-                 sets.count_set_stride),
-          region("blocks.columns", sets.columns, sets, batch.num_seqs, sets.column_seq_stride,
-                 sets.column_set_stride),
-          region("blocks.num_columns", sets.columns == nullptr ? nullptr : sets.num_columns, sets,
-                 batch.num_seqs, sets.num_sets, 1)};
+  return {
+      region("blocks.blocks", sets.blocks, sets, batch.num_seqs, sets.seq_stride, sets.set_stride),
+      region("blocks.counts", sets.counts, sets, batch.num_seqs, sets.count_seq_stride,
+             sets.count_set_stride),
+      region("blocks.columns", sets.columns, sets, batch.num_seqs, sets.column_seq_stride,
+             sets.column_set_stride),
+      region("blocks.num_columns", sets.columns == nullptr ? nullptr : sets.num_columns, sets,
+             batch.num_seqs, sets.num_sets, 1)};
 }
 
 }  // namespace tsp

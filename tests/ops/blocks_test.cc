@@ -11,9 +11,6 @@ namespace {
 
 class BlockSets : public OpTest {
  protected:
-  void SetUp() override {
-    if (backend.backend == TSP_BACKEND_CPU) GTEST_SKIP() << "cpu does not attend by blocks";
-  }
   void check(const Problem& problem, const Sets* sets, const Options& options,
              const Blocks& blocks) {
     if (!serves(backend, problem.shape)) return;
@@ -138,8 +135,7 @@ TEST_P(BlockSets, PrefillIsAttendByThem) {
     const Blocks blocks = problem.random_blocks(given, TSP_SHARE_HEAD, 32, 0.4f, 0.1f, 4);
     served_or_refused("blocks", [&] {
       const AttendResult attend = problem.attend(backend, ctx, given, {}, true, &blocks);
-      const AttendResult prefill =
-          problem.prefill(backend, ctx, {.coverage = 0}, given, &blocks);
+      const AttendResult prefill = problem.prefill(backend, ctx, {.coverage = 0}, given, &blocks);
       EXPECT_EQ(attend.out.bits(), prefill.out.bits());
       EXPECT_EQ(attend.lse.bits(), prefill.lse.bits());
     });
@@ -159,7 +155,8 @@ class BlockErrors : public ::testing::Test {
   void refuse(const std::function<void(Blocks&)>& change, const std::string& sentence) {
     Blocks spoiled = blocks;
     change(spoiled);
-    refuse(spoiled, [](tokensparse::AttendParams&) {}, sentence);
+    refuse(
+        spoiled, [](tokensparse::AttendParams&) {}, sentence);
   }
   void refuse(const Blocks& lists, const std::function<void(tokensparse::AttendParams&)>& spoil,
               const std::string& sentence) {
@@ -208,25 +205,46 @@ TEST_F(BlockErrors, NameTheListAndTheEntry) {
   refuse([](Blocks& b) { b.rows[0][1][1] = {}; },
          "blocks.counts: must be between 1 and the key blocks up to the query block's last entry "
          "(4); sequence 0, set 1, query block 1 has 0");
-  refuse([](Blocks& b) { b.rows[0][1][1] = {0, 2, 1, 3}; },
-         "blocks.blocks: must ascend within 0 .. 3, the key block of the last entry; sequence 0, "
-         "set 1, query block 1, entry 2 is 1 after 2");
-  refuse([](Blocks& b) { b.rows[0][0][0] = {2, 2}; },
-         "blocks.blocks: must ascend within 0 .. 2, the key block of the last entry; sequence 0, "
-         "set 0, query block 0, entry 1 is 2 after 2");
-  refuse([](Blocks& b) { b.rows[0][0][2] = {-1, 4}; },
-         "blocks.blocks: must ascend within 0 .. 4, the key block of the last entry; sequence 0, "
-         "set 0, query block 2, entry 0 is -1 after -1");
-  refuse([](Blocks& b) { b.rows[0][0][0] = {2, 3}; },
-         "blocks.blocks: must ascend within 0 .. 2, the key block of the last entry; sequence 0, "
-         "set 0, query block 0, entry 1 is 3 after 2");
-  refuse([](Blocks& b) { b.rows[0][1][2] = {0, 1}; },
-         "blocks.blocks: must list the key blocks that hold the query block's own entries, 4 .. 4; "
-         "sequence 0, set 1, query block 2 lists 0 of them");
-  refuse([](Blocks& b) { b.columns[0][1] = {3, 3}; },
-         "blocks.columns: must ascend within 0 .. 71; sequence 0, set 1, entry 1 is 3 after 3");
-  refuse([](Blocks& b) { b.columns[0][0] = {3, 72}; },
-         "blocks.columns: must ascend within 0 .. 71; sequence 0, set 0, entry 1 is 72 after 3");
+  refuse(
+      [](Blocks& b) {
+        b.rows[0][1][1] = {0, 2, 1, 3};
+      },
+      "blocks.blocks: must ascend within 0 .. 3, the key block of the last entry; sequence 0, "
+      "set 1, query block 1, entry 2 is 1 after 2");
+  refuse(
+      [](Blocks& b) {
+        b.rows[0][0][0] = {2, 2};
+      },
+      "blocks.blocks: must ascend within 0 .. 2, the key block of the last entry; sequence 0, "
+      "set 0, query block 0, entry 1 is 2 after 2");
+  refuse(
+      [](Blocks& b) {
+        b.rows[0][0][2] = {-1, 4};
+      },
+      "blocks.blocks: must ascend within 0 .. 4, the key block of the last entry; sequence 0, "
+      "set 0, query block 2, entry 0 is -1 after -1");
+  refuse(
+      [](Blocks& b) {
+        b.rows[0][0][0] = {2, 3};
+      },
+      "blocks.blocks: must ascend within 0 .. 2, the key block of the last entry; sequence 0, "
+      "set 0, query block 0, entry 1 is 3 after 2");
+  refuse(
+      [](Blocks& b) {
+        b.rows[0][1][2] = {0, 1};
+      },
+      "blocks.blocks: must list the key blocks that hold the query block's own entries, 4 .. 4; "
+      "sequence 0, set 1, query block 2 lists 0 of them");
+  refuse(
+      [](Blocks& b) {
+        b.columns[0][1] = {3, 3};
+      },
+      "blocks.columns: must ascend within 0 .. 71; sequence 0, set 1, entry 1 is 3 after 3");
+  refuse(
+      [](Blocks& b) {
+        b.columns[0][0] = {3, 72};
+      },
+      "blocks.columns: must ascend within 0 .. 71; sequence 0, set 0, entry 1 is 72 after 3");
 }
 
 TEST_F(BlockErrors, NameWhatPrefillWouldChoose) {
