@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # What `tokensparse bench` measures with; included by cli/CMakeLists.txt, which has its verb.
 add_library(tokensparse_bench STATIC
-  ${PROJECT_SOURCE_DIR}/bench/floor.cc ${PROJECT_SOURCE_DIR}/bench/peak_generic.cc
+  ${PROJECT_SOURCE_DIR}/bench/block_lists.cc ${PROJECT_SOURCE_DIR}/bench/floor.cc ${PROJECT_SOURCE_DIR}/bench/peak_generic.cc
   ${PROJECT_SOURCE_DIR}/bench/shape.cc ${PROJECT_SOURCE_DIR}/bench/timing.cc
   ${PROJECT_SOURCE_DIR}/bench/workload.cc)
 target_include_directories(tokensparse_bench

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "bench/block_lists.h"
 #include "core/dtype.h"
 
 namespace tsp::bench {
@@ -15,32 +16,44 @@ double k_row_bytes(const Shape& s) {
   return static_cast<double>(s.kv_heads * s.dim * dtype_bytes(s.kv_dtype));
 }
 
-/// Pairs (query, key) of one head whose set is `list`: a kept query sees the kept keys up to it.
-double pairs_of_set(const Shape& s, const int32_t* list, int64_t kept, int64_t sink, int64_t band) {
+/// Pairs (query, key) of one head whose set is `list` (null: every position): a kept query sees the
+/// kept keys up to it that its blocks list.
+double pairs_of_head(const Shape& s, int32_t head, const int32_t* list, int64_t kept, int64_t sink,
+                     int64_t band, const BlockLists* blocks) {
   const int64_t first_query = s.tokens - s.q_tokens;
   double pairs = 0;
   int64_t rank = 0;
+  int64_t first_entry = 0;
   for (int64_t position = 0; position < s.tokens; ++position) {
-    const bool in_set = rank < kept && list[rank] == position;
+    if (position == first_query) first_entry = rank;
+    const bool in_set = rank < kept && (list == nullptr || list[rank] == position);
     if (in_set) ++rank;
     if (position < first_query) continue;
-    pairs += static_cast<double>(in_set ? rank : std::min(sink + band, position + 1));
+    if (!in_set) {
+      pairs += static_cast<double>(std::min(sink + band, position + 1));
+    } else {
+      pairs += static_cast<double>(
+          blocks == nullptr ? rank : blocks->keys_of(head, rank - 1, first_entry));
+    }
   }
   return pairs;
 }
 
 }  // namespace
 
-Work attend_work(const Shape& s, const Sets* sets, int64_t sink, int64_t band) {
+Work attend_work(const Shape& s, const Sets* sets, int64_t sink, int64_t band,
+                 const BlockLists* blocks) {
   double pairs = 0;
-  if (sets == nullptr) {
+  if (sets == nullptr && blocks == nullptr) {
     const auto tq = static_cast<double>(s.q_tokens);
     pairs = static_cast<double>(s.heads) * tq * (static_cast<double>(s.tokens) - (tq - 1) / 2);
   } else {
-    for (int32_t set = 0; set < sets->num_sets; ++set) {
-      pairs += static_cast<double>(s.heads / sets->num_sets) *
-               pairs_of_set(s, &sets->indices[static_cast<size_t>(set * s.tokens)], sets->kept,
-                            sink, band);
+    for (int32_t head = 0; head < static_cast<int32_t>(s.heads); ++head) {
+      const int64_t set = sets == nullptr ? 0 : head / (s.heads / sets->num_sets);
+      const int32_t* const list =
+          sets == nullptr ? nullptr : &sets->indices[static_cast<size_t>(set * s.tokens)];
+      pairs +=
+          pairs_of_head(s, head, list, sets == nullptr ? s.tokens : sets->kept, sink, band, blocks);
     }
   }
   const auto kept = static_cast<double>(sets == nullptr ? s.tokens : sets->kept);

@@ -38,9 +38,12 @@ struct Sets {
   int32_t kept = 0;
 };
 
-/// `sets` null: dense. Rows that were left out see the first `sink` and the last `band` keys; both
-/// 0: they are zeros.
-Work attend_work(const Shape& shape, const Sets* sets, int64_t sink, int64_t band);
+class BlockLists;
+
+/// `sets` null: dense; `blocks` null: every key. Rows that were left out see the first `sink` and
+/// the last `band` keys; both 0: they are zeros.
+Work attend_work(const Shape& shape, const Sets* sets, int64_t sink, int64_t band,
+                 const BlockLists* blocks = nullptr);
 /// One product of the window's queries with every key they see; K read once.
 Work score_work(const Shape& shape, int64_t window);
 /// Scores read once, lists written once.

@@ -22,6 +22,7 @@ constexpr const char* kFooter =
     "Examples:\n"
     "  tokensparse bench attend --tokens 4096,8192 --heads 14 --kv-heads 2 --dim 64 --json\n"
     "  tokensparse bench prefill --tokens 8192 --keep 0.25,0.5,0.75 --share kv_group\n"
+    "  tokensparse bench attend --tokens 32768 --blocks 0.25 --precision bf16\n"
     "  tokensparse bench score --tokens 8192 --q-tokens 2048\n"
     "  tokensparse bench prefill --chunk 2048 --share kv_group --dropped local --keep 0.35 "
     "--parts\n"
@@ -104,6 +105,14 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
       ->default_str("0")
       ->group("Where it runs");
   add_measuring_options(*verb, *options);
+  if (op == "attend") {
+    verb->add_option("--blocks", options->blocks,
+                     "Share of the key blocks (128 keys, drawn at random) that queries read beside "
+                     "those on the diagonal; 0 = all. On the CPU")
+        ->check(between(0, 1))
+        ->default_str("0")
+        ->group("Choosing tokens");
+  }
   if (op == "prefill") {
     verb->add_flag("--parts", options->parts,
                    "Time its steps apart: score, select, pack (one row on all kept keys), the kept "

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "bench/block_lists.h"
 #include "bench/workload.h"
 #include "cli/device_memory.h"
 #include "cli/options.h"
@@ -39,7 +41,16 @@ class Ops {
   /// One row on all kept keys: next to nothing but their packing. Host memory only.
   void last_row() { check(tokensparse::Status(tsp_attend(ctx_, &last_row_))); }
   void prefill() { check(tokensparse::Status(tsp_prefill(ctx_, &choice_))); }
+  void by_blocks() { check(tokensparse::Status(tsp_attend(ctx_, &by_blocks_))); }
   const bench::Sets& sets() const { return sets_; }
+  const bench::BlockLists* blocks() const { return blocks_ ? &*blocks_ : nullptr; }
+
+  /// Draws block sets of the chosen tokens, or of all of them. Host memory only.
+  void draw_blocks(double share, bool chosen) {
+    by_blocks_ = chosen ? sparse_ : dense_;
+    by_blocks_.blocks = blocks_.emplace(shape_, chosen ? &sets_ : nullptr, share).view();
+    give_workspace(tsp_attend_workspace, by_blocks_);
+  }
 
   /// Scores and chooses once, so that select, sparse and prefill can run and their work is known.
   void choose() {
@@ -124,10 +135,11 @@ class Ops {
   bool on_gpu_;
   bench::Shape shape_;
   tsp_prefill_params_t choice_;
-  tsp_attend_params_t dense_, sparse_{}, kept_rows_{}, last_row_{};
+  tsp_attend_params_t dense_, sparse_{}, kept_rows_{}, last_row_{}, by_blocks_{};
   tsp_score_params_t score_;
   tsp_select_params_t select_{};
   bench::Sets sets_;
+  std::optional<bench::BlockLists> blocks_;
   int32_t prefill_kept_ = 0;
   std::vector<bench::Buffer> buffers_;
   std::vector<std::unique_ptr<DeviceMemory>> memory_;

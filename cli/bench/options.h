@@ -23,6 +23,7 @@ struct BenchOptions {
   std::vector<std::string> isas;  // empty: the best one
   std::vector<int32_t> threads{0};
   std::vector<double> keeps;  // empty: dense (attend) or by coverage (select, prefill)
+  double blocks = 0;          // attend: share of the key blocks that are read; 0: all
   int64_t q_tokens = 0;       // 0: all
   int64_t heads = 14;
   int64_t kv_heads = 2;

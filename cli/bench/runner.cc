@@ -109,12 +109,14 @@ class Runner {
     const bool chooses = options_.op == "select" || options_.op == "prefill" ||
                          (options_.op == "attend" && choice.keep > 0);
     if (chooses) ops.choose();
+    if (options_.blocks > 0) ops.draw_blocks(options_.blocks, chooses);
     BenchRow row = describe(s, choice);
     if (chooses) row.kept = static_cast<double>(ops.sets().kept) / static_cast<double>(s.tokens);
     count_work(row, ops, choice, chooses);
 
     std::vector<bench::Contestant> contestants{[&] { return time_op(ops, chooses); }};
-    const bool has_dense = wants("dense") && (options_.op != "attend" || chooses);
+    const bool has_dense =
+        wants("dense") && (options_.op != "attend" || chooses || options_.blocks > 0);
     if (has_dense) contestants.push_back([&] { return time_of([&] { ops.dense(); }); });
     const auto ggml = llama_cpp_peer(work);
     if (ggml) contestants.push_back([&] { return ggml->run(); });
@@ -165,8 +167,9 @@ class Runner {
           TSP_PRECISION_F32);
     }
     if (row.op == "attend" || row.op == "prefill") {
-      const bench::Work work = bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr,
-                                                  local ? choice.sink : 0, local ? choice.band : 0);
+      const bench::Work work =
+          bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr, local ? choice.sink : 0,
+                             local ? choice.band : 0, ops.blocks());
       add(work, precision);
       row.pairs = work.flops / bench::attend_work(row.shape, nullptr, 0, 0).flops;
     }
@@ -191,6 +194,8 @@ class Runner {
         ops.select();
       } else if (options_.op == "prefill") {
         ops.prefill();
+      } else if (ops.blocks() != nullptr) {
+        ops.by_blocks();
       } else {
         chooses ? ops.sparse() : ops.dense();
       }
@@ -271,6 +276,9 @@ void check_options(const BenchOptions& o) {
         throw Failure("--peer: beside --backend cuda runs dense or none, got " + peer, kExitUsage);
       }
     }
+  }
+  if (o.blocks > 0 && o.backend.backend == TSP_BACKEND_CUDA) {
+    throw Failure("--blocks: runs on the CPU, got --backend cuda", kExitUsage);
   }
   if (o.parts && o.backend.backend == TSP_BACKEND_CUDA) {
     throw Failure("--parts: times the steps of the CPU's prefill, got --backend cuda", kExitUsage);

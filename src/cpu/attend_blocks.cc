@@ -49,8 +49,8 @@ class SideKeys {
         const int32_t position = group_.position(tile.hi[r] - 1);
         const int32_t* const first = positions_;
         seen.lo[r] = 0;
-        seen.hi[r] = static_cast<int32_t>(
-            std::upper_bound(first, first + side_.num_keys, position) - first);
+        seen.hi[r] =
+            static_cast<int32_t>(std::upper_bound(first, first + side_.num_keys, position) - first);
       }
       attend_keys(call_, side_, seen, 0, seen.hi[tile.num_rows - 1]);
     }
