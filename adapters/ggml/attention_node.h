@@ -62,6 +62,9 @@ class AttentionServer {
   /// For the nodes to come: what was not known, or was found out, after the server was made.
   SparsePolicy& policy() { return policy_; }
 
+  /// A tsp_precision_t, for the nodes to come.
+  void set_precision(int32_t precision) { options_.setting.op.precision = precision; }
+
   /// By layer; nodes without a layer are in `no_layer`.
   const std::vector<LayerStats>& layers() const { return layers_; }
   const LayerStats& no_layer() const { return no_layer_; }

@@ -66,6 +66,22 @@ TEST(LinearPlugin, RoundsForAttentionWhereItDoesForLinearLayers) {
   EXPECT_EQ(logits("ggml", "auto"), logits("ggml", "f32"));
 }
 
+TEST(LinearPlugin, KeepsAttentionExactWhereItLeavesTheWeightsToTheHost) {
+  if (ggml_adapter::int8::best_kernels() == nullptr) GTEST_SKIP() << "no AVX512-VNNI";
+  TinyModel shape = kQuantised;
+  shape.weights = GGML_TYPE_F16;
+  const ModelFile model(shape);
+  const auto tokens = random_tokens(300, 1);
+  const auto logits = [&](const char* precision) {
+    const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", "int8"},
+                                                      {"TOKENSPARSE_PRECISION", precision}});
+    auto result = Engine(model.path(), {.repack = false}, {}).decode(tokens);
+    EXPECT_EQ(plugin.linear(), 0) << plugin.summary();
+    return result;
+  };
+  EXPECT_EQ(logits("auto"), logits("f32"));
+}
+
 TEST(LinearPlugin, IsOffUnlessAskedFor) {
   const ModelFile model(kQuantised);
   const LoadedPlugin plugin;

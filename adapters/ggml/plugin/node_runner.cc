@@ -57,8 +57,7 @@ std::unique_ptr<NodeRunner> NodeRunner::create(const Host& host, const Settings&
     runner->linear_ = ggml_adapter::LinearServer::create(linear, without);
   }
   ggml_adapter::Options attention = attention_options(settings, host);
-  const bool rounds = runner->linear_ != nullptr && runner->linear_->rounds();
-  settle_precision(attention.setting, rounds, ggml_adapter::has_bf16(runner->ctx_));
+  settle_precision(attention.setting, false, ggml_adapter::has_bf16(runner->ctx_));
   runner->server_ = std::make_unique<AttentionServer>(runner->ctx_, attention);
   runner->set_threads(1);
   return runner;
@@ -137,12 +136,23 @@ bool NodeRunner::compute_linear(ggml_tensor& node) {
       !linear_->serve(node)) {
     return cpu_.compute(node);
   }
+  if (!linear_served_) settle_precision_by_linear();
   Totals totals;
   totals.linear = linear_->stats().served;
   totals.linear_seconds = linear_->stats().seconds;
   linear_->reset_stats();
   ledger_.add(totals);
   return true;
+}
+
+/// Attention may round as soon as a linear layer has. A layer's own products come before its
+/// attention, so all of a context is alike; a model whose weights the engine does not take stays in
+/// f32.
+void NodeRunner::settle_precision_by_linear() {
+  linear_served_ = true;
+  ggml_adapter::Setting setting = settings_.setting;
+  settle_precision(setting, linear_->rounds(), ggml_adapter::has_bf16(ctx_));
+  server_->set_precision(setting.op.precision);
 }
 
 double NodeRunner::difference_from_ggml(ggml_tensor& node) {

@@ -44,6 +44,7 @@ class NodeRunner {
   bool compute_or_throw(ggml_tensor& node);
   bool serve(ggml_tensor& node);
   bool compute_linear(ggml_tensor& node);
+  void settle_precision_by_linear();
   double difference_from_ggml(ggml_tensor& node);
   void report(Totals totals);
   bool fits_setting(const ggml_tensor& node);
@@ -54,7 +55,8 @@ class NodeRunner {
   tsp_context_t* ctx_ = nullptr;
   std::unique_ptr<ggml_adapter::AttentionServer> server_;
   std::unique_ptr<ggml_adapter::LinearServer> linear_;  // null: not asked for, or not there
-  std::vector<float> ours_;                             // while verifying
+  bool linear_served_ = false;
+  std::vector<float> ours_;  // while verifying
   bool complained_ = false;
   int32_t num_layers_ = 0;
   bool contradicts_ = false;  // the setting is for another model: exact from then on
