@@ -111,6 +111,35 @@ def test_tensors_that_are_not_their_memory(tensors):
     assert torch.equal(tokensparse.attend(q, torch.nn.Parameter(k, False), v), tokensparse.attend(q, k, v))
 
 
+def test_lazy_parameters_and_memory_that_is_gone(tensors):
+    q, k, v = tensors()
+    freed, cut = k.clone(), k.clone()
+    freed.untyped_storage().resize_(0)
+    cut.untyped_storage().resize_(k.nbytes - 4)
+    for bad, message in [
+        (torch.nn.parameter.UninitializedParameter(), "is a lazy parameter without a shape yet"),
+        (freed, f"k: needs {k.nbytes} bytes of memory, its storage has 0"),
+        (cut, f"k: needs {k.nbytes} bytes of memory, its storage has {k.nbytes - 4}"),
+    ]:
+        with pytest.raises(tokensparse.InvalidArgument, match=message):
+            tokensparse.attend(q, bad, v)
+    want = tokensparse.attend(q, k, v)
+    for same in (torch._lazy_clone(k), k.transpose(0, 1).contiguous().transpose(0, 1),
+                 torch.cat((k, k))[: len(k)], torch.cat((k, k), 2)[..., : k.shape[2]]):  # fmt: skip
+        assert torch.equal(tokensparse.attend(q, same, v), want)
+
+
+def test_recording_refuses_what_it_would_bake_in(tensors):
+    q, k, v = tensors()
+    attend = lambda q, k, v: tokensparse.attend(q, k, v)  # noqa: E731
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    for record in (lambda: torch.jit.trace(attend, (q, k, v)), lambda: make_fx(attend)(q, k, v)):
+        with pytest.raises(tokensparse.InvalidArgument, match="q: cannot be recorded by"):
+            record()
+    assert torch.equal(attend(q, k, v), torch.ops.tokensparse.attend(q, k, v))
+
+
 def test_operators_equal_functions(tensors):
     q, k, v = tensors(k_len=130)
     op = torch.ops.tokensparse

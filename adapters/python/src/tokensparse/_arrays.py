@@ -94,6 +94,8 @@ def _view_numpy(x: np.ndarray, name: str) -> View:
 
 def _why_not_memory(x: Any, torch: Any) -> str:
     """What a tensor is whose numbers are not simply those in its memory; empty for others."""
+    if torch.nn.parameter.is_lazy(x):
+        return "a lazy parameter without a shape yet"
     if type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return type(x).__name__  # FakeTensor, DTensor, MaskedTensor, quantised wrappers, ...
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
@@ -107,7 +109,26 @@ def _why_not_memory(x: Any, torch: Any) -> str:
     return ""
 
 
+def _is_recorded(torch: Any) -> bool:
+    """Whether calls of torch become a graph now, in which ours would be a constant."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return torch.jit.is_tracing() or (proxies is not None and proxies.get_proxy_mode() is not None)
+
+
+def _check_storage(x: Any, name: str) -> None:
+    """The memory of a tensor can be given back or cut under it (`untyped_storage().resize_`)."""
+    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride()))
+    needed = (x.storage_offset() + last + 1) * x.element_size() if x.numel() else 0
+    if needed > (held := x.untyped_storage().nbytes()):
+        raise InvalidArgument(f"{name}: needs {needed} bytes of memory, its storage has {held}")
+
+
 def _view_torch(x: Any, name: str, torch: Any) -> View:
+    if _is_recorded(torch):
+        raise InvalidArgument(
+            f"{name}: cannot be recorded by torch.jit.trace or make_fx: use torch.compile, or "
+            "torch.ops.tokensparse"
+        )
     if why := _why_not_memory(x, torch):
         raise InvalidArgument(f"{name}: must be a plain tensor, is {why.format(name=name)}")
     if x.requires_grad and torch.is_grad_enabled():
@@ -120,6 +141,7 @@ def _view_torch(x: Any, name: str, torch: Any) -> View:
     kind = x.device.type
     if kind not in ("cpu", "cuda"):
         raise InvalidArgument(f"{name}: must be on the CPU or on a CUDA device, is on {x.device}")
+    _check_storage(x, name)
     return View(
         x.data_ptr(),
         tuple(x.shape),
