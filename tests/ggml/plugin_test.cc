@@ -239,6 +239,30 @@ TEST(Plugin, AskedToBeSparseItIsTheBuiltInSettingInTheMiddleLayers) {
       << plugin.summary();
 }
 
+TEST(Plugin, AModelAndItsDraftHaveTheirOwnMiddle) {
+  const ModelFile large({.layers = 6}), draft({.layers = 3, .seed = 2});
+  const Engine::Options options{.context = 4096, .ubatch = 1024};
+  const auto tokens = random_tokens(1000, 1);
+  for (const bool draft_first : {false, true}) {
+    const LoadedPlugin plugin(Variables{{"TOKENSPARSE_COVERAGE", "0.5"},
+                                        {"TOKENSPARSE_MIN_KEYS", "0"},
+                                        {"TOKENSPARSE_MIN_ROWS", "64"},
+                                        {"TOKENSPARSE_MIN_TOKENS", "16"}});
+    Engine one((draft_first ? draft : large).path(), options, {});
+    Engine other((draft_first ? large : draft).path(), options, {});
+    int64_t sparse = 0, served = 0;
+    // The older one goes first: the host asks about its graph while the other is the last made.
+    for (int i = 0; i < 4; ++i) {
+      (i % 2 == 0 ? one : other).decode(tokens);
+      const bool is_draft = (i % 2 == 0) == draft_first;
+      sparse += is_draft ? 1 : 4;
+      served += is_draft ? 3 : 6;
+      EXPECT_EQ(plugin.served(), served);
+      EXPECT_EQ(plugin.sparse(), sparse) << i << ", draft first " << draft_first;
+    }
+  }
+}
+
 TEST(Plugin, LayersThatNeverWereSparseAreNamedWithTheReason) {
   const ModelFile model({.arch = "gemma3", .layers = 4, .sliding_window = 128});
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_KEEP", "0.5"},

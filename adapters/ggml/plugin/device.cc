@@ -47,6 +47,7 @@ struct Device {
 
 struct Backend {
   std::unique_ptr<NodeRunner> runner;
+  int64_t context = 0;  // its number at the watch
   bool remarked = false;
   ggml_abort_callback abort = nullptr;
   void* abort_data = nullptr;
@@ -86,7 +87,7 @@ ggml_status backend_compute(ggml_backend_t self, ggml_cgraph* graph) {
       tell_once(device, remark);
     }
   }
-  backend.runner->set_num_layers(device.watch->num_layers());
+  backend.runner->set_num_layers(device.watch->num_layers(backend.context));
   {
     const std::lock_guard lock(device.running_mutex);
     device.running[std::this_thread::get_id()] = backend.runner.get();
@@ -146,14 +147,14 @@ ggml_backend_t device_init(ggml_backend_dev_t dev, const char*) {
     return nullptr;
   }
   device.first_rows = kAwaited;
-  device.watch->made_context();
+  const int64_t context = device.watch->made_context();
   auto backend = std::make_unique<ggml_backend>();
   backend->guid = &guid;
   backend->iface.get_name = backend_name;
   backend->iface.free = backend_free;
   backend->iface.graph_compute = backend_compute;
   backend->device = dev;
-  backend->context = new Backend{.runner = std::move(runner)};
+  backend->context = new Backend{.runner = std::move(runner), .context = context};
   return backend.release();
 }
 

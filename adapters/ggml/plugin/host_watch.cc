@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "adapters/ggml/plugin/host_watch.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "adapters/ggml/attention_shape.h"
@@ -28,15 +29,37 @@ int32_t layer_of_weights(const ggml_tensor& weights) {
 
 void HostWatch::clear() {
   contexts_ = 0;
-  layers_ = 0;
   rows_ = 0;
   flash_attention_ = other_attention_ = false;
+  const std::lock_guard lock(models_mutex_);
+  models_.assign(1, {});
 }
 
-void HostWatch::made_context() {
-  ++contexts_;
+int64_t HostWatch::made_context() {
   rows_ = 0;
   flash_attention_ = other_attention_ = false;
+  const std::lock_guard lock(models_mutex_);
+  models_.emplace_back();
+  return ++contexts_;
+}
+
+int32_t HostWatch::num_layers(int64_t context) const {
+  const std::lock_guard lock(models_mutex_);
+  const auto at = static_cast<size_t>(context);
+  return at < models_.size() ? models_[at].layers : 0;
+}
+
+void HostWatch::count_layers(const ggml_tensor* weights, int32_t layer) {
+  if (layer < 0) return;
+  const std::lock_guard lock(models_mutex_);
+  Model& model = models_.back();
+  if (weights != nullptr && model.weights == nullptr) {
+    model.first = weights->name;
+    model.weights = weights;
+  } else if (weights != nullptr && model.weights != weights && model.first == weights->name) {
+    model.others = true;
+  }
+  if (!model.others) model.layers = std::max(model.layers, layer + 1);
 }
 
 void HostWatch::asked(const ggml_tensor& node) {
@@ -44,10 +67,10 @@ void HostWatch::asked(const ggml_tensor& node) {
     case GGML_OP_FLASH_ATTN_EXT:
       flash_attention_ = true;
       raise(rows_, node.src[0]->ne[1]);
-      raise(layers_, ggml_adapter::layer_of(node) + 1);
+      count_layers(nullptr, ggml_adapter::layer_of(node));
       break;
     case GGML_OP_MUL_MAT:
-      if (node.src[0] != nullptr) raise(layers_, layer_of_weights(*node.src[0]) + 1);
+      if (node.src[0] != nullptr) count_layers(node.src[0], layer_of_weights(*node.src[0]));
       break;
     case GGML_OP_SOFT_MAX:  // under a mask: attention in parts
       if (node.src[1] != nullptr) other_attention_ = true;
@@ -70,9 +93,10 @@ std::vector<std::string> HostWatch::remarks(const ggml_adapter::Setting& setting
                       std::to_string(rows_) + " rows, below min_rows " +
                       std::to_string(setting.min_rows) + "; start it with -ub 2048");
   }
-  if (setting.layers.highest() >= layers_) {
+  const int32_t layers = num_layers(contexts_);
+  if (setting.layers.highest() >= layers) {
     remarks.push_back("there is no layer " + std::to_string(setting.layers.highest()) +
-                      " in this model of " + std::to_string(layers_) + " layers; it is not missed");
+                      " in this model of " + std::to_string(layers) + " layers; it is not missed");
   }
   return remarks;
 }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -14,18 +15,21 @@
 
 namespace tsp::ggml_plugin {
 
-/// The number of layers is the largest of all models of the process: of a model and its draft, the
-/// model's. All else is of the context that was made last: the host asks about its graph then.
+/// The host asks about the graph of a context when it makes it, and then at every batch: what is
+/// said of the chunks is of the context that was made last. A process may have a model and a draft
+/// of it, so layers are counted for each context, until the host asks about another one's.
 class HostWatch {
  public:
   /// As at first.
   void clear();
-  void made_context();
+  /// The number of the new context, from 1.
+  int64_t made_context();
   int64_t contexts() const { return contexts_; }
   /// The host asks who takes a node. Contexts may be made on several threads.
   void asked(const ggml_tensor& node);
 
-  int32_t num_layers() const { return layers_; }
+  /// Of the model of a context.
+  int32_t num_layers(int64_t context) const;
   /// What the setting asks for and this host will not do; a sentence each.
   std::vector<std::string> remarks(const ggml_adapter::Setting& setting) const;
   /// Why no attention node can be served, where it is the host's doing; else empty.
@@ -33,9 +37,17 @@ class HostWatch {
 
  private:
   std::atomic<int64_t> contexts_{0};
-  std::atomic<int32_t> layers_{0};
   std::atomic<int64_t> rows_{0};  // of the largest chunk that there may be
   std::atomic<bool> flash_attention_{false}, other_attention_{false};
+  struct Model {
+    int32_t layers = 0;
+    std::string first;              // the name of the first weights that were asked about ...
+    const void* weights = nullptr;  // ... and which they were: others of the name are another's
+    bool others = false;
+  };
+  void count_layers(const ggml_tensor* weights, int32_t layer);
+  mutable std::mutex models_mutex_;
+  std::vector<Model> models_{1};  // of each context; before the first one, of weights being loaded
 };
 
 /// Of the model that an attention node belongs to, as far as the node shows it.
