@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the vLLM backends share, without vLLM: who serves which request, and the reports."""
 
+import json
 import types
 
 import pytest
@@ -9,7 +10,8 @@ torch = pytest.importorskip("torch")
 
 from tokensparse import Selection, Setting
 from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
-from tokensparse.vllm import report
+from tokensparse._report import LayerReport, Report
+from tokensparse.vllm import metrics, report
 from tokensparse.vllm.steps import Layer, Run, Step, plan, serve_step
 
 
@@ -83,6 +85,40 @@ def test_a_served_run_is_reported_once(monkeypatch, caplog):
     assert short.exact == {"fewer query rows than min_rows": 2}
     [empty] = report()
     assert empty.served == 0 and empty.kept_share is None
+
+
+def test_metrics_are_what_the_processes_left(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
+    sparse, exact = LayerReport(1, named=True), LayerReport(0)
+    sparse.count_exact([(100, 200)], "fewer keys than min_keys")
+    exact.count_exact([(100, 200)], "")
+    exact.stock["sliding window"] += 3
+    metrics.publish(Report([sparse, exact]))
+    [file] = tmp_path.iterdir()
+    left = json.loads(file.read_text())
+    left["kept_tokens"]["sparse"] = 50
+    found = {(name, *labels.values()): value for name, labels, value in metrics.samples([left] * 2)}
+    assert found["query_rows", "sparse"] == 200 and found["key_tokens", "exact"] == 400
+    assert found["kept_share", "sparse"] == 0.25 and found["kept_share", "all"] == 500 / 800
+    assert found["exact_calls", "fewer keys than min_keys"] == 2
+    assert found["stock_calls", "sliding window"] == 6
+    assert not list(metrics.samples([]))
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path / "missing"))
+    metrics.publish(Report([sparse]))  # an engine does not stop for it
+
+
+def test_the_server_shows_them(monkeypatch, tmp_path):
+    prometheus = pytest.importorskip("prometheus_client")
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
+    layer = LayerReport(1, named=True)
+    layer.count_exact([(100, 200)], "fewer keys than min_keys")
+    metrics.publish(Report([layer]))
+    registry = prometheus.CollectorRegistry()
+    registry.register(metrics.Collector(tmp_path))
+    text = prometheus.generate_latest(registry).decode()
+    assert 'tokensparse_query_rows_total{layers="sparse"} 100.0' in text
+    assert 'tokensparse_kept_share{layers="all"} 1.0' in text
+    assert 'tokensparse_exact_calls_total{reason="fewer keys than min_keys"} 1.0' in text
 
 
 def test_a_setting_that_is_not_for_the_model(monkeypatch):

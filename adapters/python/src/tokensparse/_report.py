@@ -86,6 +86,16 @@ class LayerReport:
         self.stock.clear()
 
     @property
+    def key_tokens(self) -> int:
+        """Keys of the served calls."""
+        return self._key_tokens
+
+    @property
+    def kept_tokens(self) -> float:
+        """Those that were kept; of a GPU's calls reading this waits for it."""
+        return float(self._kept)
+
+    @property
     def kept_share(self) -> float | None:
         """Kept tokens over tokens of the served calls; None when there were none."""
         return float(self._kept) / self._key_tokens if self._key_tokens else None

@@ -20,6 +20,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .._need import TooOld, need
+from . import metrics
 
 if TYPE_CHECKING:
     from .._report import Report
@@ -42,6 +43,7 @@ def register() -> None:
 
     register_backend(AttentionBackendEnum.CPU_ATTN, "tokensparse.vllm.cpu.CPUBackend")
     register_backend(AttentionBackendEnum.CUSTOM, "tokensparse.vllm.cuda.CUDABackend")
+    metrics.register()
 
 
 def report(reset: bool = False) -> Report:

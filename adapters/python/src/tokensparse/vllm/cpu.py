@@ -19,7 +19,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
 )
 
-from .steps import SHORT, Layer, Run, Step, plan, serve_step
+from .steps import SHORT, Layer, Run, Step, plan, publish_now_and_then, serve_step
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -130,6 +130,7 @@ class CPUImpl(CPUAttentionBackendImpl):
             step = None if reason else _step(attn_metadata, self.tokensparse)
         if step is None or not step.ours:
             report.stock[reason or SHORT] += 1
+            publish_now_and_then()
             return stock(query, key, value, kv_cache, attn_metadata, output)
 
         def serve_stock(index: int, run: Run) -> None:

@@ -22,6 +22,7 @@ from .._model import check_setting, numbers, sparse_layers
 from .._report import LayerReport, Report
 from .._served import ServedLayer
 from ..setting import Setting
+from . import metrics
 
 SHORT = "short calls and decode"
 
@@ -29,6 +30,8 @@ _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
 _layers: dict[str, ServedLayer] = {}
 _last_log = 0.0
+_PUBLISH_EVERY = 1.0  # seconds
+_last_published = 0.0
 _said = False
 
 
@@ -140,8 +143,12 @@ class Layer:
             run.q_offsets,
             run.k_offsets,
         )
-        if query.device.type == "cpu" and self.served.index == self.served.last_sparse:
+        if query.device.type != "cpu":
+            return  # what was kept is on the GPU: to read it would be to wait
+        if self.served.index == self.served.last_sparse:
             log_kept_share(self.served)
+        if self.served.index == max(layer.index for layer in _layers.values()):
+            metrics.publish(collect(reset=False))
 
 
 def serve_step(
@@ -214,6 +221,15 @@ def log_kept_share(layer: ServedLayer) -> None:
         100 * (found.kept_share_of_all or 1),
         layer.num_layers or len(found),
     )
+
+
+def publish_now_and_then() -> None:
+    """For calls that only the stock kernel sees, of which there is one a layer and token."""
+    global _last_published
+    now = time.monotonic()
+    if now - _last_published >= _PUBLISH_EVERY:
+        _last_published = now
+        metrics.publish(collect(reset=False))
 
 
 def collect(reset: bool) -> Report:
