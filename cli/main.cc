@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 
+#include "cli/usage_error.h"
 #include "cli/verbs.h"
 #include "tokensparse/tokensparse.h"
 
@@ -77,13 +78,14 @@ int main(int argc, char** argv) {
       return complain((what + "; `tokensparse --help` lists them").c_str(), kExitUsage);
     }
     const CLI::App* verb = app.get_subcommands().front();
+    while (!verb->get_subcommands().empty()) verb = verb->get_subcommands().front();
     if (verb->get_require_subcommand_min() > verb->get_subcommands().size()) {
       return complain(("what to " + verb->get_name() + " is not given; `tokensparse " +
                        verb->get_name() + " --help` lists it")
                           .c_str(),
                       kExitUsage);
     }
-    return complain(error.what(), kExitUsage);
+    return complain(usage_sentence(error, *verb).c_str(), kExitUsage);
   } catch (const Failure& failure) {
     return complain(failure.what(), failure.exit_code);
   } catch (const std::bad_alloc&) {

@@ -38,13 +38,18 @@ CLI::Option* add_choice(CLI::App& app, const std::string& flag, int32_t& value,
         value = static_cast<int32_t>(std::find(names.begin(), names.end(), name) - names.begin());
       },
       description);
-  const auto one_of = [names](const std::string& name) {
-    if (std::find(names.begin(), names.end(), name) != names.end()) return std::string();
-    return "must be one of " + join(names, ", ") + ", got " + name;
-  };
-  option->check(CLI::Validator(one_of, ""));
+  option->check(one_of(names));
   option->type_name(join(names, "|"))->default_str(names.at(static_cast<size_t>(value)));
   return option;
+}
+
+CLI::Validator one_of(const std::vector<std::string>& names) {
+  return CLI::Validator(
+      [names](const std::string& name) {
+        if (std::find(names.begin(), names.end(), name) != names.end()) return std::string();
+        return "must be one of " + join(names, ", ") + ", got " + name;
+      },
+      "");
 }
 
 CLI::Validator between(double low, double high) {

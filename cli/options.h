@@ -30,6 +30,9 @@ void add_setting_options(CLI::App& app, ggml_adapter::Setting& setting);
 CLI::Option* add_choice(CLI::App& app, const std::string& flag, int32_t& value,
                         const std::vector<std::string>& names, const std::string& description);
 
+/// Accepts these; the message lists them.
+CLI::Validator one_of(const std::vector<std::string>& names);
+
 /// Accepts numbers with low <= x <= high (NaN is not one); the rule is part of the message.
 CLI::Validator between(double low, double high);
 

@@ -39,7 +39,7 @@ CLI::Option* add_list(CLI::App& app, const char* flag, std::vector<Value>& value
 
 void add_shape_options(CLI::App& verb, BenchOptions& o) {
   constexpr int64_t kMaxTokens = int64_t{1} << 24;
-  const CLI::IsMember dtypes({"f32", "f16", "bf16"});
+  const CLI::Validator dtypes = one_of({"f32", "f16", "bf16"});
   add_list(verb, "--tokens", o.tokens, "Prompt lengths (keys)")
       ->check(between(1, kMaxTokens))
       ->default_str("8192");
@@ -54,17 +54,20 @@ void add_shape_options(CLI::App& verb, BenchOptions& o) {
   add_list(verb, "--dim", o.dims, "Head dims")->check(between(1, 4096))->default_str("64");
   add_list(verb, "--dtype", o.dtypes, "Types of k and v: f32, f16, bf16")
       ->check(dtypes)
+      ->type_name("f32|f16|bf16")
       ->default_str("f16");
   verb.add_option("--q-dtype", o.q_dtype,
                   "Type of q and out; f32 if not given, on a GPU the type of k and v")
-      ->check(dtypes);
+      ->check(dtypes)
+      ->type_name("f32|f16|bf16");
 }
 
 void add_measuring_options(CLI::App& verb, BenchOptions& o) {
   add_list(verb, "--peer", o.peers,
            "What to run beside it: llama.cpp, dense, torch, or none; those in this process if not "
            "given")
-      ->check(CLI::IsMember({"llama.cpp", "dense", "torch", "none"}));
+      ->check(one_of({"llama.cpp", "dense", "torch", "none"}))
+      ->type_name("llama.cpp|dense|torch|none");
   verb.add_option("--micro-batch", o.micro_batch, "Queries that llama.cpp's kernel gets at a time")
       ->check(between(1, 1 << 20))
       ->default_str("512");
@@ -95,7 +98,8 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
       ->check(between(0, 1))
       ->group("Choosing tokens");
   add_list(*verb, "--precision", options->precisions, "Arithmetic of the products: f32, bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->check(one_of({"f32", "bf16"}))
+      ->type_name("f32|bf16")
       ->default_str("f32")
       ->group("Where it runs");
   add_list(*verb, "--isa", options->isas, "CPU instruction sets; the best one if not given")

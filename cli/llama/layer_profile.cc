@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -171,6 +172,17 @@ std::string default_profile_text() {
 }
 
 std::string profile_path(const std::string& model_path) { return model_path + ".tokensparse.json"; }
+
+std::string cached_profile_path(const std::string& model_path) {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::filesystem::path(value != nullptr ? value : "");
+  };
+  std::filesystem::path folder = variable("XDG_CACHE_HOME");
+  if (folder.empty() && !variable("HOME").empty()) folder = variable("HOME") / ".cache";
+  if (folder.empty()) return "";
+  return folder / "tokensparse" / profile_path(std::filesystem::path(model_path).filename());
+}
 
 std::string to_json(const LayerProfile& profile, const Model& model) {
   nlohmann::ordered_json json;

@@ -40,7 +40,9 @@ LayerProfile measure_profile(const Model& model, const std::string& text, int32_
 /// Empty where the machine does not have it.
 std::string default_profile_text();
 
-std::string profile_path(const std::string& model_path);  // MODEL.gguf.tokensparse.json
+std::string profile_path(const std::string& model_path);
+/// Where one is kept that cannot lie beside the model; empty where there is no home either.
+std::string cached_profile_path(const std::string& model_path);  // MODEL.gguf.tokensparse.json
 std::string to_json(const LayerProfile& profile, const Model& model);
 void write_profile(const LayerProfile& profile, const Model& model, const std::string& path);
 /// False when there is none or it belongs to another model (it knows the model's size). Throws

@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "cli/llama/openmp_threads.h"
+#include "cli/options.h"
 #include "cli/verbs.h"
 
 namespace tsp::cli {
@@ -57,12 +58,13 @@ void add_linear_options(CLI::App& app, LinearChoice& choice) {
          "weights and activations as 8-bit integers; onednn, with both rounded to bf16; auto:\n"
          "int8 where the processor has AVX512-VNNI and the weights are quantised, else onednn\n"
          "where it is there and faster and the weights are not f16 or f32")
-      ->check(CLI::IsMember({"auto", "ggml", "onednn", "int8"}))
+      ->check(one_of({"auto", "ggml", "onednn", "int8"}))
+      ->type_name("auto|ggml|onednn|int8")
       ->capture_default_str();
   app.add_option("--linear-keep", choice.keep_mb,
                  "Megabytes for weights that stay as they are multiplied: 1.06 bytes a parameter\n"
                  "for int8, 2 for onednn")
-      ->check(CLI::Range(0, 1 << 20))
+      ->check(between(0, 1 << 20))
       ->capture_default_str();
 }
 

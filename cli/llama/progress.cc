@@ -36,6 +36,13 @@ void Progress::update(int64_t done) {
                 static_cast<long long>(done), static_cast<long long>(total_), unit_,
                 static_cast<long long>(total_ > 0 ? 100 * done / total_ : 100), elapsed.count());
   std::string line(text);
+  if (done > done_) {
+    std::snprintf(text, sizeof text, ", the last %lld in %.1f s",
+                  static_cast<long long>(done - done_), elapsed.count() - elapsed_);
+    line += text;
+  }
+  done_ = done;
+  elapsed_ = elapsed.count();
   line.resize(std::min(line.size(), columns() - 1));  // a longer one would not be wiped
   const size_t length = line.size();
   if (length < shown_) line.append(shown_ - length, ' ');

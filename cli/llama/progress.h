@@ -27,7 +27,9 @@ class Progress {
   int64_t total_;
   bool enabled_;
   const char* unit_;
-  size_t shown_ = 0;  // characters of the line
+  size_t shown_ = 0;    // characters of the line
+  int64_t done_ = 0;    // at the last update ...
+  double elapsed_ = 0;  // ... and when that was
   std::chrono::steady_clock::time_point start_;
 };
 

@@ -32,19 +32,34 @@ struct RunOptions {
   bool profile = false, compare = false, json = false, verbose = false;
 };
 
-/// The profile beside the model; made and stored first where there is none.
-std::vector<int32_t> profiled_layers(const RunOptions& options, const Model& model,
-                                     const std::string& text, int32_t threads) {
-  const std::string path = profile_path(options.model);
-  LayerProfile profile;
-  if (read_profile(path, model, profile)) return profile.sparse_layers;
-  const std::string standard = default_profile_text();
-  profile = measure_profile(model, standard.empty() ? text : standard, threads, !options.json);
+/// False where that was not possible; says so.
+bool store(const LayerProfile& profile, const Model& model, const std::string& path, bool tell) {
   try {
     write_profile(profile, model, path);
-    if (!options.json) std::fprintf(stderr, "layer profile stored in %s\n", path.c_str());
+    if (tell) std::fprintf(stderr, "layer profile stored in %s\n", path.c_str());
+    return true;
   } catch (const Failure& failure) {
-    if (!options.json) std::fprintf(stderr, "layer profile not stored: %s\n", failure.what());
+    if (tell) std::fprintf(stderr, "layer profile not stored: %s\n", failure.what());
+    return false;
+  }
+}
+
+/// The profile beside the model, or of a folder that cannot be written in the cache; made and
+/// stored first where there is none.
+std::vector<int32_t> profiled_layers(const RunOptions& options, const Model& model,
+                                     const std::string& text, int32_t threads) {
+  const std::string beside = profile_path(options.model);
+  const std::string cached = cached_profile_path(options.model);
+  LayerProfile profile;
+  if (read_profile(beside, model, profile) || read_profile(cached, model, profile)) {
+    return profile.sparse_layers;
+  }
+  const std::string standard = default_profile_text();
+  profile = measure_profile(model, standard.empty() ? text : standard, threads, !options.json);
+  if (!store(profile, model, beside, !options.json) && !cached.empty()) {
+    std::error_code error;  // what comes of it the next line says
+    std::filesystem::create_directories(std::filesystem::path(cached).parent_path(), error);
+    store(profile, model, cached, !options.json);
   }
   return profile.sparse_layers;
 }

@@ -176,7 +176,16 @@ class BadInput(InFolder):
         self.refuse(2, "no verb named fly", "fly")
         self.refuse(2, "--out is required", "apply", self.source)
         self.refuse(2, "IN is required", "apply", "--out", self.target)
-        self.refuse(2, "--frobnicate", *base, "--frobnicate")
+        self.refuse(2, "no option --frobnicate; `tokensparse apply", *base, "--frobnicate")
+        self.refuse(2, "no option --ouch; `tokensparse apply", "apply", self.source, "--ouch=a")
+        self.refuse(2, "no option --dims; `tokensparse bench attend", "bench", "attend", "--dims", 3)
+        self.refuse(2, "b is one argument too many", *base, "b")
+        self.refuse(2, "--keep: needs a value", *base, "--keep")
+        self.refuse(2, "--keep: must be given once", *base, "--keep=1", "--keep=1")
+        self.refuse(2, "--threads: must be an integer, got 1.5", *base, "--threads", "1.5")
+        self.refuse(
+            2, "--dtype: must be one of f32, f16, bf16, got f8", "bench", "attend", "--dtype", "f8"
+        )
         self.refuse(2, "--coverage: must be a number between 0 and", *base, "--coverage", "1.5")
         self.refuse(2, "--coverage: must be a number between 0 and", *base, "--coverage", "nan")
         self.refuse(2, "--coverage", *base, "--coverage", "much")

@@ -326,6 +326,8 @@ class Run(WithModel):
                 os.close(terminal)
                 text = read_all(seen)
             self.assertNotIn(b"\x1b", text)
+            if columns == 120:
+                self.assertRegex(text, rb", the last \d+ in \d+\.\d s")
             if columns != 30:
                 self.assertRegex(text, rb"exact: reading the prompt: \d+ of \d+ tokens")
             lines = text.split(b"\r")
@@ -375,11 +377,21 @@ class Profile(WithModel):
         others = [d for layer, d in enumerate(drift) if layer not in profile["sparse_layers"]]
         self.assertGreaterEqual(min(d for d in others if d is not None), highest)
 
-    def test_where_it_cannot_be_stored_run_goes_on(self):
+    def test_where_it_cannot_be_stored_it_is_kept_in_the_cache(self):
         Path(str(self.model) + ".tokensparse.json").mkdir()  # stops root as well
-        result = run(*self.arguments("-n", 2, *self.SPARSE))
+        arguments = self.arguments("-n", 2, *self.SPARSE)
+        cache = self.folder / "cache"
+        env = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+        not_there = rb"layer profile not stored: [^\n]+\n"
+        result = run(*arguments, env=env)
         self.assertEqual(result.returncode, 0)
-        self.assertRegex(result.stderr, rb"\Alayer profile not stored: [^\n]+\n\Z")
+        stored = rb"layer profile stored in [^\n]+/cache/tokensparse/[^\n]+\n"
+        self.assertRegex(result.stderr, rb"\A" + not_there + stored + rb"\Z")
+        self.assertEqual(run(*arguments, env=env).stderr, b"")  # read
+        bare = {k: v for k, v in env.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+        result = run(*arguments, env=bare)
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(result.stderr, rb"\A" + not_there + rb"\Z")
 
     def test_a_damaged_one_is_named(self):
         stored = Path(str(self.model) + ".tokensparse.json")
