@@ -92,7 +92,8 @@ void print(const RunReport& report, const RunOptions& options) {
 
 void run(RunOptions& options) {
   const CatchInterrupt catch_interrupt;
-  if (options.question.empty()) throw Failure("--prompt: must not be empty", kExitUsage);
+  const bool blank = options.question.find_first_not_of(" \t\r\n") == std::string::npos;
+  if (blank) throw Failure("--prompt: must not be empty", kExitUsage);
   std::string note;
   const std::string text = read_text(options.text, &note);
   if (!note.empty() && !options.json) std::fprintf(stderr, "tokensparse: note: %s\n", note.c_str());

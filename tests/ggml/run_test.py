@@ -564,6 +564,7 @@ class BadInput(WithModel):
         self.fails("--pool: must be an odd integer between 1 and 1023, got 4", 2,
                    *self.arguments("--pool", 4))
         self.fails("--prompt: must not be empty", 2, *self.arguments()[:-1], "")
+        self.fails("--prompt: must not be empty", 2, *self.arguments()[:-1], " \n")
         self.fails("--ubatch", 2, *self.arguments("--ubatch", 1))
         self.fails("--coverage", 2, *self.arguments("--coverage", "nan"))
         self.fails("--share", 2, *self.arguments("--share", "all"))
