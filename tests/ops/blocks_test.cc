@@ -67,6 +67,14 @@ TEST_P(BlockSets, WithColumnsMatchTheOracle) {
   }
 }
 
+TEST_P(BlockSets, MoreColumnsThanAreGatheredAtATimeMatchTheOracle) {
+  const Problem problem({.q_lens = {100}, .k_lens = {2600}, .num_q_heads = 1, .num_kv_heads = 1});
+  for (const float density : {0.0f, 0.8f}) {
+    check(problem, nullptr, {},
+          problem.random_blocks(nullptr, TSP_SHARE_LAYER, 128, density, 0.6f, 5));
+  }
+}
+
 TEST_P(BlockSets, OfKeptEntriesMatchTheOracle) {
   for (const Shape& shape : shapes()) {
     const Problem problem(shape);

@@ -154,6 +154,50 @@ class Call:
             _library.IndexSets(indices.data, kept.data, indices.shape[1], 0, *strides),
         )
 
+    def blocks(self, sets: Any) -> None:
+        """Sets the field `blocks` from what has the attributes that `attend` describes."""
+        seen = {}
+        for name, ndim in (("blocks", 4), ("counts", 3), ("columns", 3), ("num_columns", 2)):
+            value = getattr(sets, name)
+            if value is None and name in ("columns", "num_columns"):
+                continue
+            seen[name] = self.look(value, f"blocks.{name}")
+            _check_list(f"blocks.{name}", seen[name], ndim, self.num_seqs)
+        blocks, counts = seen["blocks"], seen["counts"]
+        for name, view in seen.items():
+            if view.shape[1] != blocks.shape[1]:
+                raise InvalidArgument(
+                    f"blocks.{name}: must have as many sets as blocks.blocks "
+                    f"({blocks.shape[1]}), has {view.shape[1]}"
+                )
+        if counts.shape[2] != blocks.shape[2]:
+            raise InvalidArgument(
+                f"blocks.counts: must have as many query blocks as blocks.blocks "
+                f"({blocks.shape[2]}), has {counts.shape[2]}"
+            )
+        columns, num_columns = seen.get("columns"), seen.get("num_columns")
+        if num_columns is not None and num_columns.shape[0] > 1:
+            if num_columns.strides[0] != num_columns.shape[1]:
+                raise InvalidArgument(
+                    f"blocks.num_columns: must be contiguous, strides are "
+                    f"{list(num_columns.strides)}"
+                )
+        field = self.params.blocks
+        field.blocks, field.counts = blocks.data, counts.data
+        field.columns = columns.data if columns else None
+        field.num_columns = num_columns.data if num_columns else None
+        field.num_sets = blocks.shape[1]
+        field.seq_stride, field.set_stride, field.row_stride = blocks.strides[:3]
+        field.count_seq_stride, field.count_set_stride = counts.strides[:2]
+        if columns:
+            field.column_seq_stride, field.column_set_stride = columns.strides[:2]
+        if not 1 <= sets.block <= 512:
+            raise InvalidArgument(
+                "blocks.block: must be a multiple of 16 between 16 and 512, is "
+                f"{sets.block}"
+            )
+        field.block = operator.index(sets.block)
+
     def run(self) -> None:
         if self.context is not None:
             self._check_context(self.context)
@@ -188,6 +232,20 @@ class Call:
                 else:
                     self.params.workspace = context.scratch(size.value)
         check(getattr(lib, f"tsp_{self.op}")(handle, self.params))
+
+
+def _check_list(name: str, seen: View, ndim: int, num_seqs: int) -> None:
+    if seen.dtype != "int32":
+        raise TypeError(f"{name}: dtype must be int32, is {seen.dtype}")
+    if len(seen.shape) != ndim or seen.shape[0] != num_seqs:
+        raise InvalidArgument(
+            f"{name}: must have {ndim} axes, the first of {num_seqs} sequences, is "
+            f"{list(seen.shape)}"
+        )
+    if seen.shape[-1] > 1 and seen.strides[-1] != 1 or min(seen.strides) < 0:
+        raise InvalidArgument(
+            f"{name}: the last axis must be contiguous, strides are {list(seen.strides)}"
+        )
 
 
 def _current_stream(like: Any, producer: int | None) -> int:

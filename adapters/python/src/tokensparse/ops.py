@@ -229,6 +229,7 @@ def attend(
     q_offsets: Sequence[int] | None = None,
     k_offsets: Sequence[int] | None = None,
     out: Array | None = None,
+    blocks: Any | None = None,
     context: Context | None = None,
 ) -> Any:
     """Causal attention, dense or on the kept tokens of each set.
@@ -243,6 +244,12 @@ def attend(
       precision: "f32", or "bf16" for products of operands rounded to bfloat16.
       return_lse: also return the log-sum-exp, float32 `[Tq, Hq]`, -inf for a row of zeros.
       out: `[Tq, Hq, D]` to write into; None = a new array of q's kind and dtype.
+      blocks: which key blocks and columns each block of queries reads, of the entries of
+        `selected` or of positions; None = every key. An object with the attributes of
+        tsp_block_sets_t, int32 arrays where the queries live: blocks `[num_seqs, S, M, L]`, the
+        ascending key blocks of query block m in the first counts[b, s, m]; counts
+        `[num_seqs, S, M]`; columns `[num_seqs, S, C]` and num_columns `[num_seqs, S]`, or None
+        both; and block, the entries of a block. S = Hq, Hkv or 1.
 
     Returns:
       out, or (out, lse).
@@ -258,6 +265,8 @@ def attend(
     call.batch(q_offsets, k_offsets, k)
     if selected is not None:
         call.sets(selected)
+    if blocks is not None:
+        call.blocks(blocks)
     out = _output(call, q, seen, out)
     lse = _lse(call, q, seen) if return_lse else None
     call.run()
@@ -301,6 +310,7 @@ def prefill(
     q_offsets: Sequence[int] | None = None,
     k_offsets: Sequence[int] | None = None,
     out: Array | None = None,
+    blocks: Any | None = None,
     context: Context | None = None,
 ) -> Any:
     """Token sparse attention in one call: `attend(q, k, v, select(score(q, k)))`.
@@ -318,6 +328,7 @@ def prefill(
         min_tokens and share are not used.
       when: "pays" attends exactly in sequences where leaving tokens out is not expected to be
         faster; "always" does what is asked.
+      blocks: see `attend`; with `sets`, or with coverage = 0.
       return_lse: also return the log-sum-exp, float32 `[Tq, Hq]`.
       return_selection: also return the Selection.
       return_kept: also return only its kept counts, int32 `[num_seqs]`.
@@ -340,6 +351,8 @@ def prefill(
     call.batch(q_offsets, k_offsets, k)
     if sets is not None:
         call.sets(sets, "given", "sets")
+    if blocks is not None:
+        call.blocks(blocks)
     out = _output(call, q, seen, out)
     results = [out]
     if return_lse:
