@@ -405,8 +405,7 @@ TEST_P(CudaDevice, BadInputIsRefusedByNameAndTheContextStaysUsable) {
   p.k.data = static_cast<char*>(p.k.data) + 2;
   refused(p, "k.data");
   p = base();
-  p.v.token_stride += 1;
-  p.k.token_stride += 1;
+  p.q.token_stride += 1;
   refused(p, "token_stride");
   p = base();
   p.workspace_bytes = 1;

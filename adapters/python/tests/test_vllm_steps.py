@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tokensparse import Selection, Setting
+from tokensparse._report import LayerReport, Report
 from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
 from tokensparse._report import LayerReport, Report
 from tokensparse.vllm import metrics, report
@@ -34,6 +35,27 @@ def test_requests_too_short_to_gain_are_apart():
     assert [run.long for run in step.ours] == [True, False, True]
     step = plan(starts, seq_lens, Setting(min_rows=2, min_keys=0))
     assert [(run.first, run.past, run.long) for run in step.ours] == [(0, 4, True)]
+
+
+def test_exact_prompts_can_be_left_to_the_engine():
+    # Rows 1, 300, 200 and 64 of sequences of 50, 5000, 5000 and 64 tokens.
+    starts, seq_lens = [0, 1, 301, 501, 565], [50, 5000, 5000, 64]
+    setting = Setting(min_rows=256, min_keys=1000)
+    step = plan(starts, seq_lens, setting, exact_is_ours=False)
+    assert [(run.first, run.past, run.long) for run in step.ours] == [(1, 2, True)]
+    assert [(run.first, run.past) for run in step.stock] == [(0, 1), (2, 4)]
+    assert step.prompts == ((300, 5000), (200, 5000), (64, 64))
+    assert step.exact == ((200, 5000), (64, 64))
+    assert plan(starts, seq_lens, setting).exact == ()
+
+
+def test_prompts_of_the_engine_count_as_kept():
+    found = LayerReport(3, named=True)
+    found.count_stock([(200, 5000), (64, 64)], "too short")
+    assert (found.served, found.query_tokens, found.kept_share) == (0, 0, 1)
+    assert found.stock == {"too short": 1}
+    assert Report([found]).pairs_share == 1
+    assert Report([found]).never_sparse == {3: "too short"}
 
 
 def test_pairs():

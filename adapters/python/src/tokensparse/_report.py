@@ -58,6 +58,19 @@ class LayerReport:
         if self.named:
             self.exact[reason or "the method chose so"] += len(sequences)
 
+    def count_stock(self, sequences: Iterable[tuple[int, int]], reason: str) -> None:
+        """Adds a call of prompts that the engine's own kernel attended to, exactly.
+
+        Args:
+          sequences: query rows and keys of each.
+        """
+        self.stock[reason] += 1
+        for rows, keys in sequences:
+            self._key_tokens += keys
+            self._kept = self._kept + keys
+            self._dense_pairs += dense_pairs(rows, keys)
+            self._pairs = self._pairs + dense_pairs(rows, keys)
+
     def count_sparse(self, sequences: list[tuple[int, int]], sets: Selection, near: int) -> None:
         """Adds a served call that attended to sets. Tensors of a GPU are added up where they live:
         reading them would wait for it.
@@ -97,7 +110,8 @@ class LayerReport:
 
     @property
     def kept_share(self) -> float | None:
-        """Kept tokens over tokens of the served calls; None when there were none."""
+        """Kept tokens over tokens of the served calls, and of prompts that an engine's own kernel
+        attended to exactly in our place; None when there were none."""
         return float(self._kept) / self._key_tokens if self._key_tokens else None
 
     def __str__(self) -> str:

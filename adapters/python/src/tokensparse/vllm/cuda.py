@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The CUDA backend: prompt rows by tokensparse from the paged cache, the rest by FlashAttention."""
+"""The CUDA backend: sparse prompt rows by tokensparse from the paged cache, the rest by FlashAttention:
+decode rows, exact layers and prompts that are too short to gain are its own, untouched."""
 
 from __future__ import annotations
 
@@ -17,9 +18,12 @@ from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionMetadataBuilder,
 )
 
-from .steps import SHORT, Layer, Run, Step, plan, serve_step
+from .. import methods
+from .steps import EXACT, SHORT, TOO_SHORT, Layer, Run, Step, plan, serve_step
 
 _DTYPES = (torch.float16, torch.bfloat16)
+# Below these `when = "pays"` attends exactly on CUDA (src/cuda/prefill_op.cc).
+_PAYING_KEYS, _PAYING_ROWS = 4096, 1024
 
 
 def pages(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,6 +57,8 @@ class CUDAImpl(FlashAttentionImpl):
         text = getattr(model, "hf_text_config", None)
         self.tokensparse = Layer(text)
         self._never = self._why_never()
+        # Of the default method it is known beforehand what attends to everything.
+        self._votes = methods.default() == "tsa"
 
     def _why_never(self) -> str:
         if self.attn_type != AttentionType.DECODER:
@@ -85,7 +91,13 @@ class CUDAImpl(FlashAttentionImpl):
             return None
         found = metadata.__dict__.get("_tokensparse_step")
         if found is None:
-            found = plan(*lengths, self.tokensparse.setting, self.tokensparse.least)
+            setting, least = self.tokensparse.setting, self.tokensparse.least
+            if setting.when == "pays" and self._votes:
+                setting = setting.changed(
+                    min_keys=max(setting.min_keys, _PAYING_KEYS),
+                    min_rows=max(setting.min_rows, _PAYING_ROWS),
+                )
+            found = plan(*lengths, setting, least, exact_is_ours=not self._votes)
             metadata._tokensparse_step = found
         return found
 
@@ -103,12 +115,17 @@ class CUDAImpl(FlashAttentionImpl):
     ) -> torch.Tensor:
         """As the stock backend's; this step's keys and values are in the cache already."""
         stock = functools.partial(super().forward, layer)
+        if attn_metadata is None:  # a run to measure memory
+            return stock(query, key, value, kv_cache, None, output, output_scale, output_block_scale)
+        report = self.tokensparse.named(layer.layer_name)
         step = None
-        if attn_metadata is not None and output_scale is None and output_block_scale is None:
-            report = self.tokensparse.named(layer.layer_name)
+        if output_scale is None and output_block_scale is None:
             step = self._step(attn_metadata, query, kv_cache)
-        if step is None or not step.ours:
-            if attn_metadata is not None:
+        exact = step is not None and self._votes and not report.named
+        if step is None or not step.ours or exact:
+            if step is not None and step.prompts:
+                report.count_stock(step.prompts, EXACT if exact else TOO_SHORT)
+            else:
                 report.stock[self._never or SHORT] += 1
             return stock(
                 query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale

@@ -25,6 +25,8 @@ from ..setting import Setting
 from . import metrics
 
 SHORT = "short calls and decode"
+EXACT = "exact layer"
+TOO_SHORT = "too short for sparse layers to gain"
 
 _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
@@ -50,10 +52,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """A batch split by who serves it."""
+    """A batch split by who serves it.
+
+    Attributes:
+      ours, stock: the runs.
+      prompts: query rows and keys of each request with enough rows to be ours.
+      exact: of these, the ones in the stock runs.
+    """
 
     ours: tuple[Run, ...]
     stock: tuple[Run, ...]
+    prompts: tuple[tuple[int, int], ...] = ()
+    exact: tuple[tuple[int, int], ...] = ()
 
 
 def _run(requests: list[int], starts: list[int], seq_lens: list[int], long: bool) -> Run:
@@ -67,24 +77,39 @@ def _run(requests: list[int], starts: list[int], seq_lens: list[int], long: bool
     return Run(first, past, rows, tuple(q_offsets), tuple(k_offsets), max(lengths), long)
 
 
-def plan(starts: list[int], seq_lens: list[int], setting: Setting, least: int = SERVE_ROWS) -> Step:
+def plan(
+    starts: list[int],
+    seq_lens: list[int],
+    setting: Setting,
+    least: int = SERVE_ROWS,
+    exact_is_ours: bool = True,
+) -> Step:
     """Splits a batch: requests with at least `least` rows are ours, the rest stock; those that are
     long enough for sparse layers apart from those that are not.
 
     Args:
       starts: cumulative query rows, [requests + 1].
       seq_lens: keys of each request, context and query.
+      exact_is_ours: else requests that are too short for sparse layers are stock, too.
     """
 
     def kind(request: int) -> tuple[bool, bool]:
         rows = starts[request + 1] - starts[request]
-        return rows >= least, rows >= least and setting.is_long_enough(rows, seq_lens[request])
+        long = rows >= least and setting.is_long_enough(rows, seq_lens[request])
+        return long or (exact_is_ours and rows >= least), long
 
     runs: dict[bool, list[Run]] = {True: [], False: []}
     requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
     for (served, long), group in groupby(requests, kind):
         runs[served].append(_run(list(group), starts, seq_lens, long))
-    return Step(tuple(runs[True]), tuple(runs[False]))
+    sizes = [(starts[i + 1] - starts[i], seq_lens[i], kind(i)[0]) for i in requests]
+    prompts = [size for size in sizes if size[0] >= least]
+    return Step(
+        tuple(runs[True]),
+        tuple(runs[False]),
+        tuple(size[:2] for size in prompts),
+        tuple(size[:2] for size in prompts if not size[2]),
+    )
 
 
 class Layer:
@@ -181,8 +206,11 @@ def serve_step(
         report.stock[str(error)] += 1
         return str(error)
     for index, run in enumerate(step.stock):
-        report.stock[SHORT] += 1
+        if not step.exact:
+            report.stock[SHORT] += 1
         stock(index, run)
+    if step.exact:
+        report.count_stock(step.exact, TOO_SHORT)
     return ""
 
 
