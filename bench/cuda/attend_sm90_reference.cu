@@ -48,8 +48,8 @@ __global__ void bits_kernel(uint16_t* data, int64_t count, uint16_t bits) {
 __device__ bool sees(const AttendSm90Params& p, int32_t head, int32_t row, int32_t key) {
   if (p.blocks.blocks == nullptr) return true;
   const int32_t tile = row / 128;
-  const int32_t count = p.blocks.counts[head * p.blocks.count_stride + tile];
-  const int32_t* list = p.blocks.blocks + head * p.blocks.head_stride + tile * p.blocks.tile_stride;
+  const int32_t count = p.blocks.count(head, tile);
+  const int32_t* list = p.blocks.of_tile(head, tile);
   for (int32_t i = 0; i < count; ++i) {
     if (list[i] == key / 128) return true;
   }

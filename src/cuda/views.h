@@ -57,6 +57,25 @@ struct Sets {
   TSP_HOST_DEVICE int32_t* of_set(int32_t set) const { return indices + set * set_stride; }
 };
 
+/// Which blocks of kKeyBlock entries a tile of as many query rows looks at: those that hold its own
+/// entries among them, none beyond its last. Tiles begin at the list's first entry that is a query.
+constexpr int32_t kKeyBlock = 128;
+struct KeyBlocks {
+  const int32_t* blocks = nullptr;  // [sets, tiles, tile_stride] ascending; null = every block
+  const int32_t* counts = nullptr;  // [sets, tiles] blocks of a tile
+  int64_t set_stride = 0;           // of blocks
+  int64_t tile_stride = 0;
+  int64_t count_stride = 0;   // of counts, between sets
+  int32_t heads_per_set = 1;  // query head h uses set h / heads_per_set
+
+  TSP_HOST_DEVICE const int32_t* of_tile(int32_t head, int32_t tile) const {
+    return blocks + head / heads_per_set * set_stride + tile * tile_stride;
+  }
+  TSP_HOST_DEVICE int32_t count(int32_t head, int32_t tile) const {
+    return counts[head / heads_per_set * count_stride + tile];
+  }
+};
+
 inline Rows make_rows(const tsp_tensor_t& view, const Seq& seq, int32_t begin) {
   Rows rows;
   rows.data = static_cast<uint16_t*>(view.data);

@@ -13,7 +13,8 @@ namespace tsp::cuda {
 struct AttendArgs {
   Rows q, k, v, out;
   Values lse;
-  Sets sets;               // indices null: every token
+  Sets sets;  // indices null: every token
+  KeyBlocks blocks;
   const int32_t* q_first;  // [S] list entry of the first query row; null: Tk - Tq
   int32_t q_len;           // Tq
   int32_t k_len;           // Tk

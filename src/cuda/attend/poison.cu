@@ -10,17 +10,22 @@
 namespace tsp::cuda {
 namespace {
 
+static_assert(kFlagRows == kKeyBlock, "a flag is of a block");
 constexpr int kWarps = 8;
 constexpr int kMaxPerLane = 4;  // channels of a lane: head dim up to 128
 
 template <typename Type>
-__device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int entry) {
+__device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int q_first, int entry) {
   const AttendArgs& a = p.attend;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int32_t* list = list_of(a.sets, head / a.sets.heads_per_set);
   const uint32_t* flags = p.flags + 1 + head / p.heads_per_unit * p.flag_stride;
   float sum[kMaxPerLane] = {};
-  for (int block = 0; block <= entry / kFlagRows; ++block) {
+  const int tile = (entry - q_first) / kKeyBlock;
+  const bool listed = a.blocks.blocks != nullptr;
+  const int count = listed ? a.blocks.count(head, tile) : entry / kFlagRows + 1;
+  for (int i = 0; i < count; ++i) {
+    const int block = listed ? a.blocks.of_tile(head, tile)[i] : i;
     if (flags[block] == 0) continue;
     const int last = min(block * kFlagRows + kFlagRows - 1, entry);
     for (int key = block * kFlagRows; key <= last; ++key) {
@@ -57,7 +62,7 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
   const int rows = min(a.q_len, n - q_first);
   for (int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32); row < rows;
        row += static_cast<int>(gridDim.x) * kWarps) {
-    poison_row<Type>(p, head, q_first + row);
+    poison_row<Type>(p, head, q_first, q_first + row);
   }
 }
 

@@ -27,10 +27,18 @@ struct AttendTile {
     uint4 v[kAttendStages][kAttendTileKv * kChunks];
     // What only the fetches need, kept here because registers are short.
     const int32_t* list;
+    const int32_t* blocks;  // null: every one
     int n;
     int kv_head;
     int first;    // list entry of row 0
     int clean_v;  // V has values that are not finite
+
+    /// First entry of the K tile of a step.
+    __device__ __forceinline__ int key_of(int step) const volatile {
+      if (blocks == nullptr) return step * kAttendTileKv;
+      constexpr int kSteps = kKeyBlock / kAttendTileKv;
+      return blocks[step / kSteps] * kKeyBlock + step % kSteps * kAttendTileKv;
+    }
   };
   static_assert(sizeof(SharedStorage) == attend_shared_bytes(kHeadDim));
 
@@ -248,10 +256,13 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
   if (tile < 0) return;
   const int first = q_first + tile * kAttendTileQ;  // list entry of row 0
   const int last = min(first + kAttendTileQ, n);
-  const int kv_end = (last + kAttendTileKv - 1) / kAttendTileKv;
+  const bool blocks = a.blocks.blocks != nullptr;
+  const int kv_end = blocks ? a.blocks.count(head, tile) * (kKeyBlock / kAttendTileKv)
+                            : (last + kAttendTileKv - 1) / kAttendTileKv;
 
   if (threadIdx.x == 0) {
     shared.list = list;
+    shared.blocks = blocks ? a.blocks.of_tile(head, tile) : nullptr;
     shared.n = n;
     shared.kv_head = kv_head;
     shared.first = first;
@@ -262,7 +273,7 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
   const auto fetch_kv = [&](int kv_tile) {
     if (kv_tile < kv_end) {
       const int stage = kv_tile % kAttendStages;
-      const int entry = kv_tile * kAttendTileKv;
+      const int entry = task.key_of(kv_tile);
       const int32_t* entries = const_cast<const int32_t*>(task.list);
       const int end = task.n;
       const int kv = task.kv_head;
@@ -282,7 +293,7 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     __syncthreads();  // this tile is there, and everybody has left the one before
     fetch_kv(kv_tile + 1);
     const int stage = kv_tile % kAttendStages;
-    const int key = kv_tile * kAttendTileKv;
+    const int key = task.key_of(kv_tile);
     if (task.clean_v != 0) Tile::clean(shared.v[stage]);
     t.multiply_qk(shared.q, shared.k[stage], warp_row, lane);
     if (key + kAttendTileKv > task.first) {

@@ -9,15 +9,6 @@
 
 namespace tsp::cuda {
 
-/// Which blocks of 128 keys a tile of 128 query rows looks at; none beyond the tile's last row.
-struct KeyBlocks {
-  const int32_t* blocks = nullptr;  // [Hq, tiles, tile_stride] ascending; null = every block
-  const int32_t* counts = nullptr;  // [Hq, tiles] entries of a tile
-  int64_t head_stride = 0;          // of blocks
-  int64_t tile_stride = 0;
-  int64_t count_stride = 0;  // of counts, between heads
-};
-
 /// One sequence. A query row is an entry of its head's list: entry e is position list[e] (e without
 /// a list), and sees the entries up to itself. Tiles of 128 rows begin at the list's first entry
 /// that is a query. Lengths come from the device: nothing here depends on them. A row that sees no

@@ -32,7 +32,7 @@ struct Sm90Producer {
       task.num_steps = (end + kSm90TileKv - 1) / kSm90TileKv;
       task.num_masked = task.num_steps - min(task.num_steps, (task.first + 1) / kSm90TileKv);
     } else {
-      task.num_steps = p.blocks.counts[task.head * p.blocks.count_stride + work.tile];
+      task.num_steps = p.blocks.count(task.head, work.tile);
       task.num_masked = min(task.num_steps, Tile::kTileQ / kSm90TileKv + 1);
     }
     return true;
@@ -66,8 +66,7 @@ struct Sm90Producer {
     const int32_t* list = nullptr;
     if (p.blocks.blocks != nullptr) {
       const int32_t row = task.first - first_query(p, task.head / p.sets.heads_per_set);
-      list = p.blocks.blocks + task.head * p.blocks.head_stride +
-             row / Tile::kTileQ * p.blocks.tile_stride;
+      list = p.blocks.of_tile(task.head, row / Tile::kTileQ);
     }
     int32_t ahead = 0;  // the entry that comes next, read a step early
     if (list != nullptr && task.num_steps > 0) ahead = list[task.num_steps - 1];
