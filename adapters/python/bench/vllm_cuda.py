@@ -7,14 +7,15 @@ MODEL is a folder, or `random` for Qwen2.5-1.5B's shape with random weights: rig
 vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix cache. Measured are the
 time to first token by length, a batch of 64 requests and memory; compared with the first engine are
 greedy tokens of prompts, of a mixed batch, and of that batch again from the prefix cache.
-Lengths beyond the model's context are for times alone. A line of JSON for each thing measured.
+Each engine has a process of its own. A line of JSON for each thing measured.
 """
 
 import argparse
-import gc
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +29,6 @@ QWEN_15B = {
     "num_hidden_layers": 28,
     "num_attention_heads": 12,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 32768,
     "rope_theta": 1000000.0,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -122,7 +122,7 @@ class Engine:
 
 
 def measure(mode, folder, options, prompt):
-    """Everything of one engine: {name: tokens}, {length: median seconds}, and a list of records."""
+    """Everything of one engine."""
     import torch
 
     from tokensparse.vllm import report
@@ -140,8 +140,8 @@ def measure(mode, folder, options, prompt):
             turn += 1  # another first token each time: nothing comes from the prefix cache
             times.append(engine.answer([[200 + turn, *prompt[1:length]]], 1)[1])
         told = report(reset=True)
-        medians[length] = statistics.median(times[1:])
-        say(found, mode=mode, tokens=length, first_token_ms=round(1e3 * medians[length], 2),
+        medians[str(length)] = statistics.median(times[1:])
+        say(found, mode=mode, tokens=length, first_token_ms=round(1e3 * medians[str(length)], 2),
             all_ms=[round(1e3 * t, 2) for t in times], kept_share=told.kept_share,
             pairs_share=told.pairs_share, served=sum(r.served for r in told),
             stock=[sum(r.stock.values()) for r in told][:3])
@@ -158,11 +158,8 @@ def measure(mode, folder, options, prompt):
     tokens["64 requests"], seconds = engine.answer(many, NEW_TOKENS)
     say(found, mode=mode, batch="64 requests", seconds=round(seconds, 4),
         prompt_tokens=sum(map(len, many)))
-    report(reset=True)
-    del engine
-    gc.collect()
-    torch.cuda.empty_cache()
-    return tokens, medians, found
+    return {"tokens": tokens, "medians": medians, "records": found,
+            "card": torch.cuda.get_device_name(), "torch": torch.__version__}
 
 
 def agreement(ours, theirs):
@@ -171,6 +168,16 @@ def agreement(ours, theirs):
     for a, b in zip(ours, theirs):
         same += next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(a))
     return f"{same}/{sum(map(len, theirs))}"
+
+
+def compare(records, mode, found, first, stock):
+    """Tokens and times of a mode against those of the first one."""
+    for name, answers in found["tokens"].items():
+        say(records, mode=mode, against=first, batch=name,
+            same_tokens=agreement(answers, stock["tokens"][name]))
+    for length, median in found["medians"].items():
+        say(records, mode=mode, against=first, tokens=int(length),
+            speedup=round(stock["medians"][length] / median, 3))
 
 
 def main():
@@ -187,35 +194,34 @@ def main():
     parser.add_argument("--memory", type=float, default=0.4, help="gpu_memory_utilization")
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
     parser.add_argument("--json", help="file to keep the figures in")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # reports are of this process
-    os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-    import torch
-
-    card = torch.cuda.get_device_name()
+    if options.child:
+        folder, mode, answer = json.loads(options.child)
+        vocabulary = json.loads(Path(folder, "config.json").read_text())["vocab_size"]
+        found = measure(mode, folder, options, prompts_of(options, vocabulary))
+        Path(answer).write_text(json.dumps(found))
+        return
     with tempfile.TemporaryDirectory() as made:
-        folder = options.model
+        folder, answer = options.model, str(Path(made, "answer.json"))
         if folder == "random":
             folder = made
-            Path(made, "config.json").write_text(json.dumps(QWEN_15B))
-        vocabulary = json.loads(Path(folder, "config.json").read_text())["vocab_size"]
-        prompt = prompts_of(options, vocabulary)
-        records, tokens, medians = [], {}, {}
+            config = {**QWEN_15B, "max_position_embeddings": max(options.tokens) + 64}
+            Path(made, "config.json").write_text(json.dumps(config))
+        records, engines = [], {}
+        first = options.modes[0]
         for mode in options.modes:
-            tokens[mode], medians[mode], found = measure(mode, folder, options, prompt)
-            records += found
-            first = options.modes[0]
-            if mode == first:
-                continue
-            for name, answers in tokens[mode].items():
-                say(records, mode=mode, against=first, batch=name,
-                    same_tokens=agreement(answers, tokens[first][name]))
-            for length, median in medians[mode].items():
-                say(records, mode=mode, against=first, tokens=length,
-                    speedup=round(medians[first][length] / median, 3))
+            child = json.dumps([folder, mode, answer])
+            command = [sys.executable, __file__, *sys.argv[1:], "--child", child]
+            subprocess.run(command, check=True)
+            found = engines[mode] = json.loads(Path(answer).read_text())
+            records += found["records"]
+            if mode != first:
+                compare(records, mode, found, first, engines[first])
             if options.json:
-                about = {"card": card, "torch": torch.__version__, "model": options.model,
-                         "keep": options.keep, "setting": options.setting}
+                about = {key: found[key] for key in ("card", "torch")}
+                about.update(model=options.model, keep=options.keep, setting=options.setting)
                 Path(options.json).write_text(json.dumps({**about, "records": records}, indent=1))
 
 
