@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 BLOCK = 128
+GROUPS = 12  # of query blocks computed as one batch each
 
 
 def _padded(x):
@@ -99,19 +100,56 @@ def vertical_slash(q, k, scale, gamma=0.9, window=64):
 METHODS = {"xattention": xattention, "pooled": pooled, "true_mass": true_mass}
 
 
+def chosen(q, k, scale, pattern):
+    """bool [heads, query blocks, key blocks] of a pattern of blocks."""
+    options = {key: value for key, value in pattern.items() if key != "method"}
+    return METHODS[pattern["method"]](q, k, scale, **options)
+
+
+def attend(q, k, v, scale, chosen):
+    """A whole prompt in chosen blocks. Output, and pairs a head (a tensor of one).
+
+    Query blocks of all heads are sorted by how many key blocks they read, and groups of about the
+    same number are gathered and computed as one batch.
+    """
+    heads, length, dim = q.shape
+    group, count = heads // k.shape[0], chosen.shape[-1]
+    q = _padded(q).reshape(heads * count, BLOCK, dim)
+    k, v = (_padded(x).reshape(-1, BLOCK, dim) for x in (k, v))
+    out = torch.empty_like(q)
+    reads = chosen.sum(-1).reshape(-1)
+    order = reads.argsort()
+    ordered = torch.argsort(~chosen.reshape(heads * count, count), dim=-1, stable=True)
+    parts = order.split(-(-len(order) // GROUPS))
+    widths = torch.stack([reads[part[-1]] for part in parts]).tolist()
+    row = torch.arange(BLOCK, device=q.device)
+    pairs = torch.zeros((), device=q.device, dtype=torch.float64)
+    for part, width in zip(parts, widths):
+        at = ordered[part, :width]
+        there = torch.arange(width, device=q.device) < reads[part, None]
+        head, block = part // count, part % count
+        keys = ((head // group) * count)[:, None] + at
+        column = (at[:, :, None] * BLOCK + row).reshape(len(part), 1, -1)
+        mine = (block[:, None] * BLOCK + row)[:, :, None]
+        mask = (column <= mine) & there.repeat_interleave(BLOCK, 1)[:, None]
+        pairs += (mask & (mine < length)).sum()
+        near_k, near_v = (x[keys].reshape(len(part), 1, -1, dim) for x in (k, v))
+        out[part] = F.scaled_dot_product_attention(
+            q[part][:, None], near_k, near_v, attn_mask=mask[:, None], scale=scale
+        )[:, 0].to(out.dtype)
+    return out.reshape(heads, -1, dim)[:, :length], pairs / heads
+
+
 def allowed(q, k, scale, pattern):
-    """fn(begin, end) -> bool [heads, end - begin, end]: what those rows see, causality apart."""
+    """fn(begin, end) -> bool [heads, end - begin, end]: what rows see in vertical_slash."""
     options = {key: value for key, value in pattern.items() if key != "method"}
     column = torch.arange(k.shape[1], device=q.device)
-    if pattern["method"] == "vertical_slash":
-        verticals, slashes = vertical_slash(q, k, scale, **options)
-        slashes[:, :128] = True  # FlexPrefill's minimum: the local window, and the first keys
-        verticals[:, :16] = True
+    verticals, slashes = vertical_slash(q, k, scale, **options)
+    slashes[:, :128] = True  # FlexPrefill's minimum: the local window, and the first keys
+    verticals[:, :16] = True
 
-        def rows(begin, end):
-            distance = (column[begin:end, None] - column[None, :end]).clamp(min=0)
-            return verticals[:, None, :end] | slashes[:, distance]
+    def rows(begin, end):
+        distance = (column[begin:end, None] - column[None, :end]).clamp(min=0)
+        return verticals[:, None, :end] | slashes[:, distance]
 
-        return rows
-    blocks = METHODS[pattern["method"]](q, k, scale, **options)
-    return lambda begin, end: blocks[:, column[begin:end] // BLOCK][:, :, column[:end] // BLOCK]
+    return rows

@@ -22,19 +22,37 @@ DEFAULTS = {
     "window": 128,
     "pool": 7,
     "min_tokens": 1024,
+    "vote": "recent",  # of this engine alone
 }
 
 
-def score(q, k, scale, window, pool):
-    """[heads, prefix]: what the last queries look at, pooled (include/tokensparse/score.h)."""
+def score(q, k, scale, window, pool, vote="recent"):
+    """[heads, prefix]: what the last queries look at, pooled (include/tokensparse/score.h).
+
+    vote "even" asks as many queries spread evenly over the prompt instead: what the method's choice
+    of the last ones is measured against.
+    """
     heads, group = q.shape[0], q.shape[0] // k.shape[0]
     window = min(window, q.shape[1])
     prefix = k.shape[1] - window
+    if vote == "even":
+        return _even_score(q, k, scale, window, pool)
     last = q[:, -window:].float().reshape(k.shape[0], group * window, -1)
     s = (last @ k.float().transpose(-1, -2) * scale).reshape(heads, window, -1)
     late = torch.ones(window, window, dtype=torch.bool, device=q.device).triu(1)
     s[:, :, prefix:] = s[:, :, prefix:].masked_fill(late, float("-inf"))
     a = s.softmax(-1)[:, :, :prefix].mean(1)
+    return F.avg_pool1d(a[None], pool, 1, pool // 2)[0]
+
+
+def _even_score(q, k, scale, window, pool):
+    heads, group, length = q.shape[0], q.shape[0] // k.shape[0], k.shape[1]
+    prefix = length - window
+    at = torch.linspace(0, q.shape[1] - 1, window, device=q.device).long()
+    some = q[:, at].float().reshape(k.shape[0], group * window, -1)
+    s = (some @ k.float().transpose(-1, -2) * scale).reshape(heads, window, -1)
+    later = torch.arange(length, device=q.device) > at[:, None] + (length - q.shape[1])
+    a = s.masked_fill(later, float("-inf")).softmax(-1)[:, :, :prefix].mean(1)
     return F.avg_pool1d(a[None], pool, 1, pool // 2)[0]
 
 
@@ -46,7 +64,7 @@ def select(q, k, scale, setting):
     prefix = length - window
     if prefix <= options["min_tokens"]:
         return None
-    s = score(q, k, scale, window, options["pool"])
+    s = score(q, k, scale, window, options["pool"], options["vote"])
     if options["keep"]:
         keep = -int(-options["keep"] * length // 1) - window
     else:
@@ -135,13 +153,37 @@ def _inner(q, k, v, scale, pattern):
     if pattern is None:
         rows, keys = q.shape[1], k.shape[1]
         return causal(q, k, v, scale), rows * (keys - rows) + rows * (rows + 1) / 2
-    return masked(q, k, v, scale, blocks.allowed(q, k, scale, pattern))
+    if pattern["method"] == "vertical_slash":
+        return masked(q, k, v, scale, blocks.allowed(q, k, scale, pattern))
+    return blocks.attend(q, k, v, scale, blocks.chosen(q, k, scale, pattern))
+
+
+def _batched(q, k, v, scale, sets, out):
+    """Every set of a whole prompt at once: all keep as many rows. Writes the kept rows of out."""
+    count, kept, dim = sets.shape[0], sets.shape[1], q.shape[2]
+    per = q.shape[0] // count
+    at = sets[:, None, :, None]
+    rows = at.expand(-1, per, -1, dim)
+    kv = k.shape[0] // count if count <= k.shape[0] else 1
+    k, v = (
+        (x.reshape(count, kv, -1, dim) if count <= x.shape[0]
+         else x.repeat_interleave(count // x.shape[0], 0)[:, None])  # fmt: skip
+        .gather(2, at.expand(-1, kv, -1, dim))
+        for x in (k, v)
+    )
+    got = F.scaled_dot_product_attention(
+        q.reshape(count, per, -1, dim).gather(2, rows), k, v,
+        is_causal=True, scale=scale, enable_gqa=True,
+    )  # fmt: skip
+    out.view(count, per, -1, dim).scatter_(2, rows, got.to(out.dtype))
+    return kept * (kept + 1) / 2
 
 
 def attend(q, k, v, scale, setting):
     """One layer of one sequence: q [Hq, Tq, D], the last Tq of k, v [Hkv, Tk, D].
 
-    Gives the output, query-key pairs a head, and the share of the tokens kept.
+    Gives the output, query-key pairs a head (a number, or a tensor of one), and the share of the
+    tokens kept.
     """
     pattern = setting.get("blocks")
     options = {**DEFAULTS, **setting}
@@ -151,12 +193,18 @@ def attend(q, k, v, scale, setting):
     if sets is None:
         return *_inner(q, k, v, scale, pattern), 1.0
     offset = k.shape[1] - q.shape[1]
+    near, pairs, per = None, 0.0, q.shape[0] // sets.shape[0]
     if options["dropped"] == "local":
         out = local(q, k, v, scale, options["sink"], options["band"])
+        position = torch.arange(offset, k.shape[1], device=q.device)
+        near = local_pairs(position, options["sink"], options["band"])
     else:
         out = torch.zeros_like(q)
-    pairs, per = 0.0, q.shape[0] // sets.shape[0]
-    position = torch.arange(offset, k.shape[1], device=q.device)
+    if offset == 0 and pattern is None:
+        pairs = _batched(q, k, v, scale, sets, out)
+        if near is not None:
+            pairs = pairs + near.sum() - near[sets].sum() / sets.shape[0]
+        return out, pairs, sets.shape[1] / k.shape[1]
     for index, kept in enumerate(sets):
         heads = slice(index * per, (index + 1) * per)
         group = q.shape[0] // k.shape[0]
@@ -166,10 +214,7 @@ def attend(q, k, v, scale, setting):
             q[heads][:, rows], k[kv_heads][:, kept], v[kv_heads][:, kept], scale, pattern
         )
         out[heads, rows] = got.to(out.dtype)
-        if options["dropped"] == "local":
-            left_out = torch.ones_like(position, dtype=torch.bool)
-            left_out[rows] = False
-            near = local_pairs(position[left_out], options["sink"], options["band"])
-            computed += float(near.sum())
-        pairs += computed * per
+        if near is not None:
+            computed = computed + near.sum() - near[rows].sum()
+        pairs = pairs + computed * per
     return out, pairs / q.shape[0], sets.shape[1] / k.shape[1]

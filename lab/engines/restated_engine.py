@@ -41,7 +41,7 @@ class Engine:
     def _pairs_and_kept(self):
         seen = self._seen.values()
         return (
-            sum(pairs / dense for pairs, dense, _, _ in seen) / len(seen),
+            sum(float(pairs) / dense for pairs, dense, _, _ in seen) / len(seen),
             sum(kept / calls for _, _, kept, calls in seen) / len(seen),
         )
 

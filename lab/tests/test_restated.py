@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lab.engines import restated, sparse_layers  # noqa: E402  torch may be missing
+from lab.engines import blocks, restated, sparse_layers  # noqa: E402  torch may be missing
 
 
 def oracle(q, k, v, scale, sets, sink, band, dropped):
@@ -55,6 +55,34 @@ def test_a_pattern_that_drops_nothing_is_dense(method):
     out, pairs, kept = restated.attend(q, k, v, 0.25, setting)
     torch.testing.assert_close(out, restated.causal(q, k, v, 0.25), atol=1e-5, rtol=1e-5)
     assert pairs == 300 * 301 / 2 and kept == 1
+
+
+@pytest.mark.parametrize("method", ["xattention", "pooled", "true_mass"])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_a_block_pattern_is_its_mask(method, heads):
+    torch.manual_seed(7)
+    q, k, v = (torch.randn(h, 700, 16, dtype=torch.float64) for h in (heads, 2, 2))
+    pattern = {"method": method, "threshold": 0.6}
+    chosen = blocks.chosen(q, k, 0.5, pattern)
+    assert 0.2 < chosen.float().mean() < 0.6  # some left out, and rows of different numbers
+    at = torch.arange(700) // blocks.BLOCK
+    wanted, counted = restated.masked(
+        q, k, v, 0.5, lambda begin, end: chosen[:, at[begin:end]][:, :, at[:end]]
+    )
+    out, pairs = blocks.attend(q, k, v, 0.5, chosen)
+    torch.testing.assert_close(out, wanted)
+    assert float(pairs) == pytest.approx(counted)
+
+
+def test_an_even_vote_asks_queries_of_the_whole_prompt():
+    torch.manual_seed(7)
+    q, k = torch.randn(4, 64, 8), torch.randn(2, 64, 8)
+    recent, even = (restated.score(q, k, 0.3, 8, 1, vote) for vote in ("recent", "even"))
+    a = (q @ k.repeat_interleave(2, 0).transpose(1, 2) * 0.3).masked_fill(
+        torch.ones(64, 64, dtype=torch.bool).triu(1), float("-inf")
+    ).softmax(-1)
+    torch.testing.assert_close(recent, a[:, 56:, :56].mean(1))
+    torch.testing.assert_close(even, a[:, ::9][:, :, :56].mean(1))
 
 
 @pytest.mark.parametrize(("sink", "band"), [(0, 1), (5, 7), (64, 256), (200, 3), (3, 300)])
