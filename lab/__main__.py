@@ -62,6 +62,8 @@ def _parser():
     show.add_argument("results", nargs="+", help="results files of one model")
     show.add_argument("--tasks", nargs="+", choices=sorted(tasks.TASKS), metavar="TASK")
     show.add_argument("--by-task", action="store_true")
+    show.add_argument("--against", default=table.DENSE, metavar="NAME", help="compare with this setting")
+    show.add_argument("--only", nargs="+", metavar="NAME", help="these settings")
     plot = verbs.add_parser("plot", help="accuracy against pairs and time, as SVG")
     plot.add_argument("results", nargs="+")
     plot.add_argument("--out", required=True)
@@ -242,7 +244,13 @@ def main():
             _head_map(args)
         elif args.verb == "table":
             header, rows = _rows(args.results)
-            made = table.lines(rows, args.tasks)
+            names = {row["setting"] for row in rows}
+            for name in [args.against, *(args.only or [])]:
+                if name not in names:
+                    raise results.ResultsError(f"table: no setting {name!r}; there are {sorted(names)}")
+            only = names if args.only is None else {args.against, *args.only}
+            rows = [row for row in rows if row["setting"] in only]
+            made = table.lines(rows, args.tasks, args.against)
             print(f"{header['model']}, {header['engine']}, {header['device']}, {header['date']}\n")
             timed = not header["engine"].startswith("restated")
             print(table.markdown(made, args.by_task, timed))

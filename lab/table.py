@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Results as a table: each setting against dense, on the prompts that both answered."""
+"""Results as a table: each setting against dense or another, on the prompts that both answered."""
 import collections
 import dataclasses
 
@@ -14,9 +14,9 @@ class Line:
     length: int
     n: int
     pairs: float  # share of dense's query-key pairs, mean over layers
-    seconds: float | None  # median ratio of the time to dense's, same prompt
+    seconds: float | None  # median ratio of the time to what it is compared with, same prompt
     exact: float  # share of prompts whose answer is right token by token
-    points: stats.Difference | None  # of `exact`, in points
+    points: stats.Difference | None  # of `exact`, in points; None for what others are compared with
     loss: stats.Difference | None  # of the answer's loss, nats a token
     score: stats.Difference | None  # of RULER's metric, in points, where answers were generated
     by_task: dict  # task: (exact in %, mean loss, mean score in % or None)
@@ -32,28 +32,29 @@ def _mean(values):
     return sum(values) / len(values)
 
 
-def lines(rows, tasks=None):
-    """One Line a setting and length, dense first, then by pairs."""
+def lines(rows, tasks=None, against=DENSE):
+    """One Line a setting and length, what they are compared with first, then by pairs."""
     cells = collections.defaultdict(dict)  # (length, setting) -> prompt -> row
     for row in rows:
         if tasks is None or row["task"] in tasks:
             cells[row["length"], row["setting"]][row["prompt"]] = row
     made = []
     for (length, setting), mine in cells.items():
-        dense = cells.get((length, DENSE), {})
-        both = [(row, dense[key]) for key, row in mine.items() if key in dense]
-        if setting != DENSE and not both:
+        base = cells.get((length, against), {})
+        both = [(row, base[key]) for key, row in mine.items() if key in base]
+        if setting != against and not both:
             continue
-        made.append(_line(setting, length, mine, both))
-    made.sort(key=lambda line: (line.length, line.setting != DENSE, line.pairs))
+        made.append(_line(setting, length, mine, None if setting == against else both))
+    made.sort(key=lambda line: (line.length, line.setting != against, line.pairs))
     return _corrected(made)
 
 
 def _line(setting, length, mine, both):
+    """both: the pairs of rows to compare; None for the setting that others are compared with."""
     tasks = sorted({row["task"] for row in mine.values()})
 
     def difference(field, factor=1.0):
-        if setting == DENSE:
+        if both is None:
             return None
         groups = [
             [
@@ -82,7 +83,7 @@ def _line(setting, length, mine, both):
         length=length,
         n=len(rows),
         pairs=_mean([row["pairs"] for row in rows]),
-        seconds=_median([row["seconds"] / base["seconds"] for row, base in both]),
+        seconds=1.0 if both is None else _median([row["seconds"] / base["seconds"] for row, base in both]),
         exact=_mean(exact) if exact else float("nan"),
         points=difference("exact", 100.0),
         loss=difference("loss"),
@@ -123,7 +124,7 @@ def markdown(made, by_task=False, timed=True):
             line.setting,
             str(line.n),
             f"{line.pairs:.3f}",
-            *(["1" if line.setting == DENSE else f"{line.seconds:.2f}"] if timed else []),
+            *([f"{line.seconds:.2f}"] if timed else []),
             _interval(line.loss, 3),
             "-" if line.p_loss is None else f"{line.p_loss:.3f}",
             _interval(line.points, 1),

@@ -90,3 +90,10 @@ def test_a_plan_names_each_setting_once(tmp_path):
     path.write_text('{"a": {"coverage": 0.1}, "b": {}, "a": {"coverage": 0.2}}')
     with pytest.raises(EngineError, match="must have a once"):
         _plan(path, None)
+
+
+def test_a_table_compares_with_any_setting():
+    rows = [row(f"t/{i}", "a", 0.2) for i in range(4)] + [row(f"t/{i}", "b", 0.5) for i in range(3)]
+    first, second = table.lines(rows, against="a")
+    assert first.setting == "a" and first.loss is None and first.seconds == 1.0
+    assert second.loss.n == 3 and second.loss.mean == pytest.approx(0.3)
