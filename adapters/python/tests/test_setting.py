@@ -17,6 +17,7 @@ from tokensparse._environment import (
 )
 from tokensparse._model import check_setting, numbers, sparse_layers, whole_prompt_layers
 from tokensparse._profile import Profile, choose_layers
+from tokensparse._recommended import recommended
 from tokensparse.setting import parse_layers, read_setting
 
 FIXTURES = Path(__file__).parents[3] / "tests" / "fixtures" / "settings"
@@ -197,3 +198,32 @@ def test_what_else_the_environment_says(monkeypatch):
     monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "1")
     with pytest.raises(tokensparse.InvalidArgument, match="TOKENSPARSE_SERVE_ROWS: must be >= 2"):
         serve_rows()
+
+
+CODER = dict(num_attention_heads=12, num_key_value_heads=2, hidden_size=1536)
+
+
+def test_a_measured_setting_is_found_by_all_numbers_of_the_model():
+    found = recommended(model(28, **CODER))
+    assert found.name == "qwen2.5-coder-1.5b-instruct" and found.coverage == 0.1
+    assert found.accuracy["by_length"]["16384"]["n"] == 416
+    assert "as in qwen2.5-coder-1.5b-instruct" in str(found)
+    assert recommended(model(27, **CODER)) is None
+    assert recommended(SimpleNamespace(num_hidden_layers=28)) is None  # too little is known
+
+
+def test_the_environment_takes_what_was_measured_on_the_model():
+    environ = {"TOKENSPARSE_SETTING": "recommended", "TOKENSPARSE_BAND": "128"}
+    found = setting_from_environment(environ, model(28, **CODER))
+    assert found.name == "qwen2.5-coder-1.5b-instruct" and found.band == 128
+    other = setting_from_environment(environ, model(6))
+    assert other == Setting(band=128) and other.is_sparse
+
+
+def test_every_recommended_file_says_for_what_and_at_what_cost():
+    files = sorted((Path(__file__).parents[3] / "settings").glob("*.json"))
+    assert files
+    for file in files:
+        found = read_setting(file)
+        assert set(found.model) == {"name", "num_layers", "num_heads", "num_kv_heads", "head_dim"}
+        assert {"measured", "device", "tasks", "by_length", "table"} <= set(found.accuracy)

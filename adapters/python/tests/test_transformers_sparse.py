@@ -235,3 +235,20 @@ def test_profile(model, tmp_path):
     found.save(tmp_path / "profile.json")
     assert ts.configure(model, tmp_path / "profile.json").model["head_dim"] == 16
     ts.configure(model, layers="none")
+
+
+def test_what_was_measured_on_a_model_is_used_and_said(model, monkeypatch, caplog):
+    measured = Setting(coverage=0.2, name="measured", model={"name": "Tiny"})
+    monkeypatch.setattr(ts, "recommended", lambda config: measured)
+    caplog.set_level("INFO")
+    try:
+        made = ts.configure(model, "recommended", band=7)
+    finally:
+        ts.configure(model, layers="none")
+    assert made == measured.changed(band=7)
+    assert "as in measured" in caplog.text and "measured on Tiny" in caplog.text
+    monkeypatch.setattr(ts, "recommended", lambda config: None)
+    try:
+        assert ts.configure(model, "recommended") == Setting()
+    finally:
+        ts.configure(model, layers="none")

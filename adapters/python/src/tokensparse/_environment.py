@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._library import InvalidArgument
+from ._recommended import RECOMMENDED, recommended
 from .setting import RENAMED, Setting, TokensparseWarning, fail, parse_layers, read_setting
 
 SERVE_ROWS = 64  # query rows from which a call is ours, exact or sparse
@@ -72,9 +73,15 @@ def _check_names(environ: Mapping[str, str]) -> None:
         )
 
 
-def setting_from_environment(environ: Mapping[str, str] | None = None) -> Setting:
+def setting_from_environment(
+    environ: Mapping[str, str] | None = None, config: Any = None
+) -> Setting:
     """What the environment asks for: exact attention unless one of TOKENSPARSE_SETTING, COVERAGE,
     KEEP, LAYERS and PROFILE is set; what the others leave open is the built-in setting's.
+
+    Args:
+      environ: instead of the process's.
+      config: of the model, for TOKENSPARSE_SETTING=recommended; built-in where nothing was measured.
 
     Raises:
       InvalidArgument: names the variable or the file, the key, the rule and the value.
@@ -83,7 +90,11 @@ def setting_from_environment(environ: Mapping[str, str] | None = None) -> Settin
     _check_names(environ)
     names = (*_KEYS, *_ASK)
     given = {n: text for n in names if (text := environ.get(_PREFIX + n.upper(), "").strip())}
-    setting = _file(given, "setting") if "setting" in given else Setting()
+    setting = Setting()
+    if given.get("setting") == RECOMMENDED:
+        setting = (recommended(config) if config is not None else None) or setting
+    elif "setting" in given:
+        setting = _file(given, "setting")
     changes: dict[str, Any] = {}
     if "profile" in given:
         profile = _file(given, "profile")

@@ -3,7 +3,7 @@
 
     import tokensparse.transformers as ts
     model.set_attn_implementation("tokensparse")          # or attn_implementation="tokensparse"
-    ts.configure(model)                                    # sparse, by the built-in setting
+    ts.configure(model)                                    # sparse: measured on it, or built-in
     ts.configure(model, setting="model.json", coverage=0.05)
 
 Importing this module registers an attention function and its mask function under the name
@@ -16,6 +16,8 @@ calls, sliding windows, training and every mask that is not plain causal go to t
 from __future__ import annotations
 
 import functools
+import logging
+import os
 import sys
 import warnings
 import weakref
@@ -27,6 +29,7 @@ from ._library import Unsupported
 from ._model import check_setting, numbers, sparse_layers, text_config, whole_prompt_layers
 from ._need import need
 from ._profile import Profile, measure_drift
+from ._recommended import RECOMMENDED, recommended
 from ._report import Report
 from ._served import ServedLayer
 from .setting import Setting, TokensparseWarning
@@ -48,6 +51,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _layers: weakref.WeakKeyDictionary[Any, tuple[ServedLayer, tuple[Any, Any]]]
 _layers = weakref.WeakKeyDictionary()
 _environment = functools.cache(setting_from_environment)
+_log = logging.getLogger(__name__)
 
 
 def _stored(config: Any) -> tuple[Any, Any]:
@@ -56,7 +60,11 @@ def _stored(config: Any) -> tuple[Any, Any]:
 
 def _setting(config: Any) -> Setting:
     stored, _ = _stored(config)
-    return _environment() if stored is None else Setting.make(stored)
+    if stored is not None:
+        return Setting.make(stored)
+    asked = _environment()
+    by_model = asked.is_sparse and os.environ.get("TOKENSPARSE_SETTING") == RECOMMENDED
+    return setting_from_environment(config=config) if by_model else asked
 
 
 def _layer(module: Any, serve: bool) -> ServedLayer:
@@ -80,6 +88,14 @@ def _configs(model: Any) -> list[Any]:
     return list({id(m.config): m.config for m in [model, *_attention_modules(model)]}.values())
 
 
+def _recommended(config: Any) -> Setting:
+    found = recommended(config)
+    if found is None:
+        return Setting()
+    _log.info("tokensparse: %s, measured on %s", found, found.model.get("name", "this model"))
+    return found
+
+
 def configure(
     model: Any, setting: Any = None, *, method: str | None = None, **changes: Any
 ) -> Setting:
@@ -87,8 +103,9 @@ def configure(
 
     Args:
       model: a transformers model.
-      setting: a Setting, a dict with its keys, or the path of a setting file; None = what the model
-        has, at first what the environment asks for or else the built-in setting.
+      setting: a Setting, a dict with its keys, or the path of a setting file; "recommended" = the one
+        measured on a model with these numbers, else the built-in setting; None = what the model has, at
+        first what the environment asks for or else the recommended one.
       method: who chooses, a name of `tokensparse.methods`.
       **changes: keys of Setting to change, e.g. coverage=0.05 or layers="none" for exact attention.
 
@@ -99,12 +116,14 @@ def configure(
       InvalidArgument: a key that is not one, a value that breaks its rule, layers that the model does
         not have, or a setting that was made for another model.
     """
-    if setting is not None:
+    if setting is not None and setting != RECOMMENDED:
         base = Setting.make(setting)
+    elif setting == RECOMMENDED:
+        base = _recommended(model.config)
     elif _stored(model.config)[0] is not None or _environment().is_sparse:
         base = _setting(model.config)
     else:
-        base = Setting(precision=_environment().precision)
+        base = _recommended(model.config).changed(precision=_environment().precision)
     made = base.changed(**changes)
     method = method or _stored(model.config)[1] or methods.default()
     methods.chooser(method)

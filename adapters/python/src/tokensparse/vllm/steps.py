@@ -123,7 +123,7 @@ class Layer:
     """
 
     def __init__(self, config: Any) -> None:
-        self.setting = setting_from_environment()
+        self.setting = setting_from_environment(config=config)
         self.least = serve_rows()  # query rows of a request that is ours
         self.served: ServedLayer | None = None
         self._config = config
