@@ -53,14 +53,22 @@ class Engine:
             "answer": self.tokenizer.decode(prompt.answer_tokens),
             "max_tokens": prompt.new_tokens if generate else 0,
         }
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
             raise EngineError(f"program: {' '.join(self._command)} ended with {process.wait()}")
         got = json.loads(line)
         return Measurement(
-            got["loss"], got.get("exact"), got["seconds"], got["pairs"], got["kept"], got["answer"]
+            loss=got["loss"],
+            exact=float(got["exact"]) if prompt.refs else None,
+            seconds=got["seconds"],
+            pairs=got["pairs"],
+            kept=got["kept"],
+            text=got["answer"] if generate else None,
         )
 
     @staticmethod
