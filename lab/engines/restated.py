@@ -159,23 +159,23 @@ def _inner(q, k, v, scale, pattern):
 
 
 def _batched(q, k, v, scale, sets, out):
-    """Every set of a whole prompt at once: all keep as many rows. Writes the kept rows of out."""
+    """Every set of a whole prompt at once: all keep as many rows. Writes the kept rows of out, and
+    gives the pairs a head."""
     count, kept, dim = sets.shape[0], sets.shape[1], q.shape[2]
-    per = q.shape[0] // count
+    if count > k.shape[0]:  # a set per query head: each with its own K and V
+        k, v = (x.repeat_interleave(count // x.shape[0], 0) for x in (k, v))
     at = sets[:, None, :, None]
-    rows = at.expand(-1, per, -1, dim)
-    kv = k.shape[0] // count if count <= k.shape[0] else 1
-    k, v = (
-        (x.reshape(count, kv, -1, dim) if count <= x.shape[0]
-         else x.repeat_interleave(count // x.shape[0], 0)[:, None])  # fmt: skip
-        .gather(2, at.expand(-1, kv, -1, dim))
-        for x in (k, v)
-    )
+
+    def of_sets(x):
+        x = x.reshape(count, -1, x.shape[1], dim)
+        return x.gather(2, at.expand(-1, x.shape[1], -1, dim))
+
     got = F.scaled_dot_product_attention(
-        q.reshape(count, per, -1, dim).gather(2, rows), k, v,
-        is_causal=True, scale=scale, enable_gqa=True,
-    )  # fmt: skip
-    out.view(count, per, -1, dim).scatter_(2, rows, got.to(out.dtype))
+        of_sets(q), of_sets(k), of_sets(v), is_causal=True, scale=scale, enable_gqa=True
+    )
+    out.view(count, -1, q.shape[1], dim).scatter_(
+        2, at.expand(-1, got.shape[1], -1, dim), got.to(out.dtype)
+    )
     return kept * (kept + 1) / 2
 
 
