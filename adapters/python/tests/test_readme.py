@@ -41,7 +41,7 @@ def test_transformers(tmp_path):
     import tokensparse.transformers as ts
 
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="tokensparse")
-    ts.configure(model)  # sparse, by the built-in setting; or setting="setting.json", coverage=0.05
+    ts.configure(model)  # sparse: as measured on it, else built-in; or setting="setting.json", coverage=0.05
     answer = model.generate(prompt, max_new_tokens=8)
     print(ts.report(model))  # per layer: what was kept, what the stock kernel served and why
     # [/transformers]
