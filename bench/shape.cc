@@ -72,6 +72,31 @@ Work score_work(const Shape& s, int64_t window) {
               static_cast<double>(s.prefix(window) * s.heads) * sizeof(float)};
 }
 
+Work estimate_work(const Shape& s, const tsp_pattern_t& p) {
+  const auto tq = static_cast<double>(s.q_tokens);
+  const double pairs = static_cast<double>(s.heads) * tq * (static_cast<double>(s.tokens) - tq / 2);
+  const double block = p.block;
+  const double rows = p.kind == TSP_PATTERN_MINFERENCE ? 64 : block;
+  const double line_pairs =
+      static_cast<double>(s.heads) * std::min(rows, tq) * static_cast<double>(s.tokens);
+  double products = 0;
+  switch (p.kind) {
+    case TSP_PATTERN_XATTENTION:
+      products = pairs / p.stride;
+      break;
+    case TSP_PATTERN_POOLED:
+      products = pairs / block / block;
+      break;
+    case TSP_PATTERN_FLASH:
+      products = pairs / block;
+      break;
+    default:
+      products = line_pairs;
+  }
+  return {2 * static_cast<double>(s.dim) * products,
+          static_cast<double>(s.tokens) * k_row_bytes(s) + tq * q_row_bytes(s)};
+}
+
 Work select_work(const Shape& s, int64_t window, int64_t num_sets, int64_t kept) {
   return {0, static_cast<double>(s.prefix(window) * s.heads) * sizeof(float) +
                  static_cast<double>(num_sets * kept) * sizeof(int32_t)};

@@ -46,6 +46,9 @@ Work attend_work(const Shape& shape, const Sets* sets, int64_t sink, int64_t ban
                  const BlockLists* blocks = nullptr);
 /// One product of the window's queries with every key they see; K read once.
 Work score_work(const Shape& shape, int64_t window);
+/// The pattern's products: of every `stride`-th of the pairs, of means, or of the last queries with
+/// every key; q and K read once.
+Work estimate_work(const Shape& shape, const tsp_pattern_t& pattern);
 /// Scores read once, lists written once.
 Work select_work(const Shape& shape, int64_t window, int64_t num_sets, int64_t kept);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // `tokensparse bench`: the operations timed on this machine, beside their peers and their floor.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "cli/bench/options.h"
 #include "cli/verbs.h"
@@ -28,6 +29,9 @@ constexpr const char* kFooter =
     "--parts\n"
     "  tokensparse bench prefill --backend cuda --tokens 32768 --heads 32 --kv-heads 8 --dim 128 "
     "--dtype bf16";
+
+/// In the order of tsp_pattern_kind_t, from 1.
+constexpr const char* kPatterns[] = {"xattention", "flexprefill", "minference", "pooled", "flash"};
 
 void replace(CLI::App& app, const char* flag) { app.remove_option(app.get_option(flag)); }
 
@@ -84,6 +88,20 @@ void add_measuring_options(CLI::App& verb, BenchOptions& o) {
   verb.add_flag("--json", o.json, "Print one JSON object, and nothing else");
 }
 
+/// A method's other parameters are its authors'.
+void add_pattern_options(CLI::App& verb, tsp_pattern_t& pattern) {
+  verb.add_option_function<std::string>(
+          "--pattern",
+          [&pattern](const std::string& name) {
+            const std::vector<std::string> names(std::begin(kPatterns), std::end(kPatterns));
+            const auto at = std::find(names.begin(), names.end(), name) - names.begin();
+            tsp_pattern_init(&pattern, static_cast<int32_t>(at) + TSP_PATTERN_XATTENTION);
+          },
+          "How blocks are chosen, with the parameters that its authors publish")
+      ->check(CLI::IsMember(std::vector<std::string>(std::begin(kPatterns), std::end(kPatterns))))
+      ->default_str(kPatterns[0]);
+}
+
 void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& description) {
   CLI::App* verb = parent.add_subcommand(op, description);
   const auto options = std::make_shared<BenchOptions>();
@@ -117,6 +135,8 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
         ->default_str("0")
         ->group("Choosing tokens");
   }
+  tsp_pattern_init(&options->pattern, TSP_PATTERN_XATTENTION);
+  if (op == "estimate") add_pattern_options(*verb, options->pattern);
   if (op == "prefill") {
     verb->add_flag("--parts", options->parts,
                    "Time its steps apart: score, select, pack (one row on all kept keys), the kept "
@@ -137,6 +157,7 @@ void add_bench(CLI::App& app) {
   add_bench_verb(*verb, "attend", "Causal attention, dense or on kept tokens (--keep)");
   add_bench_verb(*verb, "score", "How much the last queries look at each token");
   add_bench_verb(*verb, "select", "Which tokens are kept");
+  add_bench_verb(*verb, "estimate", "Which key blocks each query block reads (--pattern)");
   add_bench_verb(*verb, "prefill", "Score, select and attend in one call");
 }
 

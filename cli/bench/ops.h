@@ -3,6 +3,7 @@
 // again, on the host or on a GPU.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -18,7 +19,7 @@ namespace tsp::cli {
 class Ops {
  public:
   Ops(const tokensparse::Context& ctx, const bench::Workload& work,
-      const tsp_prefill_params_t& choice)
+      const tsp_prefill_params_t& choice, const tsp_pattern_t& pattern)
       : ctx_(ctx.get()), on_gpu_(ctx.backend() == "cuda"), shape_(work.shape), choice_(choice) {
     choice_.q = place(work.q, work.q_memory);
     choice_.k = place(work.k, work.k_memory);
@@ -30,12 +31,14 @@ class Ops {
                                                                                : 1);
     prepare_score();
     prepare_attend(dense_);
+    estimate_.pattern = pattern;
   }
 
   void dense() { check(tokensparse::Status(tsp_attend(ctx_, &dense_))); }
   void score() { check(tokensparse::Status(tsp_score(ctx_, &score_))); }
   void select() { check(tokensparse::Status(tsp_select(ctx_, &select_))); }
   void sparse() { check(tokensparse::Status(tsp_attend(ctx_, &sparse_))); }
+  void estimate() { check(tokensparse::Status(tsp_estimate(ctx_, &estimate_))); }
   /// The rows that are kept, zeros for the others.
   void kept_rows() { check(tokensparse::Status(tsp_attend(ctx_, &kept_rows_))); }
   /// One row on all kept keys: next to nothing but their packing. Host memory only.
@@ -50,6 +53,47 @@ class Ops {
     by_blocks_ = chosen ? sparse_ : dense_;
     by_blocks_.blocks = blocks_.emplace(shape_, chosen ? &sets_ : nullptr, share).view();
     give_workspace(tsp_attend_workspace, by_blocks_);
+  }
+
+  /// Estimates once; returns the share of the pairs of blocks that the lists name.
+  double name_blocks() {
+    tsp_estimate_params_t& p = estimate_;
+    const tsp_pattern_t pattern = p.pattern;
+    tsp_estimate_params_init(&p, sizeof p);
+    p.pattern = pattern;
+    p.precision = choice_.precision;
+    p.q = choice_.q;
+    p.k = choice_.k;
+    const int64_t keys = (shape_.tokens + pattern.block - 1) / pattern.block;
+    const int64_t queries = (shape_.q_tokens + pattern.block - 1) / pattern.block;
+    const int64_t sets = shape_.heads;
+    block_lists_.assign(static_cast<size_t>(sets * queries * keys), 0);
+    counts_.assign(static_cast<size_t>(sets * queries), 0);
+    columns_.assign(static_cast<size_t>(sets * shape_.tokens), 0);
+    num_columns_.assign(static_cast<size_t>(sets), 0);
+    p.blocks = {block_lists_.data(),
+                counts_.data(),
+                columns_.data(),
+                num_columns_.data(),
+                pattern.block,
+                static_cast<int32_t>(sets),
+                keys,
+                queries * keys,
+                0,
+                queries,
+                0,
+                shape_.tokens,
+                0};
+    give_workspace(tsp_estimate_workspace, p);
+    estimate();
+    double named = 0, all = 0;
+    for (int64_t m = 0; m < queries; ++m) {
+      const int64_t last =
+          std::min(shape_.tokens - shape_.q_tokens + (m + 1) * pattern.block, shape_.tokens) - 1;
+      all += static_cast<double>(sets * (last / pattern.block + 1));
+    }
+    for (const int32_t count : counts_) named += count;
+    return named / all;
   }
 
   /// Scores and chooses once, so that select, sparse and prefill can run and their work is known.
@@ -138,6 +182,8 @@ class Ops {
   tsp_attend_params_t dense_, sparse_{}, kept_rows_{}, last_row_{}, by_blocks_{};
   tsp_score_params_t score_;
   tsp_select_params_t select_{};
+  tsp_estimate_params_t estimate_{};
+  std::vector<int32_t> block_lists_, counts_, columns_, num_columns_;
   bench::Sets sets_;
   std::optional<bench::BlockLists> blocks_;
   int32_t prefill_kept_ = 0;

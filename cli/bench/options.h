@@ -15,7 +15,7 @@ namespace tsp::cli {
 
 /// Each list makes a row of every value with every value of the others.
 struct BenchOptions {
-  std::string op;  // attend, score, select, prefill
+  std::string op;  // attend, score, select, estimate, prefill
   std::vector<int64_t> tokens{8192};
   std::vector<int64_t> dims{64};
   std::vector<std::string> dtypes{"f16"};
@@ -29,6 +29,7 @@ struct BenchOptions {
   int64_t kv_heads = 2;
   std::string q_dtype;          // empty: f32, on a GPU the type of k and v
   tsp_prefill_params_t params;  // how tokens are chosen
+  tsp_pattern_t pattern;        // how blocks are: estimate
   BackendOptions backend;
   std::vector<std::string> peers;  // empty: those in this process
   int64_t micro_batch = 512;       // of llama.cpp

@@ -94,7 +94,9 @@ class Runner {
 
   void run_choices(bench::Workload& work, const std::string& precision) {
     const std::vector<double> keeps =
-        options_.keeps.empty() || options_.op == "score" ? std::vector<double>{0} : options_.keeps;
+        options_.keeps.empty() || options_.op == "score" || options_.op == "estimate"
+            ? std::vector<double>{0}
+            : options_.keeps;
     for (const double keep : keeps) {
       tsp_prefill_params_t choice = options_.params;
       choice.keep = static_cast<float>(keep);
@@ -105,12 +107,13 @@ class Runner {
 
   BenchRow measure(bench::Workload& work, const tsp_prefill_params_t& choice) {
     const bench::Shape& s = work.shape;
-    Ops ops(ctx_, work, choice);
+    Ops ops(ctx_, work, choice, options_.pattern);
     const bool chooses = options_.op == "select" || options_.op == "prefill" ||
                          (options_.op == "attend" && choice.keep > 0);
     if (chooses) ops.choose();
     if (options_.blocks > 0) ops.draw_blocks(options_.blocks, chooses);
     BenchRow row = describe(s, choice);
+    if (options_.op == "estimate") row.pairs = ops.name_blocks();
     if (chooses) row.kept = static_cast<double>(ops.sets().kept) / static_cast<double>(s.tokens);
     count_work(row, ops, choice, chooses);
 
@@ -166,6 +169,7 @@ class Runner {
       add(bench::select_work(row.shape, choice.window, ops.sets().num_sets, ops.sets().kept),
           TSP_PRECISION_F32);
     }
+    if (row.op == "estimate") add(bench::estimate_work(row.shape, options_.pattern), precision);
     if (row.op == "attend" || row.op == "prefill") {
       const bench::Work work =
           bench::attend_work(row.shape, chooses ? &ops.sets() : nullptr, local ? choice.sink : 0,
@@ -192,6 +196,8 @@ class Runner {
         ops.score();
       } else if (options_.op == "select") {
         ops.select();
+      } else if (options_.op == "estimate") {
+        ops.estimate();
       } else if (options_.op == "prefill") {
         ops.prefill();
       } else if (ops.blocks() != nullptr) {
@@ -208,7 +214,8 @@ class Runner {
   }
 
   std::unique_ptr<bench::GgmlPeer> llama_cpp_peer(const bench::Workload& work) {
-    if (on_gpu_ || !wants("llama.cpp") || options_.op == "score" || options_.op == "select") {
+    if (on_gpu_ || !wants("llama.cpp") || options_.op == "score" || options_.op == "select" ||
+        options_.op == "estimate") {
       return nullptr;
     }
     auto peer = bench::GgmlPeer::create(work, floor_.threads, options_.micro_batch);

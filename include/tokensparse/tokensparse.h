@@ -8,6 +8,7 @@
 #include "tokensparse/compress.h"
 #include "tokensparse/context.h"
 #include "tokensparse/decompress.h"
+#include "tokensparse/estimate.h"
 #include "tokensparse/prefill.h"
 #include "tokensparse/score.h"
 #include "tokensparse/select.h"

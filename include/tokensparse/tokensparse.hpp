@@ -50,6 +50,13 @@ inline tsp_tensor_t head_major(tsp_tensor_t v) {
   return v;
 }
 
+/// A method with the parameters its authors publish.
+inline tsp_pattern_t pattern(tsp_pattern_kind_t kind) {
+  tsp_pattern_t p;
+  tsp_pattern_init(&p, kind);
+  return p;
+}
+
 struct ContextOptions : tsp_context_options_t {
   ContextOptions() { tsp_context_options_init(this, sizeof(tsp_context_options_t)); }
 };
@@ -67,6 +74,9 @@ struct AttendParams : tsp_attend_params_t {
 };
 struct DecompressParams : tsp_decompress_params_t {
   DecompressParams() { tsp_decompress_params_init(this, sizeof(tsp_decompress_params_t)); }
+};
+struct EstimateParams : tsp_estimate_params_t {
+  EstimateParams() { tsp_estimate_params_init(this, sizeof(tsp_estimate_params_t)); }
 };
 struct PrefillParams : tsp_prefill_params_t {
   PrefillParams() { tsp_prefill_params_init(this, sizeof(tsp_prefill_params_t)); }
@@ -133,6 +143,9 @@ inline Status score(Context& ctx, const ScoreParams& p) {
 }
 inline Status select(Context& ctx, const SelectParams& p) {
   return detail::run(ctx, p, tsp_select_workspace, tsp_select);
+}
+inline Status estimate(Context& ctx, const EstimateParams& p) {
+  return detail::run(ctx, p, tsp_estimate_workspace, tsp_estimate);
 }
 inline Status compress(Context& ctx, const CompressParams& p) {
   return Status(tsp_compress(ctx.get(), &p));

@@ -178,6 +178,37 @@ typedef struct tsp_block_sets {
   int64_t column_seq_stride;
 } tsp_block_sets_t;
 
+/// How the key blocks of a query block are chosen: tsp_estimate() says what each kind computes.
+typedef enum tsp_pattern_kind {
+  TSP_PATTERN_NONE = 0,         ///< every block
+  TSP_PATTERN_XATTENTION = 1,   ///< antidiagonal sums, to a share of the mass
+  TSP_PATTERN_FLEXPREFILL = 2,  ///< the last query block's lines, or pooled blocks where those fit
+  TSP_PATTERN_MINFERENCE = 3,   ///< the last queries' vertical and slash lines, in fixed numbers
+  TSP_PATTERN_POOLED = 4,       ///< mean-pooled blocks, to a share of the mass
+  TSP_PATTERN_FLASH = 5,        ///< mean-pooled keys, relative to the strongest block
+} tsp_pattern_kind_t;
+
+/// A pattern and its parameters; tsp_pattern_init() fills in the method's own. What a kind does not
+/// use is not looked at.
+typedef struct tsp_pattern {
+  int32_t kind;             ///< tsp_pattern_kind_t; 0 = none
+  int32_t block;            ///< entries of a block, multiple of 16, 16..512; default 128
+  int32_t share;            ///< tsp_share_t, who owns a list of blocks; default TSP_SHARE_HEAD
+  int32_t stride;           ///< xattention: 2..64, divides block; default 16
+  float threshold;          ///< xattention, pooled: mass to reach, (0, 1], 1 = all; default 0.9
+  float gamma;              ///< flexprefill: mass to cover, (0, 1], 1 = all; default 0.95
+  float tau;                ///< flexprefill: distance below which pooled blocks decide, [0, 1];
+                            ///< 0 = never; default 0.1
+  float alpha;              ///< flash: share of the strongest block, [0, 1], 0 = all; default 0.1
+  int32_t min_budget;       ///< flexprefill: entries of each kind of line, >= 0; default 1024
+  int32_t vertical;         ///< minference: columns, >= 1; default 1000
+  int32_t slash;            ///< minference: slashes, >= 1; default 6096
+  int32_t sink_blocks;      ///< first key blocks that are always in, >= 0
+  int32_t local_blocks;     ///< key blocks before the query block's own, always in, >= 0
+  int32_t last_blocks;      ///< last query blocks, which read every block, >= 0
+  const float* thresholds;  ///< host memory [block sets], in place of `threshold`; null = not given
+} tsp_pattern_t;
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif

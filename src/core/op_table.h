@@ -17,6 +17,7 @@ struct OpTable {
   tsp_status_t (*compress)(tsp_context_t&, const tsp_compress_params_t&);
   tsp_status_t (*attend)(tsp_context_t&, const tsp_attend_params_t&);
   tsp_status_t (*decompress)(tsp_context_t&, const tsp_decompress_params_t&);
+  tsp_status_t (*estimate)(tsp_context_t&, const tsp_estimate_params_t&);
   /// Null: dispatch composes it from score, select and attend (host backends).
   tsp_status_t (*prefill)(tsp_context_t&, const tsp_prefill_params_t&);
 
@@ -24,10 +25,12 @@ struct OpTable {
   size_t (*score_workspace)(const tsp_context_t&, const tsp_score_params_t&);
   size_t (*select_workspace)(const tsp_context_t&, const tsp_select_params_t&);
   size_t (*attend_workspace)(const tsp_context_t&, const tsp_attend_params_t&);
+  size_t (*estimate_workspace)(const tsp_context_t&, const tsp_estimate_params_t&);
   size_t (*prefill_workspace)(const tsp_context_t&, const tsp_prefill_params_t&);
   /// What the backend cannot serve (a head dim, a dtype), as a failed status; null: serves all.
   tsp_status_t (*check_score)(const tsp_context_t&, const tsp_score_params_t&);
   tsp_status_t (*check_attend)(const tsp_context_t&, const tsp_attend_params_t&);
+  tsp_status_t (*check_estimate)(const tsp_context_t&, const tsp_estimate_params_t&);
   tsp_status_t (*check_prefill)(const tsp_context_t&, const tsp_prefill_params_t&);
   /// For TSP_WHEN_PAYS: whether leaving tokens out of a sequence is expected to be faster than
   /// exact attention. `kept` is what was chosen, or -1 before anything is; null: always. Host

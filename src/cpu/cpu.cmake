@@ -7,10 +7,10 @@ target_sources(tokensparse PRIVATE
   core/cpu_features.cc
   cpu/cpu_ops.cc cpu/attend.cc cpu/attend_blocks.cc cpu/attend_groups.cc cpu/attend_left_out.cc
   cpu/prefill_cost.cc cpu/score.cc cpu/pool.cc cpu/select.cc
-  cpu/compress.cc cpu/decompress.cc cpu/kernels_scalar.cc)
+  cpu/estimate.cc cpu/estimate_rows.cc cpu/compress.cc cpu/decompress.cc cpu/kernels_scalar.cc)
 # A sum of products must round twice wherever another backend rounds twice.
 set_source_files_properties(cpu/select.cc PROPERTIES COMPILE_OPTIONS "-O3;-ffp-contract=off")
-set_source_files_properties(cpu/pool.cc cpu/kernels_scalar.cc PROPERTIES COMPILE_OPTIONS "-O3")
+set_source_files_properties(cpu/pool.cc cpu/estimate.cc cpu/estimate_rows.cc cpu/kernels_scalar.cc PROPERTIES COMPILE_OPTIONS "-O3")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_property(SOURCE cpu/cpu_ops.cc APPEND PROPERTY COMPILE_DEFINITIONS TSP_CPU_X86)

@@ -69,15 +69,21 @@ constexpr OpTable kTable = {
     .compress = compress,
     .attend = attend,
     .decompress = decompress,
+    .estimate = estimate,
     .prefill = nullptr,  // composed by dispatch
     .score_workspace = score_workspace,
     .select_workspace = select_workspace,
     .attend_workspace = attend_workspace,
+    .estimate_workspace = estimate_workspace,
     .prefill_workspace = nullptr,
     .check_score = [](const tsp_context_t& ctx,
                       const tsp_score_params_t& p) { return check_arithmetic(ctx, p.precision); },
     .check_attend = [](const tsp_context_t& ctx,
                        const tsp_attend_params_t& p) { return check_arithmetic(ctx, p.precision); },
+    .check_estimate =
+        [](const tsp_context_t& ctx, const tsp_estimate_params_t& p) {
+          return check_arithmetic(ctx, p.precision);
+        },
     .check_prefill = nullptr,
     .prefill_pays = pays,
 };

@@ -13,6 +13,7 @@ namespace tsp::cpu {
 constexpr int32_t kTileRows = 48;      // query rows of an attend tile; a multiple of every kernel's
                                        // 6 rows
 constexpr int32_t kScoreRows = 24;     // window rows that share one pass over the keys
+constexpr int32_t kEstimateRows = 48;  // rows of an estimate that share one pass over the keys
 constexpr int32_t kMaxPanelKeys = 64;  // keys in a packed K panel, at most
 constexpr int32_t kMaxBlockKeys = 512;  // keys between two updates of a row's running maximum
 
@@ -70,6 +71,22 @@ struct ScoreTile {
   int32_t hi[kScoreRows];
 };
 
+/// Rows whose softmax weights are wanted; row i sees the packed keys 0 .. hi[i] - 1, and hi never
+/// falls. With several segments a row is that many rows of q side by side, a panel that many
+/// panels.
+struct EstimateTile {
+  Rows q;
+  int32_t num_rows;
+  int32_t num_segments;
+  float scale_log2;
+  const void* k_panels;
+  const int64_t* q_offset;  // [num_segments, kEstimateRows]; negative: zeros
+  float* weights;           // [num_rows, weight_stride]; weight_stride: keys, rounded up to 16
+  int64_t weight_stride;
+  void* scratch;  // estimate_scratch_bytes(dim, num_segments), 64-byte aligned
+  int32_t hi[kEstimateRows];
+};
+
 struct Kernels {
   int32_t panel_keys;
   int32_t block_keys;
@@ -86,6 +103,9 @@ struct Kernels {
 
   size_t (*score_scratch_bytes)(int32_t dim, int32_t keys);
   void (*score_tile)(const ScoreTile& tile);
+
+  size_t (*estimate_scratch_bytes)(int32_t dim, int32_t num_segments);
+  void (*softmax_rows)(const EstimateTile& tile);
 };
 
 extern const Kernels kernels_scalar;

@@ -20,6 +20,8 @@ tsp_status_t compress(tsp_context_t& ctx, const tsp_compress_params_t& p);
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p);
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p);
 tsp_status_t decompress(tsp_context_t& ctx, const tsp_decompress_params_t& p);
+tsp_status_t estimate(tsp_context_t& ctx, const tsp_estimate_params_t& p);
+size_t estimate_workspace(const tsp_context_t& ctx, const tsp_estimate_params_t& p);
 
 /// Kernels of the context's instruction set for a tsp_precision_t; null where it has none.
 const Kernels* kernels_for(const tsp_context_t& ctx, int32_t precision);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/attend-inl.h"
+#include "cpu/estimate-inl.h"
 #include "cpu/score-inl.h"
 
 namespace tsp::cpu {
@@ -20,7 +21,9 @@ constexpr Kernels attend_kernels() {
           tile_block<Arith>,
           tile_end<Arith>,
           score_scratch_bytes<Arith>,
-          score_tile<Arith>};
+          score_tile<Arith>,
+          estimate_scratch_bytes<Arith>,
+          softmax_rows<Arith>};
 }
 
 }  // namespace

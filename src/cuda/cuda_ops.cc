@@ -20,13 +20,16 @@ constexpr OpTable kOps{
     .compress = compress,
     .attend = attend,
     .decompress = decompress,
+    .estimate = nullptr,  // not yet: estimates come from the caller
     .prefill = prefill,
     .score_workspace = score_workspace,
     .select_workspace = select_workspace,
     .attend_workspace = attend_workspace,
+    .estimate_workspace = nullptr,
     .prefill_workspace = prefill_workspace,
     .check_score = nullptr,
     .check_attend = check_attend,
+    .check_estimate = nullptr,
     .check_prefill = nullptr,
     .prefill_pays = nullptr,
 };

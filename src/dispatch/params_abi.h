@@ -27,6 +27,7 @@ TSP_ABI_1_ENDS_BEHIND(tsp_select_params, workspace_bytes)
 TSP_ABI_1_ENDS_BEHIND(tsp_compress_params, batch)
 TSP_ABI_1_ENDS_BEHIND(tsp_attend_params, workspace_bytes)
 TSP_ABI_1_ENDS_BEHIND(tsp_decompress_params, batch)
+TSP_ABI_1_ENDS_BEHIND(tsp_estimate_params, workspace_bytes)
 TSP_ABI_1_ENDS_BEHIND(tsp_prefill_params, workspace_bytes)
 #undef TSP_ABI_1_ENDS_BEHIND
 

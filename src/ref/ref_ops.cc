@@ -41,13 +41,16 @@ const OpTable* ref_ops() {
       .compress = ref::compress,
       .attend = ref::attend,
       .decompress = ref::decompress,
+      .estimate = ref::estimate,
       .prefill = nullptr,  // composed by dispatch
       .score_workspace = ref::score_workspace,
       .select_workspace = ref::select_workspace,
       .attend_workspace = ref::attend_workspace,
+      .estimate_workspace = ref::estimate_workspace,
       .prefill_workspace = nullptr,
       .check_score = nullptr,
       .check_attend = nullptr,
+      .check_estimate = nullptr,
       .check_prefill = nullptr,
       .prefill_pays = nullptr,
   };

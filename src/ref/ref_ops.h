@@ -17,6 +17,8 @@ tsp_status_t compress(tsp_context_t& ctx, const tsp_compress_params_t& p);
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p);
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p);
 tsp_status_t decompress(tsp_context_t& ctx, const tsp_decompress_params_t& p);
+tsp_status_t estimate(tsp_context_t& ctx, const tsp_estimate_params_t& p);
+size_t estimate_workspace(const tsp_context_t& ctx, const tsp_estimate_params_t& p);
 
 /// scale * q[row] . k[token] in double.
 double logit(const tsp_tensor_t& q, const tsp_tensor_t& k, const Seq& seq, int32_t q_row,

@@ -51,7 +51,7 @@ class Rows(unittest.TestCase):
             self.assertGreater(peer["median_s"], 0)
 
     def test_every_op_has_its_row(self):
-        for op in ("attend", "score", "select", "prefill"):
+        for op in ("attend", "score", "select", "estimate", "prefill"):
             with self.subTest(op=op):
                 document = bench(op, "--tokens", 160, "--heads", 4, "--kv-heads", 2, "--threads", 2)
                 (row,) = document["rows"]

@@ -321,6 +321,65 @@ void fuzz_select(Case& c) {
   call(c, p, {&p.scores}, tsp_select_workspace, tsp_select);
 }
 
+void fuzz_estimate(Case& c) {
+  tsp_estimate_params_t p;
+  tsp_estimate_params_init(&p, sizeof p);
+  tsp_pattern_init(&p.pattern, c.bytes.pick({1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 0, 6}));
+  tsp_pattern_t& a = p.pattern;
+  a.block = c.bytes.pick({16, 16, 16, 32, 48, 512, 0, 17});
+  a.stride = c.bytes.pick({2, 4, 8, 16, 3, -1});
+  a.share = c.bytes.one_in(8) ? static_cast<int32_t>(c.bytes.strange_integer()) : c.share;
+  a.threshold = c.bytes.one_in(8) ? c.bytes.strange_float() : 0.5f;
+  a.gamma = c.bytes.one_in(8) ? c.bytes.strange_float() : 0.5f;
+  a.tau = c.bytes.pick({0, 0, 1, 1, 2}) * 1.0f;
+  a.alpha = c.bytes.one_in(8) ? c.bytes.strange_float() : 0.5f;
+  a.min_budget = c.bytes.pick({0, 0, 16, 1024, -1, INT32_MAX});
+  a.vertical = c.bytes.pick({1, 40, 1000, 0, INT32_MAX});
+  a.slash = c.bytes.pick({1, 60, 1000, 0, INT32_MAX});
+  a.sink_blocks = c.bytes.pick({0, 1, -1, INT32_MAX});
+  a.local_blocks = c.bytes.pick({0, 1, 1 << 30, INT32_MAX});
+  a.last_blocks = c.bytes.pick({0, 1, 1 << 30, INT32_MAX});
+  if (c.bytes.one_in(8)) p.scale = c.bytes.strange_float();
+  p.precision = c.bytes.pick({0, 0, 1, 2});
+  p.q = c.q, p.k = c.k, p.batch = c.batch;
+  if (c.bytes.one_in(2)) p.selected = c.sets;
+  // Room for blocks of 16, to the entry.
+  const int64_t longest = c.lengths.longest_k();
+  const int64_t most = (longest + 15) / 16;
+  const int64_t sets = c.share == TSP_SHARE_HEAD       ? c.q_heads
+                       : c.share == TSP_SHARE_KV_GROUP ? c.kv_heads
+                                                       : 1;
+  const int64_t all = c.lengths.num_seqs() * sets;
+  const auto take = [&](int64_t entries) {
+    return static_cast<int32_t*>(c.memory.allocate(static_cast<size_t>(entries) * sizeof(int32_t)));
+  };
+  tsp_block_sets_t& out = p.blocks;
+  out = {take(all * most * most),
+         take(all * most),
+         take(all * longest),
+         take(all),
+         a.block,
+         static_cast<int32_t>(sets),
+         most,
+         most * most,
+         sets * most * most,
+         most,
+         sets * most,
+         longest,
+         sets * longest};
+  if (c.bytes.one_in(4)) out.columns = nullptr;
+  if (c.bytes.one_in(8)) {
+    int64_t* const strides[] = {
+        &out.row_stride,       &out.set_stride,        &out.seq_stride,       &out.count_set_stride,
+        &out.count_seq_stride, &out.column_set_stride, &out.column_seq_stride};
+    // A larger stride than there is room for cannot be seen.
+    int64_t& stride = *c.bytes.pick(strides);
+    stride = std::min(stride, c.bytes.strange_integer());
+  }
+  spoil_size(c, p);
+  call(c, p, {&p.q, &p.k}, tsp_estimate_workspace, tsp_estimate);
+}
+
 void fuzz_attend(Case& c) {
   tsp_attend_params_t p;
   tsp_attend_params_init(&p, sizeof p);
@@ -411,9 +470,10 @@ struct Operation {
   long succeeded = 0;
   long refused = 0;
 };
-Operation operations[] = {{"score", fuzz_score},       {"select", fuzz_select},
-                          {"attend", fuzz_attend},     {"prefill", fuzz_prefill},
-                          {"compress", fuzz_compress}, {"decompress", fuzz_decompress}};
+Operation operations[] = {{"score", fuzz_score},          {"select", fuzz_select},
+                          {"estimate", fuzz_estimate},    {"attend", fuzz_attend},
+                          {"prefill", fuzz_prefill},      {"compress", fuzz_compress},
+                          {"decompress", fuzz_decompress}};
 
 }  // namespace
 }  // namespace tsp::fuzz

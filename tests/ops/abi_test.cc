@@ -51,6 +51,7 @@ std::vector<StructCase> structs() {
           op_case("compress", 600, tsp_compress_params_init, tsp_compress),
           op_case("attend", 544, tsp_attend_params_init, tsp_attend),
           op_case("decompress", 248, tsp_decompress_params_init, tsp_decompress),
+          op_case("estimate", 432, tsp_estimate_params_init, tsp_estimate),
           op_case("prefill", 568, tsp_prefill_params_init, tsp_prefill)};
 }
 

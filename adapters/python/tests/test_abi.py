@@ -16,6 +16,7 @@ CHOICES = {
     "PRECISION": _library.PRECISIONS,
     "BACKEND": _library.BACKENDS,
     "WHEN": _library.WHEN,
+    "PATTERN": _library.PATTERNS,
 }
 
 

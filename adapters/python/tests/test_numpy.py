@@ -335,3 +335,36 @@ def test_bad_selection(qkv):
         bad = tokensparse.Selection(*change(selected.indices, selected.kept))
         with pytest.raises((TypeError, tokensparse.InvalidArgument), match=message):
             tokensparse.attend(q, k, v, bad)
+
+
+@pytest.mark.parametrize("pattern", ["xattention", "flexprefill", "minference", "pooled", "flash"])
+def test_estimate(pattern):
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((300, 4, 32), dtype=np.float32)
+    k = rng.standard_normal((400, 2, 32), dtype=np.float32)
+    options = {"block": 16, "min_budget": 32, "vertical": 40, "slash": 60}
+    got = tokensparse.estimate(q, k, pattern, **options)
+    ref = tokensparse.Context("ref")
+    want = tokensparse.estimate(q, k, pattern, context=ref, **options)
+    assert got.blocks.shape == (1, 4, 19, 25) and got.block == 16
+    np.testing.assert_array_equal(got.counts, want.counts)
+    for head, row in np.ndindex(4, 19):
+        count = got.counts[0, head, row]
+        named = got.blocks[0, head, row, :count]
+        np.testing.assert_array_equal(named, want.blocks[0, head, row, :count])
+        assert (np.diff(named) > 0).all() and (100 + row * 16) // 16 in named
+    assert (got.columns is not None) == (pattern == "minference")
+
+
+def test_estimate_refuses():
+    q, k = np.zeros((64, 4, 32), np.float32), np.zeros((64, 2, 32), np.float32)
+    with pytest.raises(tokensparse.InvalidArgument, match="pattern: must be one of xattention"):
+        tokensparse.estimate(q, k, "none")
+    with pytest.raises(TypeError, match="stryde: no parameter"):
+        tokensparse.estimate(q, k, "xattention", stryde=8)
+    with pytest.raises(tokensparse.InvalidArgument, match="pattern.stride: must divide"):
+        tokensparse.estimate(q, k, "xattention", stride=3)
+    with pytest.raises(tokensparse.InvalidArgument, match="threshold: must be one number or 4"):
+        tokensparse.estimate(q, k, "pooled", threshold=[0.5, 0.5])
+    per_head = tokensparse.estimate(q, k, "pooled", threshold=[0.1, 0.1, 0.1, 1.0], block=16)
+    np.testing.assert_array_equal(per_head.counts[0, :, 3], [1, 1, 1, 4])

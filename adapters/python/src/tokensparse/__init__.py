@@ -9,6 +9,7 @@ registers it as torch operators.
 """
 
 from ._arrays import Paged
+from ._blocks import Blocks, estimate
 from ._call import Selection
 from ._context import Context
 from ._library import (
@@ -26,6 +27,7 @@ from .setting import Setting, TokensparseWarning
 __version__ = version()
 
 __all__ = [
+    "Blocks",
     "Context",
     "Error",
     "InvalidArgument",
@@ -40,6 +42,7 @@ __all__ = [
     "compress",
     "cpu_isas",
     "decompress",
+    "estimate",
     "prefill",
     "score",
     "select",

@@ -15,6 +15,14 @@ SHARES = {"head": 0, "kv_group": 1, "layer": 2}
 DROPPED = {"zero": 0, "local": 1}
 PRECISIONS = {"f32": 0, "bf16": 1}
 WHEN = {"always": 0, "pays": 1}
+PATTERNS = {
+    "none": 0,
+    "xattention": 1,
+    "flexprefill": 2,
+    "minference": 3,
+    "pooled": 4,
+    "flash": 5,
+}
 BACKENDS = {"cpu": 0, "ref": 1, "cuda": 2}
 
 
@@ -81,6 +89,28 @@ class IndexSets(ctypes.Structure):
         ("reserved", c_int32),
         ("set_stride", c_int64),
         ("seq_stride", c_int64),
+    ]
+
+
+class Pattern(ctypes.Structure):
+    """tsp_pattern_t: how blocks are chosen."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("block", c_int32),
+        ("share", c_int32),
+        ("stride", c_int32),
+        ("threshold", c_float),
+        ("gamma", c_float),
+        ("tau", c_float),
+        ("alpha", c_float),
+        ("min_budget", c_int32),
+        ("vertical", c_int32),
+        ("slash", c_int32),
+        ("sink_blocks", c_int32),
+        ("local_blocks", c_int32),
+        ("last_blocks", c_int32),
+        ("thresholds", POINTER(c_float)),
     ]
 
 
@@ -179,6 +209,21 @@ class DecompressParams(ctypes.Structure):
     ]
 
 
+class EstimateParams(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("scale", c_float),
+        ("precision", c_int32),
+        ("reserved", c_int32),
+        ("pattern", Pattern),
+        ("q", Tensor),
+        ("k", Tensor),
+        ("selected", IndexSets),
+        ("blocks", BlockSets),
+        ("batch", Batch),
+    ] + _WORKSPACE
+
+
 class AttendParams(ctypes.Structure):
     _fields_ = (
         [
@@ -235,6 +280,7 @@ _PARAMS = {
     "compress": CompressParams,
     "attend": AttendParams,
     "decompress": DecompressParams,
+    "estimate": EstimateParams,
     "prefill": PrefillParams,
 }
 
@@ -270,6 +316,8 @@ def _open() -> ctypes.CDLL:
     lib.tsp_context_destroy.restype = None
     lib.tsp_context_set_threads.argtypes = [c_void_p, c_int32]
     lib.tsp_context_set_stream.argtypes = [c_void_p, c_void_p]
+    lib.tsp_pattern_init.argtypes = [POINTER(Pattern), c_int32]
+    lib.tsp_pattern_init.restype = None
     for op, params in _PARAMS.items():
         init = getattr(lib, f"tsp_{op}_params_init")
         init.argtypes, init.restype = [POINTER(params), c_uint32], None

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+// Softmax rows for the estimates of block patterns. A row may be several rows of q side by side
+// (antidiagonals: `stride` of them), and so are its keys: their panels follow each other.
+#pragma once
+
+#include "cpu/softmax-inl.h"
+
+namespace tsp::cpu {
+namespace {
+
+template <typename Arith>
+struct EstimateScratch {
+  int32_t q_stride;  // units
+  float* q;          // [kEstimateRows, q_stride] units
+  float* scores;     // [kEstimateRows, kScoreStride]
+  size_t bytes;
+
+  EstimateScratch(void* base, int32_t dim, int32_t segments)
+      // A row's last vector may reach beyond it.
+      : q_stride(round_up(units_of<Arith>(dim) * segments, kLanes) + kLanes),
+        q(static_cast<float*>(base)),
+        scores(q + int64_t{kEstimateRows} * round_up(q_stride, 16)),
+        bytes(static_cast<size_t>(kEstimateRows) *
+              static_cast<size_t>(round_up(q_stride, 16) + kScoreStride) * sizeof(float)) {}
+};
+
+template <typename Arith>
+size_t estimate_scratch_bytes(int32_t dim, int32_t segments) {
+  alignas(64) static float nothing[16];
+  return EstimateScratch<Arith>(nothing, dim, segments).bytes;
+}
+
+template <typename Arith>
+void load_segments(const EstimateTile& tile, const EstimateScratch<Arith>& s) {
+  static_assert(kEstimateRows % Arith::kRows == 0);
+  const int32_t units = units_of<Arith>(tile.q.dim);
+  with_dtype(tile.q.dtype, [&]<int kDtype>() {
+    for (int32_t r = 0; r < round_up(tile.num_rows, Arith::kRows); ++r) {
+      float* const row = s.q + int64_t{r} * s.q_stride;
+      for (int32_t t = 0; t < tile.num_segments; ++t) {
+        const int64_t offset =
+            r < tile.num_rows ? tile.q_offset[t * kEstimateRows + r] : int64_t{-1};
+        for (int32_t u = 0; u < units; u += kLanes) {
+          store(row + t * units + u,
+                offset < 0 ? zero() : load_units<Arith, kDtype>(tile.q, offset, u));
+        }
+      }
+    }
+  });
+}
+
+/// Scores of a row's first `count` keys to weights; all NaN where a score is not finite.
+TSP_INLINE void softmax_row(float* row, int32_t count, float scale) {
+  const Span span = {0, count};
+  const int32_t last = (count - 1) / kLanes * kLanes;
+  Vec check = zero();
+  for (int32_t j = 0; j < last; j += kLanes) check = fma(load(row + j), zero(), check);
+  check = fma(keep_lanes(load(row + last), 0, count - last, 0.0f), zero(), check);
+  mask_span(row, span);
+  Vec top = load(row + last);
+  for (int32_t j = 0; j < last; j += kLanes) top = vmax(top, load(row + j));
+  const Vec shift = set1(-reduce_max(top) * scale);
+  const Vec scales = set1(scale);
+  Vec sum = zero();
+  for (int32_t j = 0; j <= last; j += kLanes) {
+    const Vec w = exp2(fma(load(row + j), scales, shift));
+    sum = add(sum, w);
+    store(row + j, w);
+  }
+  const bool finite = reduce_add(check) == 0.0f;
+  const Vec factor = set1(finite ? 1.0f / reduce_add(sum) : __builtin_nanf(""));
+  for (int32_t j = 0; j <= last; j += kLanes) store(row + j, fma(load(row + j), factor, zero()));
+}
+
+template <typename Arith>
+void softmax_rows(const EstimateTile& tile) {
+  const EstimateScratch<Arith> s(tile.scratch, tile.q.dim, tile.num_segments);
+  load_segments<Arith>(tile, s);
+  const int32_t depth = units_of<Arith>(tile.q.dim) * tile.num_segments;
+  const auto* const panels = static_cast<const typename Arith::Unit*>(tile.k_panels);
+  const int32_t num_keys = tile.hi[tile.num_rows - 1];
+  Arith::begin();
+  for (int32_t n0 = 0; n0 < num_keys; n0 += kBlockKeys) {
+    const int32_t count = min32(kBlockKeys, num_keys - n0);
+    multiply_keys<Arith>(s.q, s.q_stride, tile.num_rows, depth, nullptr, tile.hi, n0, count,
+                         panels + int64_t{n0} * depth, s.scores);
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      const int32_t seen = min32(tile.hi[r] - n0, count);
+      for (int32_t j = 0; j < seen; j += kLanes) {
+        store(tile.weights + r * tile.weight_stride + n0 + j,
+              load(s.scores + r * kScoreStride + j));
+      }
+    }
+  }
+  Arith::end();
+  for (int32_t r = 0; r < tile.num_rows; ++r) {
+    softmax_row(tile.weights + r * tile.weight_stride, tile.hi[r], tile.scale_log2);
+  }
+}
+
+}  // namespace
+}  // namespace tsp::cpu
