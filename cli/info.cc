@@ -99,4 +99,13 @@ void add_info(CLI::App& app) {
   verb->callback([json] { print_info(*json); });
 }
 
+void add_plugin_path(CLI::App& app) {
+  CLI::App* verb = app.add_subcommand("plugin-path", "Where the plugin for llama.cpp is");
+  verb->callback([] {
+    const std::string plugin = plugin_path();
+    if (plugin.empty()) throw Failure("no libggml-tokensparse.so came with this program");
+    std::printf("%s\n", plugin.c_str());
+  });
+}
+
 }  // namespace tsp::cli

@@ -66,6 +66,8 @@ int main(int argc, char** argv) {
   add_profile(app);
   add_bench(app);
   add_info(app);
+  add_plugin_path(app);
+  add_documents(app);
   try {
     app.parse(argc, argv);
     if (std::fflush(stdout) != 0) return complain("cannot write to stdout", kExitFailure);

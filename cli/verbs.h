@@ -25,7 +25,9 @@ struct Failure : std::runtime_error {
 
 void add_apply(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_documents(CLI::App& app);
 void add_info(CLI::App& app);
+void add_plugin_path(CLI::App& app);
 
 // With llama.cpp: the files of llama/. Without: no_llama.cc, which says how to get them.
 void add_run(CLI::App& app);
