@@ -78,6 +78,11 @@ def operation_faults(op):
     yield from need(fuzz, rf'{{"{op}", fuzz_{op}}}', f"fuzz_{op}() is not among the operations")
     mirror = "adapters/python/src/tokensparse/_library.py"
     yield from need(mirror, rf'^    "{op}": \w+Params,', "no ctypes mirror in _PARAMS")
+    package = "adapters/python/src/tokensparse/__init__.py"
+    yield from need(package, rf'^    "{op}",', f"does not export {op}()")
+    tests = [text(name) for name in tracked("adapters/python/tests")]
+    if not any(re.search(rf"\btokensparse\.{op}\(", test) for test in tests):
+        yield f"adapters/python/tests: no test calls tokensparse.{op}()"
     yield from need("CHANGELOG.md", rf"\b{op}\b", f"does not mention {op}")
     benches = text("cli/bench/ops.h")
     if op not in UNMEASURED and re.search(rf"\btsp_{op}\(", benches) is None:
@@ -100,7 +105,8 @@ def listed_sources(folder):
         loops.setdefault(name, set()).update(words)
     found = set()
     for word in re.findall(r"[\w./${}-]+\.(?:cc|cu)\b", build):
-        word = word.removeprefix("${PROJECT_SOURCE_DIR}/").removeprefix(f"{folder}/")
+        word = re.sub(r"^\$\{(PROJECT_SOURCE_DIR|CMAKE_CURRENT_LIST_DIR)\}/", "", word)
+        word = word.removeprefix(f"{folder}/")
         variable = re.search(r"\$\{(\w+)\}", word)
         values = loops.get(variable[1], ()) if variable else ("",)
         found.update(word.replace(variable[0], value) if variable else word for value in values)
@@ -109,7 +115,7 @@ def listed_sources(folder):
 
 def source_faults():
     """A file that no build names is a file that nobody compiles."""
-    for folder in ("src", "tests"):
+    for folder in ("src", "tests", "cli", "adapters/ggml"):
         listed = listed_sources(folder)
         for name in tracked(folder):
             inside = name.removeprefix(f"{folder}/")
