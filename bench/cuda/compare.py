@@ -237,6 +237,34 @@ def bench_local(ctx, name, tokens, args, report):
           + f": {case['speedup']:.2f}x {best}", flush=True)
 
 
+def bench_blocks(ctx, name, tokens, share, report):
+    """Dense attention by lists of 128 x 128 blocks, chosen at random beside those on the diagonal, a
+    list per head: what a step costs more than in the dense kernel."""
+    q_heads, kv_heads, dim = SHAPES[name]
+    q, k, v = workload(tokens, q_heads, kv_heads, dim, torch.bfloat16)
+    tiles = (tokens + 127) // 128
+    g = torch.Generator(device="cuda").manual_seed(3)
+    read = torch.rand(q_heads, tiles, tiles, generator=g, device="cuda") < share
+    read = (read | torch.eye(tiles, dtype=torch.bool, device="cuda")).tril()
+    every = torch.arange(tiles, device="cuda")
+    lists = torch.where(read, every, tiles).sort(-1).values.int().contiguous()
+    counts = read.sum(-1).int().contiguous()
+    blocks = ctx.library.BlockSets(
+        blocks=lists.data_ptr(), counts=counts.data_ptr(), block=128, num_sets=q_heads,
+        row_stride=tiles, set_stride=tiles * tiles, count_set_stride=tiles)
+    out = torch.empty_like(q)
+    runs = {"dense_ours": ctx.prepare("attend", q=q, k=k, v=v, out=out),
+            "blocks": ctx.prepare("attend", q=q, k=k, v=v, out=out, blocks=blocks)}
+    turn = in_turn(runs, 7 if tokens > 65536 else 15)
+    part = int(counts.sum()) / (q_heads * tiles * (tiles + 1) / 2)
+    ratio = turn["blocks"]["ms"] / turn["dense_ours"]["ms"] / part
+    report["block_cases"].append({"shape": name, "tokens": tokens, "heads": [q_heads, kv_heads],
+                                  "dim": dim, "share_of_blocks": part, "in_turn": turn,
+                                  "of_dense_by_share": ratio})
+    print(f"{name} {tokens:>7} blocks: {part:.3f} of them, {turn['blocks']['ms']:.3f} ms, dense "
+          f"{turn['dense_ours']['ms']:.3f} ms: {ratio:.2f} times dense x share", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", default="build/cuda/src/libtokensparse.so")
@@ -247,6 +275,8 @@ def main():
     parser.add_argument("--keep", type=float, default=0.45)
     parser.add_argument("--local-tokens", nargs="*", type=int,
                         default=[2048, 4096, 8192, 32768, 131072])
+    parser.add_argument("--block-tokens", nargs="*", type=int, default=[8192, 32768, 131072])
+    parser.add_argument("--block-share", type=float, default=0.25)
     parser.add_argument("--local-keep", type=float, default=0.25)
     parser.add_argument("--reference", help="checkout of the method's published code")
     parser.add_argument("--json")
@@ -262,7 +292,7 @@ def main():
               "date": datetime.date.today().isoformat(), "torch": torch.__version__,
               "cudnn": torch.backends.cudnn.version(), "keep": args.keep,
               "copy_tb_per_s": machine.bytes_per_s / 1e12, "matmul_tflops": machine.flops / 1e12,
-              "local_keep": args.local_keep, "cases": [], "local_cases": []}
+              "local_keep": args.local_keep, "cases": [], "local_cases": [], "block_cases": []}
     print(f"{report['card']}, {ctx.isa}, copy {report['copy_tb_per_s']:.2f} TB/s, matmul "
           f"{report['matmul_tflops']:.0f} TFLOP/s", flush=True)
 
@@ -274,6 +304,10 @@ def main():
     for name in args.shapes:
         for tokens in args.local_tokens:
             bench_local(ctx, name, tokens, args, report)
+            torch.cuda.empty_cache()
+            save()
+        for tokens in args.block_tokens:
+            bench_blocks(ctx, name, tokens, args.block_share, report)
             torch.cuda.empty_cache()
             save()
         for tokens in args.tokens:

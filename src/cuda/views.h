@@ -113,4 +113,17 @@ inline Sets make_sets(const tsp_index_sets_t& sets, const Seq& seq, int64_t num_
   return out;
 }
 
+inline KeyBlocks make_key_blocks(const tsp_block_sets_t& sets, const Seq& seq,
+                                 int64_t num_q_heads) {
+  KeyBlocks blocks;
+  if (sets.blocks == nullptr) return blocks;
+  blocks.blocks = sets.blocks + seq.index * sets.seq_stride;
+  blocks.counts = sets.counts + seq.index * sets.count_seq_stride;
+  blocks.set_stride = sets.set_stride;
+  blocks.tile_stride = sets.row_stride;
+  blocks.count_stride = sets.count_set_stride;
+  blocks.heads_per_set = static_cast<int32_t>(num_q_heads / sets.num_sets);
+  return blocks;
+}
+
 }  // namespace tsp::cuda

@@ -11,6 +11,11 @@ namespace {
 
 class BlockSets : public OpTest {
  protected:
+  /// As every backend takes them; with columns on the CPU.
+  Blocks own_blocks(const Problem& problem, const Sets* sets) {
+    const bool cuda = backend.is_cuda();
+    return problem.random_blocks(sets, TSP_SHARE_HEAD, cuda ? 128 : 32, 0.4f, cuda ? 0 : 0.1f, 4);
+  }
   void check(const Problem& problem, const Sets* sets, const Options& options,
              const Blocks& blocks) {
     if (!serves(backend, problem.shape)) return;
@@ -34,6 +39,14 @@ std::vector<Shape> shapes() {
       {.q_lens = {257}, .k_lens = {600}, .num_q_heads = 2, .num_kv_heads = 1, .dim = 128},
       {.q_lens = {70}, .k_lens = {150}, .num_q_heads = 2, .num_kv_heads = 2, .dim = 256},
       {.q_lens = {100}, .k_lens = {613}, .q_dtype = bf16, .kv_dtype = bf16, .out_dtype = bf16},
+      {.q_lens = {300, 130},
+       .k_lens = {900, 333},
+       .num_q_heads = 6,
+       .num_kv_heads = 2,
+       .dim = 128,
+       .q_dtype = bf16,
+       .kv_dtype = bf16,
+       .out_dtype = bf16},
       {.q_lens = {1, 64, 0, 129}, .k_lens = {17, 64, 12, 400}},
       {.q_lens = {90, 140}, .k_lens = {150, 141}, .kv_dtype = f16, .kv_layout = Layout::kPaged},
       {.q_lens = {90},
@@ -83,6 +96,8 @@ TEST_P(BlockSets, OfKeptEntriesMatchTheOracle) {
       check(problem, &sets, {}, problem.random_blocks(&sets, TSP_SHARE_HEAD, 16, 0.3f, 0.1f, 6));
       check(problem, &sets, {.dropped = TSP_DROPPED_LOCAL, .band = 37, .sink = 5},
             problem.random_blocks(&sets, share, 48, 0.3f, 0, 7));
+      check(problem, &sets, {.dropped = TSP_DROPPED_LOCAL, .band = 37, .sink = 5},
+            problem.random_blocks(&sets, share, 128, 0.3f, 0, 8));
     }
   }
 }
@@ -99,6 +114,8 @@ TEST_P(BlockSets, Bf16ArithmeticMatchesTheOracle) {
 TEST_P(BlockSets, ThatListEverythingAreDenseBitForBit) {
   for (const Shape& shape : shapes()) {
     if (!serves(backend, shape)) continue;
+    // Hopper's kernel has other tiles for heads of 64 channels where it follows lists.
+    if (backend.is_cuda() && shape.dim == 64) continue;
     Problem problem(shape);
     const Sets sets = problem.random_sets(TSP_SHARE_KV_GROUP, 0.45f, 16, 5);
     for (const Sets* selected : {static_cast<const Sets*>(nullptr), &sets}) {
@@ -123,7 +140,7 @@ TEST_P(BlockSets, RepeatsAndThreadCountsGiveTheSameBits) {
   Problem problem(
       {.q_lens = {190}, .k_lens = {333}, .q_dtype = dtype, .kv_dtype = dtype, .out_dtype = dtype});
   const Sets sets = problem.random_sets(TSP_SHARE_HEAD, 0.5f, 16, 9);
-  const Blocks blocks = problem.random_blocks(&sets, TSP_SHARE_HEAD, 32, 0.4f, 0.1f, 4);
+  const Blocks blocks = own_blocks(problem, &sets);
   const Options options = {.dropped = TSP_DROPPED_LOCAL, .band = 20};
   served_or_refused("blocks", [&] {
     const auto bits = problem.attend(backend, ctx, &sets, options, true, &blocks).out.bits();
@@ -140,7 +157,7 @@ TEST_P(BlockSets, PrefillIsAttendByThem) {
       {.q_lens = {150}, .k_lens = {260}, .q_dtype = dtype, .kv_dtype = dtype, .out_dtype = dtype});
   const Sets sets = problem.random_sets(TSP_SHARE_KV_GROUP, 0.5f, 16, 9);
   for (const Sets* given : {static_cast<const Sets*>(nullptr), &sets}) {
-    const Blocks blocks = problem.random_blocks(given, TSP_SHARE_HEAD, 32, 0.4f, 0.1f, 4);
+    const Blocks blocks = own_blocks(problem, given);
     served_or_refused("blocks", [&] {
       const AttendResult attend = problem.attend(backend, ctx, given, {}, true, &blocks);
       const AttendResult prefill = problem.prefill(backend, ctx, {.coverage = 0}, given, &blocks);

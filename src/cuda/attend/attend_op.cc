@@ -13,12 +13,23 @@ AttendTask task_of(const tsp_attend_params_t& p, const Seq& seq) {
   return sparse_task(p, seq, make_sets(p.selected, seq, p.q.heads), p.selected.num_sets);
 }
 
+/// Blocks as tiles of the kernels are cut.
+tsp_status_t check_key_blocks(const tsp_block_sets_t& blocks) {
+  if (blocks.blocks == nullptr) return TSP_OK;
+  if (blocks.block != kKeyBlock) {
+    return fail(TSP_UNSUPPORTED, "blocks.block: backend cuda takes %d, got %d", kKeyBlock,
+                blocks.block);
+  }
+  if (blocks.columns != nullptr) {
+    return fail(TSP_UNSUPPORTED, "blocks.columns: must be null on backend cuda");
+  }
+  return TSP_OK;
+}
+
 }  // namespace
 
 tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
-  if (p.blocks.blocks != nullptr) {
-    return fail(TSP_UNSUPPORTED, "blocks: backend cuda does not attend by blocks");
-  }
+  TSP_RETURN_IF_ERROR(check_key_blocks(p.blocks));
   const struct {
     const char* name;
     const tsp_tensor_t& view;
@@ -38,6 +49,10 @@ tsp_status_t check_attend_memory(const tsp_context_t& ctx, const tsp_attend_para
   TSP_RETURN_IF_ERROR(check_rows(ctx, "out", p.out, true));
   if (p.lse.data != nullptr) TSP_RETURN_IF_ERROR(check_pointer(ctx, "lse", p.lse.data));
   TSP_RETURN_IF_ERROR(check_set_memory(ctx, "selected", p.selected));
+  if (p.blocks.blocks != nullptr) {
+    TSP_RETURN_IF_ERROR(check_pointer(ctx, "blocks.blocks", p.blocks.blocks));
+    TSP_RETURN_IF_ERROR(check_pointer(ctx, "blocks.counts", p.blocks.counts));
+  }
   return check_pointer(ctx, "workspace", p.workspace);
 }
 

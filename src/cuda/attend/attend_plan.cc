@@ -48,7 +48,7 @@ AttendPlan plan_attend(const AttendSizes& sizes, const Engines& engines) {
   plan.per_kv = plan.units / sizes.kv_heads;
   plan.q_heads = sizes.q_heads / plan.units;
   plan.flag_stride = (int64_t{sizes.k_len} + kFlagRows - 1) / kFlagRows;
-  const bool cudnn = engines.cudnn && sizes.k_len >= kCudnnMinKeys;
+  const bool cudnn = engines.cudnn && !sizes.by_blocks && sizes.k_len >= kCudnnMinKeys;
   if (!cudnn && !engines.sm90) return plan;
   plan.gather = sparse || sizes.paged;
   plan.capacity = sizes.k_len;

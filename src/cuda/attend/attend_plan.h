@@ -28,8 +28,9 @@ struct AttendSizes {
   int32_t q_heads = 1;
   int32_t kv_heads = 1;
   int32_t head_dim = 128;
-  int32_t num_sets = 0;  // S; 0 = dense
-  bool paged = false;    // K and V lie in blocks
+  int32_t num_sets = 0;    // S; 0 = dense
+  bool paged = false;      // K and V lie in blocks
+  bool by_blocks = false;  // each query tile reads a list of key blocks: not through cuDNN
 };
 
 struct AttendPlan {

@@ -26,6 +26,7 @@ AttendSizes AttendTask::sizes() const {
   sizes.kv_heads = kv_heads();
   sizes.head_dim = head_dim();
   sizes.num_sets = sparse ? num_sets : 0;
+  sizes.by_blocks = params->blocks.blocks != nullptr;
   sizes.paged = params->k.block_table != nullptr;
   return sizes;
 }
@@ -71,6 +72,7 @@ AttendArgs attend_args(const AttendTask& task, const AttendMemory& memory) {
   a.out = q_rows(p.out, task.seq);
   a.lse = make_values(p.lse, task.seq.q_begin);
   a.sets = task.sets;
+  a.blocks = make_key_blocks(p.blocks, task.seq, p.q.heads);
   a.q_first = task.sparse ? memory.q_first : nullptr;
   a.q_len = task.seq.q_len;
   a.k_len = task.seq.k_len;

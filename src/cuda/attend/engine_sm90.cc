@@ -21,6 +21,7 @@ AttendSm90Params sm90_params(const State& state, const AttendTask& task,
   p.out = args.out;
   p.lse = args.lse;
   p.sets = args.sets;
+  p.blocks = args.blocks;
   p.q_first = args.q_first;
   p.tickets = memory.tickets;
   p.q_len = args.q_len;

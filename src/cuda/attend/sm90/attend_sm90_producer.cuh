@@ -27,14 +27,12 @@ struct Sm90Producer {
     task.head = p.head_begin + work.head;
     task.first = first_query(p, task.head / p.sets.heads_per_set) + work.tile * Tile::kTileQ;
     if (task.first >= shared.n) return false;
-    if (p.blocks.blocks == nullptr) {
-      const int32_t end = min(shared.n, task.first + Tile::kTileQ);
-      task.num_steps = (end + kSm90TileKv - 1) / kSm90TileKv;
-      task.num_masked = task.num_steps - min(task.num_steps, (task.first + 1) / kSm90TileKv);
-    } else {
-      task.num_steps = p.blocks.count(task.head, work.tile);
-      task.num_masked = min(task.num_steps, Tile::kTileQ / kSm90TileKv + 1);
-    }
+    const int32_t end = min(shared.n, task.first + Tile::kTileQ);
+    const int32_t every = (end + kSm90TileKv - 1) / kSm90TileKv;
+    const bool lists = p.blocks.blocks != nullptr;
+    task.num_steps = lists ? p.blocks.count(task.head, work.tile) : every;
+    // Lists have the blocks on the diagonal, so these are the same with lists as without.
+    task.num_masked = min(task.num_steps, every - min(every, (task.first + 1) / kSm90TileKv));
     return true;
   }
 
