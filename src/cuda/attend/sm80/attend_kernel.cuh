@@ -256,13 +256,19 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
   if (tile < 0) return;
   const int first = q_first + tile * kAttendTileQ;  // list entry of row 0
   const int last = min(first + kAttendTileQ, n);
-  const bool blocks = a.blocks.blocks != nullptr;
-  const int kv_end = blocks ? a.blocks.count(head, tile) * (kKeyBlock / kAttendTileKv)
-                            : (last + kAttendTileKv - 1) / kAttendTileKv;
+  const int32_t* blocks = a.blocks.blocks != nullptr ? a.blocks.of_tile(head, tile) : nullptr;
+  int kv_end = (last + kAttendTileKv - 1) / kAttendTileKv;
+  if (blocks != nullptr) {
+    // Of the last block, which holds the last row's own key, no key tile behind that one: all
+    // hidden, it would still bring sums to the same maximum once more, and so change their last
+    // bits.
+    const int before = a.blocks.count(head, tile) - 1;
+    kv_end += (before - blocks[before]) * (kKeyBlock / kAttendTileKv);
+  }
 
   if (threadIdx.x == 0) {
     shared.list = list;
-    shared.blocks = blocks ? a.blocks.of_tile(head, tile) : nullptr;
+    shared.blocks = blocks;
     shared.n = n;
     shared.kv_head = kv_head;
     shared.first = first;
