@@ -14,7 +14,8 @@ extern "C" {
 /// coverage = 0 and keep = 0 is exact attention: no score is computed and the result equals a dense
 /// tsp_attend() bit for bit. A whole prompt, a chunk of one (Tq < Tk) and a turn on a cached prefix
 /// are the same call. With `given`, out = attend(q, k, v, given): nothing is scored or selected,
-/// and coverage, keep, window, pool, min_tokens and share are not used.
+/// and coverage, keep, window, pool, min_tokens and share are not used. With a `pattern`
+/// attention runs by the key blocks that tsp_estimate() finds among the kept tokens.
 typedef struct tsp_prefill_params {
   uint32_t struct_size;
   float scale;         ///< 0 = 1 / sqrt(D)
@@ -44,6 +45,9 @@ typedef struct tsp_prefill_params {
   int32_t reserved2;        ///< 0
   tsp_block_sets_t blocks;  ///< in; blocks null = every key. Blocks of the entries of `given`, or
                             ///< of positions with coverage = 0 and keep = 0; `when` is ALWAYS
+  tsp_pattern_t pattern;    ///< kind none = every block of the kept tokens; else blocks as
+                            ///< tsp_estimate() chooses them, whose sets are a multiple of the
+                            ///< kept tokens' sets; then `blocks` is not given. Host backends
 } tsp_prefill_params_t;
 
 TSP_API void tsp_prefill_params_init(tsp_prefill_params_t* params, uint32_t struct_size);

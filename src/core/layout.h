@@ -55,7 +55,12 @@ inline int64_t score_offset(const tsp_batch_t& batch, int32_t window, int32_t b)
 inline int64_t total_prefix(const tsp_batch_t& batch, int32_t window) {
   return score_offset(batch, window, batch.num_seqs);
 }
-/// Longest Tk of the batch.
+/// Longest Tq, and Tk, of the batch.
+inline int32_t longest_q(const tsp_batch_t& batch) {
+  int32_t longest = 0;
+  for (int32_t b = 0; b < batch.num_seqs; ++b) longest = std::max(longest, seq_at(batch, b).q_len);
+  return longest;
+}
 inline int32_t longest_k(const tsp_batch_t& batch) {
   int32_t longest = 0;
   for (int32_t b = 0; b < batch.num_seqs; ++b) {

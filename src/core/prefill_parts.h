@@ -61,4 +61,17 @@ inline tsp_attend_params_t attend_part(const tsp_prefill_params_t& p) {
   return a;
 }
 
+/// Of a pattern that is not none.
+inline tsp_estimate_params_t estimate_part(const tsp_prefill_params_t& p) {
+  tsp_estimate_params_t e{};
+  e.struct_size = sizeof e;
+  e.scale = p.scale;
+  e.precision = p.precision;
+  e.pattern = p.pattern;
+  e.q = p.q;
+  e.k = p.k;
+  e.batch = p.batch;
+  return e;
+}
+
 }  // namespace tsp

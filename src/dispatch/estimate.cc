@@ -12,12 +12,6 @@ namespace {
 
 constexpr int64_t kMaxEntries = int64_t{1} << 40;
 
-int32_t longest_q(const tsp_batch_t& batch) {
-  int32_t longest = 0;
-  for (int32_t b = 0; b < batch.num_seqs; ++b) longest = std::max(longest, seq_at(batch, b).q_len);
-  return longest;
-}
-
 tsp_status_t check_stride(const char* name, int64_t value, int64_t least) {
   if (value >= least && value <= kMaxEntries) return TSP_OK;
   return fail(TSP_INVALID_ARGUMENT, "blocks.%s: must be at least %" PRId64 ", got %" PRId64, name,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // One call that adapters use. A backend may bring its own; host backends are composed here from
-// score, select and attend over one workspace: [scores][indices][kept][the largest op's own]. With
-// sets that the caller gives, attend alone: [kept][attend's own].
+// score, select, estimate and attend over one workspace: [scores][indices][kept][block lists][the
+// largest op's own]. With sets that the caller gives there are no scores and no indices, without a
+// pattern no block lists.
 #include "tokensparse/prefill.h"
 
 #include <numeric>
@@ -11,6 +12,7 @@
 #include "dispatch/blocks.h"
 #include "dispatch/checks.h"
 #include "dispatch/overlap.h"
+#include "dispatch/pattern.h"
 
 namespace tsp {
 namespace {
@@ -63,6 +65,33 @@ tsp_status_t check_blocks(const tsp_context_t& ctx, tsp_prefill_params_t& p, boo
   return tsp::check_blocks(ctx, p.blocks, p.given, p.batch, p.q.heads, p.k.heads, data);
 }
 
+bool has_pattern(const tsp_prefill_params_t& p) { return p.pattern.kind != TSP_PATTERN_NONE; }
+
+/// `sets`: of the kept tokens.
+tsp_status_t check_pattern_of(const tsp_context_t& ctx, const tsp_prefill_params_t& p,
+                              int32_t sets) {
+  if (!has_pattern(p)) return TSP_OK;
+  if (ctx.ops->prefill != nullptr) {
+    return fail(TSP_UNSUPPORTED, "pattern.kind: this backend serves 0 (none) alone, got %d",
+                p.pattern.kind);
+  }
+  TSP_RETURN_IF_ERROR(check_context(&ctx, &OpTable::estimate, "estimate"));
+  TSP_RETURN_IF_ERROR(
+      check_range("pattern.share", p.pattern.share, TSP_SHARE_HEAD, TSP_SHARE_LAYER));
+  const int32_t lists = num_sets_for(p.pattern.share, p.q.heads, p.k.heads);
+  TSP_RETURN_IF_ERROR(check_pattern(p.pattern, lists));
+  if (p.blocks.blocks != nullptr) {
+    return fail(TSP_INVALID_ARGUMENT, "blocks.blocks: must be null with a pattern");
+  }
+  const bool dense = p.given.indices == nullptr && p.coverage == 0 && p.keep == 0;
+  if (!dense && lists % sets != 0) {
+    return fail(TSP_INVALID_ARGUMENT,
+                "pattern.share: its %d sets must be a multiple of the %d sets of kept tokens",
+                lists, sets);
+  }
+  return TSP_OK;
+}
+
 tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in, bool data,
                        tsp_prefill_params_t& p, SingleBatch& single) {
   TSP_RETURN_IF_ERROR(check_context(ctx));
@@ -87,6 +116,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
   if (!chosen) TSP_RETURN_IF_ERROR(check_given(*ctx, p, data));
   TSP_RETURN_IF_ERROR(check_blocks(*ctx, p, data));
   const int32_t sets = chosen ? num_sets_for(p.share, p.q.heads, p.k.heads) : p.given.num_sets;
+  TSP_RETURN_IF_ERROR(check_pattern_of(*ctx, p, sets));
   if (p.selected.indices != nullptr) {
     if (p.selected.num_sets != sets) {
       return fail(TSP_INVALID_ARGUMENT, "selected.num_sets: must be %d for %s, got %d", sets,
@@ -123,6 +153,7 @@ struct Plan {
   bool exact;  // attend alone, without sets
   tsp_score_params_t score;
   tsp_select_params_t select;
+  tsp_estimate_params_t estimate;
   tsp_attend_params_t attend;
   tsp_index_sets_t sets;  // chosen or given; kept may be changed
   size_t bytes;
@@ -154,6 +185,29 @@ void give_sets(Plan& plan, const tsp_prefill_params_t& p, Workspace<>& workspace
   plan.select.selected = plan.attend.selected = plan.sets;
 }
 
+/// The block lists' memory, with room for what the longest sequence may be given.
+void give_blocks(Plan& plan, const tsp_prefill_params_t& p, Workspace<>& workspace) {
+  plan.estimate = estimate_part(p);
+  tsp_block_sets_t& s = plan.estimate.blocks;
+  s.block = p.pattern.block;
+  s.num_sets = num_sets_for(p.pattern.share, p.q.heads, p.k.heads);
+  const int64_t all_sets = int64_t{p.batch.num_seqs} * s.num_sets;
+  s.row_stride = (int64_t{longest_k(p.batch)} + s.block - 1) / s.block;
+  s.count_set_stride = (int64_t{longest_q(p.batch)} + s.block - 1) / s.block;
+  s.set_stride = s.count_set_stride * s.row_stride;
+  s.seq_stride = s.num_sets * s.set_stride;
+  s.count_seq_stride = s.num_sets * s.count_set_stride;
+  s.blocks = workspace.take<int32_t>(all_sets * s.set_stride);
+  s.counts = workspace.take<int32_t>(all_sets * s.count_set_stride);
+  if (p.pattern.kind == TSP_PATTERN_MINFERENCE) {
+    s.column_set_stride = std::min(std::max(p.pattern.vertical, 30), longest_k(p.batch));
+    s.column_seq_stride = s.num_sets * s.column_set_stride;
+    s.columns = workspace.take<int32_t>(all_sets * s.column_set_stride);
+    s.num_columns = workspace.take<int32_t>(all_sets);
+  }
+  plan.attend.blocks = s;
+}
+
 Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* base) {
   Plan plan{};
   Workspace<> workspace(base);
@@ -162,8 +216,13 @@ Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* ba
   };
   plan.exact = is_exact(ctx, p);
   plan.attend = attend_part(p);
+  int32_t any = 0;  // not null also where memory is only counted
+  if (has_pattern(p)) give_blocks(plan, p, workspace);
+  tsp_attend_params_t attend = plan.attend;
+  if (has_pattern(p)) attend.blocks.blocks = attend.blocks.counts = &any;
+  if (attend.blocks.column_set_stride > 0) attend.blocks.columns = attend.blocks.num_columns = &any;
   // Where everything is kept in the end, attend runs without sets.
-  size_t op_bytes = bytes_of(ctx.ops->attend_workspace, plan.attend);
+  size_t op_bytes = bytes_of(ctx.ops->attend_workspace, attend);
   if (!plan.exact) {
     const bool chosen = p.given.indices == nullptr;
     if (chosen) {
@@ -172,18 +231,26 @@ Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* ba
       give_scores(plan, p, workspace);
     }
     give_sets(plan, p, workspace);
-    tsp_attend_params_t sparse = plan.attend;
-    int32_t any = 0;  // not null also where memory is only counted: there are sets
-    sparse.selected.indices = &any;
-    op_bytes = std::max(op_bytes, bytes_of(ctx.ops->attend_workspace, sparse));
+    plan.estimate.selected = attend.selected = plan.sets;
+    attend.selected.indices = &any;
+    op_bytes = std::max(op_bytes, bytes_of(ctx.ops->attend_workspace, attend));
     if (chosen) {
       op_bytes = std::max({op_bytes, bytes_of(ctx.ops->score_workspace, plan.score),
                            bytes_of(ctx.ops->select_workspace, plan.select)});
     }
   }
-  plan.score.workspace = plan.select.workspace = plan.attend.workspace =
+  if (has_pattern(p)) {
+    tsp_estimate_params_t estimate = plan.estimate;
+    op_bytes = std::max(op_bytes, bytes_of(ctx.ops->estimate_workspace, estimate));
+    if (!plan.exact) {
+      estimate.selected.indices = &any;
+      op_bytes = std::max(op_bytes, bytes_of(ctx.ops->estimate_workspace, estimate));
+    }
+  }
+  plan.score.workspace = plan.select.workspace = plan.estimate.workspace = plan.attend.workspace =
       workspace.take<unsigned char>(op_bytes);
-  plan.score.workspace_bytes = plan.select.workspace_bytes = plan.attend.workspace_bytes = op_bytes;
+  plan.score.workspace_bytes = plan.select.workspace_bytes = plan.estimate.workspace_bytes =
+      plan.attend.workspace_bytes = op_bytes;
   plan.bytes = workspace.used();
   return plan;
 }
@@ -212,9 +279,17 @@ void name_kept(const tsp_prefill_params_t& p, const tsp_index_sets_t* sets) {
   }
 }
 
+tsp_status_t attend_by_pattern(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
+  if (has_pattern(p)) {
+    plan.estimate.selected = plan.attend.selected;
+    TSP_RETURN_IF_ERROR(ctx.ops->estimate(ctx, plan.estimate));
+  }
+  return ctx.ops->attend(ctx, plan.attend);
+}
+
 tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
   if (plan.exact) {
-    TSP_RETURN_IF_ERROR(ctx.ops->attend(ctx, plan.attend));
+    TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
     name_kept(p, nullptr);
     return TSP_OK;
   }
@@ -233,7 +308,7 @@ tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Pla
   }
   // The same bits as the lists that name every token, without their gather.
   if (all_kept) plan.attend.selected.indices = nullptr;
-  TSP_RETURN_IF_ERROR(ctx.ops->attend(ctx, plan.attend));
+  TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
   name_kept(p, &plan.sets);
   return TSP_OK;
 }
@@ -246,6 +321,9 @@ size_t own_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
 tsp_status_t check_backend(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   if (ctx.ops->check_attend != nullptr) {
     TSP_RETURN_IF_ERROR(ctx.ops->check_attend(ctx, attend_part(p)));
+  }
+  if (has_pattern(p) && ctx.ops->check_estimate != nullptr) {
+    TSP_RETURN_IF_ERROR(ctx.ops->check_estimate(ctx, estimate_part(p)));
   }
   return ctx.ops->check_prefill == nullptr ? TSP_OK : ctx.ops->check_prefill(ctx, p);
 }

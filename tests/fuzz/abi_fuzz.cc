@@ -425,6 +425,13 @@ void fuzz_prefill(Case& c) {
     if (p.given.indices == nullptr && !c.bytes.one_in(4)) p.coverage = p.keep = 0;
     if (!c.bytes.one_in(4)) p.when = 0;
   }
+  if (c.bytes.one_in(4)) {
+    tsp_pattern_init(&p.pattern, c.bytes.pick({1, 2, 3, 4, 5, 6}));
+    p.pattern.block = c.bytes.pick({16, 16, 32, 128, 5});
+    p.pattern.stride = c.bytes.pick({4, 4, 16, 3});
+    p.pattern.share = c.bytes.pick({0, 0, 1, 2, 3});
+    if (!c.bytes.one_in(4)) p.blocks.blocks = nullptr;
+  }
   spoil_size(c, p);
   call(c, p, {&p.q, &p.k, &p.v, &p.out}, tsp_prefill_workspace, tsp_prefill);
 }

@@ -210,7 +210,8 @@ AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, 
 }
 
 AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
-                              const Options& options, const Sets* given, const Blocks* blocks) {
+                              const Options& options, const Sets* given, const Blocks* blocks,
+                              const tsp_pattern_t* pattern) {
   AttendResult r;
   r.out = Tensor(shape.out_dtype, shape.q_lens, shape.num_q_heads, shape.dim, shape.q_layout);
   r.lse = Tensor(TSP_F32, shape.q_lens, shape.num_q_heads, 1, Layout::kHeadMajor);
@@ -228,6 +229,7 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
   }
   std::optional<DeviceBlocks> dblocks;
   if (blocks != nullptr) p.blocks = dblocks.emplace(backend, *blocks).view();
+  if (pattern != nullptr) p.pattern = *pattern;
   p.window = options.window;
   p.pool = options.pool;
   p.min_tokens = options.min_tokens;

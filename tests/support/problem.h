@@ -81,7 +81,8 @@ class Problem {
   AttendResult attend(const Backend& backend, tokensparse::Context& ctx, const Sets* sets,
                       const Options& options, bool want_lse = true, const Blocks* blocks = nullptr);
   AttendResult prefill(const Backend& backend, tokensparse::Context& ctx, const Options& options,
-                       const Sets* given = nullptr, const Blocks* blocks = nullptr);
+                       const Sets* given = nullptr, const Blocks* blocks = nullptr,
+                       const tsp_pattern_t* pattern = nullptr);
 
   CompressResult compress(const Backend& backend, tokensparse::Context& ctx, const Sets& sets);
   /// `in` has the same number of rows for each sequence.

@@ -271,6 +271,7 @@ class PrefillParams(ctypes.Structure):
         ]
         + _WORKSPACE
         + [("given", IndexSets), ("when", c_int32), ("reserved2", c_int32), ("blocks", BlockSets)]
+        + [("pattern", Pattern)]
     )
 
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from . import _arrays, _library
+from . import _arrays, _blocks, _library
 from ._arrays import Paged, View
-from ._call import Call, Selection, choice, empty_sets, k_heads, lengths, prefix_len
+from ._call import Call, Selection, choice, empty_sets, k_heads, lengths, num_sets, prefix_len
 from ._context import Context
 from ._library import InvalidArgument
 
@@ -311,6 +311,8 @@ def prefill(
     k_offsets: Sequence[int] | None = None,
     out: Array | None = None,
     blocks: Any | None = None,
+    pattern: str | None = None,
+    pattern_options: dict[str, Any] | None = None,
     context: Context | None = None,
 ) -> Any:
     """Token sparse attention in one call: `attend(q, k, v, select(score(q, k)))`.
@@ -329,6 +331,9 @@ def prefill(
       when: "pays" attends exactly in sequences where leaving tokens out is not expected to be
         faster; "always" does what is asked.
       blocks: see `attend`; with `sets`, or with coverage = 0.
+      pattern, pattern_options: attend by the blocks that `estimate` finds among the kept tokens with
+        this pattern and these parameters of it. Its sets, `share`, must be a multiple of those of
+        the kept tokens. Not on CUDA.
       return_lse: also return the log-sum-exp, float32 `[Tq, Hq]`.
       return_selection: also return the Selection.
       return_kept: also return only its kept counts, int32 `[num_seqs]`.
@@ -353,6 +358,14 @@ def prefill(
         call.sets(sets, "given", "sets")
     if blocks is not None:
         call.blocks(blocks)
+    if pattern is not None:
+        options = pattern_options or {}
+        lists = options.get("share", "head")
+        choice("share", lists, _library.SHARES)
+        count = num_sets(lists, seen.shape[1], k_heads(k))
+        params.pattern = _blocks.pattern_of(pattern, count, options, call.owners)
+    elif pattern_options is not None:
+        raise InvalidArgument("pattern_options: must be None without a pattern")
     out = _output(call, q, seen, out)
     results = [out]
     if return_lse:

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT
+// tsp_prefill() with a block pattern: what estimate finds among the kept tokens, attended by hand.
+#include "tests/support/blocks.h"
+#include "tests/support/op_test.h"
+
+namespace tsp::test {
+namespace {
+
+tsp_pattern_t pattern(int32_t kind, int32_t share = TSP_SHARE_HEAD) {
+  tsp_pattern_t p;
+  tsp_pattern_init(&p, kind);
+  p.block = 16;
+  p.share = share;
+  p.stride = 4;
+  p.threshold = 0.6f;
+  p.gamma = 0.45f;
+  p.min_budget = 32;
+  p.vertical = 35;
+  p.slash = 60;
+  p.alpha = 0.9f;
+  p.sink_blocks = p.local_blocks = p.last_blocks = 0;
+  return p;
+}
+
+Blocks given(const BlockLists& lists, int32_t block) {
+  Blocks blocks{.block = block, .rows = lists.blocks, .columns = lists.columns};
+  bool any = false;
+  for (const auto& sequence : blocks.columns) {
+    for (const auto& set : sequence) any = any || !set.empty();
+  }
+  if (!any) blocks.columns.clear();
+  return blocks;
+}
+
+size_t listed(const BlockLists& lists) {
+  size_t count = 0;
+  for (const auto& sequence : lists.blocks) {
+    for (const auto& set : sequence) {
+      for (const auto& row : set) count += row.size();
+    }
+  }
+  return count;
+}
+
+const std::vector<Shape>& shapes() {
+  static const std::vector<Shape> all = {
+      {.q_lens = {300}, .k_lens = {300}, .num_q_heads = 4, .num_kv_heads = 2, .logit_scale = 3},
+      {.q_lens = {90, 60},
+       .k_lens = {200, 333},
+       .num_q_heads = 4,
+       .num_kv_heads = 2,
+       .dim = 80,
+       .kv_dtype = TSP_F16,
+       .kv_layout = Layout::kPaged,
+       .logit_scale = 3},
+  };
+  return all;
+}
+
+class PrefillPattern : public OpTest {};
+
+TEST_P(PrefillPattern, IsSelectThenEstimateThenAttend) {
+  for (const Shape& shape : shapes()) {
+    for (int32_t kind = TSP_PATTERN_XATTENTION; kind <= TSP_PATTERN_FLASH; ++kind) {
+      for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP}) {
+        Problem problem(shape);
+        const tsp_pattern_t p = pattern(kind, share);
+        const Options options = {.window = 16,
+                                 .min_tokens = 20,
+                                 .share = TSP_SHARE_KV_GROUP,
+                                 .coverage = 0.2f,
+                                 .dropped = TSP_DROPPED_LOCAL,
+                                 .band = 33,
+                                 .sink = 3};
+        AttendResult found;
+        try {
+          found = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
+        } catch (const std::runtime_error& error) {
+          ASSERT_TRUE(backend.is_cuda()) << error.what();
+          EXPECT_NE(std::string(error.what()).find("pattern.kind"), std::string::npos);
+          return;
+        }
+        ASSERT_LT(found.sets[0][0].size(), static_cast<size_t>(shape.k_lens[0]));
+        const BlockLists lists = estimate(backend, ctx, problem, p, &found.sets);
+        const Blocks blocks = given(lists, p.block);
+        const AttendResult by_hand =
+            problem.attend(backend, ctx, &found.sets, options, true, &blocks);
+        EXPECT_EQ(by_hand.out.bits(), found.out.bits()) << kind << " " << shape.name();
+        EXPECT_EQ(by_hand.lse.bits(), found.lse.bits()) << kind << " " << shape.name();
+        const AttendResult tokens = problem.prefill(backend, ctx, options);
+        EXPECT_EQ(tokens.sets, found.sets);
+        EXPECT_NE(tokens.out.bits(), found.out.bits()) << "no block was left out, kind " << kind;
+      }
+    }
+  }
+}
+
+TEST_P(PrefillPattern, WithoutChoiceIsEstimateThenAttendOfEveryToken) {
+  if (backend.is_cuda()) GTEST_SKIP() << "this backend has no patterns";
+  for (const Shape& shape : shapes()) {
+    for (int32_t kind = TSP_PATTERN_XATTENTION; kind <= TSP_PATTERN_FLASH; ++kind) {
+      Problem problem(shape);
+      const tsp_pattern_t p = pattern(kind);
+      const Options options = {.coverage = 0};
+      const AttendResult found = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
+      const BlockLists lists = estimate(backend, ctx, problem, p);
+      const Blocks blocks = given(lists, p.block);
+      EXPECT_GT(listed(lists), 0u);
+      const AttendResult by_hand = problem.attend(backend, ctx, nullptr, options, true, &blocks);
+      EXPECT_EQ(by_hand.out.bits(), found.out.bits()) << kind << " " << shape.name();
+      EXPECT_EQ(by_hand.lse.bits(), found.lse.bits()) << kind << " " << shape.name();
+    }
+  }
+}
+
+TEST_P(PrefillPattern, ThatReadsEverythingIsPrefillWithoutOneBitForBit) {
+  if (backend.is_cuda()) GTEST_SKIP() << "this backend has no patterns";
+  for (const Shape& shape : shapes()) {
+    Problem problem(shape);
+    tsp_pattern_t p = pattern(TSP_PATTERN_POOLED);
+    p.threshold = 1;
+    const Options options = {
+        .window = 16, .min_tokens = 20, .share = TSP_SHARE_KV_GROUP, .coverage = 0.2f};
+    const AttendResult all = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
+    const AttendResult none = problem.prefill(backend, ctx, options);
+    EXPECT_EQ(none.out.bits(), all.out.bits()) << shape.name();
+    EXPECT_EQ(none.lse.bits(), all.lse.bits()) << shape.name();
+  }
+}
+
+TEST_P(PrefillPattern, BadInputIsNamed) {
+  if (backend.is_cuda()) GTEST_SKIP() << "this backend has no patterns";
+  Problem problem(shapes()[0]);
+  const auto refusal = [&](const tsp_pattern_t& p, const Options& options,
+                           const Blocks* blocks = nullptr) -> std::string {
+    try {
+      problem.prefill(backend, ctx, options, nullptr, blocks, &p);
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const Options by_head = {.window = 16, .min_tokens = 20, .coverage = 0.2f};
+  const tsp_pattern_t by_group = pattern(TSP_PATTERN_XATTENTION, TSP_SHARE_KV_GROUP);
+  EXPECT_NE(refusal(by_group, by_head).find("pattern.share: its 2 sets"), std::string::npos);
+  tsp_pattern_t p = pattern(TSP_PATTERN_XATTENTION);
+  p.threshold = 0;
+  EXPECT_NE(refusal(p, by_head).find("pattern.threshold: must be in"), std::string::npos);
+  p = pattern(TSP_PATTERN_XATTENTION);
+  p.stride = 3;
+  EXPECT_NE(refusal(p, by_head).find("pattern.stride: must divide"), std::string::npos);
+  p = pattern(7);
+  EXPECT_NE(refusal(p, by_head).find("pattern.kind"), std::string::npos);
+  const Blocks blocks = problem.random_blocks(nullptr, TSP_SHARE_HEAD, 16, 0.5f, 0, 1);
+  p = pattern(TSP_PATTERN_XATTENTION);
+  EXPECT_NE(refusal(p, {.coverage = 0}, &blocks).find("must be null with a pattern"),
+            std::string::npos);
+}
+
+TSP_INSTANTIATE_ON_ALL_BACKENDS(PrefillPattern);
+
+}  // namespace
+}  // namespace tsp::test
