@@ -87,6 +87,9 @@ def operation_faults(op):
     benches = text("cli/bench/ops.h")
     if op not in UNMEASURED and re.search(rf"\btsp_{op}\(", benches) is None:
         yield f"cli/bench/ops.h: does not measure {op} (scripts/check_ops.py can say why not)"
+    if op not in UNMEASURED:
+        yield from need("cli/bench/bench.cc", rf'add_bench_verb\(\*verb, "{op}"', f"no verb {op}")
+        yield from need("tests/cli/bench_test.py", rf'"{op}"', f"does not run bench {op}")
 
 
 def listed_sources(folder):

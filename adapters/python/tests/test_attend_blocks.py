@@ -78,3 +78,23 @@ def test_bad_blocks(qkv):
             tokensparse.attend(q, k, v, blocks=dataclasses.replace(good, **change))
     with pytest.raises(tokensparse.InvalidArgument, match="must be null where tokens are chosen"):
         tokensparse.prefill(q, k, v, blocks=good)
+
+
+@pytest.mark.parametrize("pattern", ["xattention", "minference", "pooled"])
+def test_prefill_by_a_pattern(pattern):
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((400, 4, 32), dtype=np.float32) * 3
+    k, v = (rng.standard_normal((400, 2, 32), dtype=np.float32) for _ in range(2))
+    vote = dict(coverage=0.2, window=16, min_tokens=20, share="kv_group")
+    rows = dict(dropped="local", sink=3, band=9)
+    options = dict(block=16, vertical=40, slash=60, threshold=0.6, stride=4)
+    found, kept = tokensparse.prefill(
+        q, k, v, **vote, **rows, pattern=pattern, pattern_options=options, return_selection=True
+    )
+    assert kept.kept[0] < 400
+    blocks = tokensparse.estimate(q, k, pattern, selected=kept, **options)
+    by_hand = tokensparse.attend(q, k, v, kept, blocks=blocks, **rows)
+    np.testing.assert_array_equal(by_hand, found)
+    assert (found != tokensparse.prefill(q, k, v, **vote, **rows)).any()
+    with pytest.raises(tokensparse.InvalidArgument, match="pattern_options: must be None"):
+        tokensparse.prefill(q, k, v, pattern_options=options)

@@ -370,21 +370,21 @@ def test_estimate_refuses():
     np.testing.assert_array_equal(per_head.counts[0, :, 3], [1, 1, 1, 4])
 
 
-@pytest.mark.parametrize("pattern", ["xattention", "minference", "pooled"])
-def test_prefill_by_a_pattern(pattern):
-    rng = np.random.default_rng(5)
-    q = rng.standard_normal((400, 4, 32), dtype=np.float32) * 3
-    k, v = (rng.standard_normal((400, 2, 32), dtype=np.float32) for _ in range(2))
-    vote = dict(coverage=0.2, window=16, min_tokens=20, share="kv_group")
-    rows = dict(dropped="local", sink=3, band=9)
-    options = dict(block=16, vertical=40, slash=60, threshold=0.6, stride=4)
-    found, kept = tokensparse.prefill(
-        q, k, v, **vote, **rows, pattern=pattern, pattern_options=options, return_selection=True
-    )
-    assert kept.kept[0] < 400
-    blocks = tokensparse.estimate(q, k, pattern, selected=kept, **options)
-    by_hand = tokensparse.attend(q, k, v, kept, blocks=blocks, **rows)
-    np.testing.assert_array_equal(by_hand, found)
-    assert (found != tokensparse.prefill(q, k, v, **vote, **rows)).any()
-    with pytest.raises(tokensparse.InvalidArgument, match="pattern_options: must be None"):
-        tokensparse.prefill(q, k, v, pattern_options=options)
+def test_selection_check():
+    def selection(rows, kept):
+        return tokensparse.Selection(np.array([rows], np.int32), np.array([kept], np.int32))
+
+    selection([[0, 3, 9], [1, 2, 3]], 3).check([10])
+    selection([[7, 7, 7]], 3).check([3])  # keeps everything: the list is not read
+    for rows, kept, message in [
+        ([[0, 3, 10]], 3, r"indices\[0, 0\]: must be ascending and unique in 0 .. 9"),
+        ([[0, 3, 9], [2, 2, 3]], 3, r"indices\[0, 1\]"),
+        ([[3, 1, 9]], 3, r"indices\[0, 0\]"),
+        ([[-1, 1, 9]], 3, r"indices\[0, 0\]"),
+        ([[0, 3, 9]], 0, r"kept\[0\]: must lie in 1 .. 3, is 0"),
+        ([[0, 3, 9]], 4, r"kept\[0\]: must lie in 1 .. 3, is 4"),
+    ]:
+        with pytest.raises(tokensparse.InvalidArgument, match=message):
+            selection(rows, kept).check([10])
+    with pytest.raises(tokensparse.InvalidArgument, match="k_lens: must have one length"):
+        selection([[0]], 1).check([3, 4])

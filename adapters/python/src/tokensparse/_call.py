@@ -36,6 +36,36 @@ class Selection:
         """Positions that one set of one sequence keeps, ascending, int32 `[kept]`."""
         return self.indices[seq, set, : int(self.kept[seq])]
 
+    def check(self, k_lens: Sequence[int]) -> None:
+        """Looks at every list: on a CUDA device the operations take them on trust.
+
+        Args:
+          k_lens: Tk of each sequence.
+
+        Raises:
+          InvalidArgument: kept out of 1 .. Tk, or a list that is not ascending, unique and in range.
+        """
+        if len(k_lens) != len(self.kept):
+            raise InvalidArgument(
+                f"k_lens: must have one length for each of {len(self.kept)} sequences, "
+                f"has {len(k_lens)}"
+            )
+        for seq, k_len in enumerate(k_lens):
+            kept = int(self.kept[seq])
+            if not 1 <= kept <= min(k_len, self.indices.shape[2]):
+                raise InvalidArgument(
+                    f"kept[{seq}]: must lie in 1 .. {min(k_len, self.indices.shape[2])}, is {kept}"
+                )
+            if kept == k_len:
+                continue
+            lists = self.indices[seq, :, :kept]
+            for set in range(lists.shape[0]):
+                row = lists[set]
+                if int(row[0]) < 0 or int(row[-1]) >= k_len or not bool((row[1:] > row[:-1]).all()):
+                    raise InvalidArgument(
+                        f"indices[{seq}, {set}]: must be ascending and unique in 0 .. {k_len - 1}"
+                    )
+
 
 def choice(name: str, value: str, allowed: dict[str, int]) -> int:
     if value not in allowed:
