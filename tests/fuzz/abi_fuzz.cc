@@ -93,7 +93,7 @@ struct Case {
   tsp_block_sets_t random_blocks(const tsp_index_sets_t& of) {
     tsp_block_sets_t blocks{};
     const int32_t block = bytes.pick({16, 16, 32, 128});
-    const int32_t longest = std::max(1, lengths.longest_k());
+    const auto longest = static_cast<int32_t>(std::clamp<int64_t>(lengths.longest_k(), 1, 2048));
     const int64_t rows = longest / block + 1;
     const auto seqs = static_cast<int64_t>(lengths.num_seqs());
     const auto ints = [&](int64_t count) {
@@ -343,8 +343,8 @@ void fuzz_estimate(Case& c) {
   p.precision = c.bytes.pick({0, 0, 1, 2});
   p.q = c.q, p.k = c.k, p.batch = c.batch;
   if (c.bytes.one_in(2)) p.selected = c.sets;
-  // Room for blocks of 16, to the entry.
-  const int64_t longest = c.lengths.longest_k();
+  // Room for blocks of 16, to the entry; lengths that no tensor here has are refused before.
+  const int64_t longest = std::clamp<int64_t>(c.lengths.longest_k(), 0, 2048);
   const int64_t most = (longest + 15) / 16;
   const int64_t sets = c.share == TSP_SHARE_HEAD       ? c.q_heads
                        : c.share == TSP_SHARE_KV_GROUP ? c.kv_heads

@@ -27,10 +27,10 @@ void fill(Bytes& bytes, void* data, int32_t dtype, size_t size) {
 
 int64_t element_bytes(int32_t dtype) { return dtype == TSP_F32 ? 4 : 2; }
 
-int32_t Lengths::longest_k() const {
-  int32_t longest = 0;
+int64_t Lengths::longest_k() const {
+  int64_t longest = 0;  // of offsets that may be anything
   for (size_t b = 1; b < k_offsets.size(); ++b) {
-    longest = std::max(longest, k_offsets[b] - k_offsets[b - 1]);
+    longest = std::max(longest, int64_t{k_offsets[b]} - k_offsets[b - 1]);
   }
   return longest;
 }
@@ -84,7 +84,8 @@ tsp_tensor_t random_view(Bytes& bytes, Memory& memory, int32_t dtype, int64_t to
 tsp_tensor_t random_paged_view(Bytes& bytes, Memory& memory, int32_t dtype, const Lengths& lengths,
                                int64_t heads, int64_t dim) {
   const int32_t block_size = bytes.range(1, 16);
-  const int32_t table_stride = (lengths.longest_k() + block_size - 1) / block_size;
+  const auto table_stride =
+      static_cast<int32_t>((lengths.longest_k() + block_size - 1) / block_size);
   const int32_t blocks = bytes.range(1, 8);
   tsp_tensor_t view = random_view(bytes, memory, dtype, int64_t{blocks} * block_size, heads, dim);
   view.token_stride = heads * dim;

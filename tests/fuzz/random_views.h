@@ -108,7 +108,7 @@ struct Lengths {
   int32_t num_seqs() const { return static_cast<int32_t>(q_offsets.size()) - 1; }
   int32_t q_total() const { return q_offsets.back(); }
   int32_t k_total() const { return k_offsets.back(); }
-  int32_t longest_k() const;
+  int64_t longest_k() const;
   int32_t prefix_total(int32_t window) const;
 };
 Lengths random_lengths(Bytes& bytes);
