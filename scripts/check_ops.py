@@ -90,6 +90,8 @@ def operation_faults(op):
     if op not in UNMEASURED:
         yield from need("cli/bench/bench.cc", rf'add_bench_verb\(\*verb, "{op}"', f"no verb {op}")
         yield from need("tests/cli/bench_test.py", rf'"{op}"', f"does not run bench {op}")
+        if op != "prefill":  # the sum of its parts
+            yield from need("bench/shape.h", rf"^Work {op}_work\(", f"no floor {op}_work()")
 
 
 def listed_sources(folder):
