@@ -4,13 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
 #include "cli/llama/model.h"
 #include "cli/verbs.h"
 #include "tests/ggml/tiny_model.h"
+#include "tests/support/temporary_folder.h"
 
 namespace tsp::cli {
 namespace {
@@ -19,13 +19,6 @@ namespace fs = std::filesystem;
 
 class ChatTemplate : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "tsp-chat-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   Model model_of(const std::string& chat_template, bool add_bos = false) const {
     const std::string path = (folder_ / "model.gguf").string();
     test::TinyModel tiny;
@@ -50,7 +43,8 @@ class ChatTemplate : public testing::Test {
     }
   }
 
-  fs::path folder_;
+  const test::TemporaryFolder temporary_;
+  const fs::path& folder_ = temporary_.path();
   std::string message_ = " text <|im_end|>\n\nquestion?";
 };
 

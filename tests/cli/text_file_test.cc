@@ -4,11 +4,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
 #include "cli/verbs.h"
+#include "tests/support/temporary_folder.h"
 
 namespace tsp::cli {
 namespace {
@@ -18,14 +18,6 @@ using std::string_literals::operator""s;
 
 class TextFile : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "tsp-text-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-    path_ = (folder_ / "text.txt").string();
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   const std::string& file_of(const std::string& bytes) const {
     std::ofstream(path_, std::ios::binary) << bytes;
     return path_;
@@ -43,8 +35,10 @@ class TextFile : public testing::Test {
     return "read";
   }
 
-  fs::path folder_;
-  std::string path_, note_;
+  const test::TemporaryFolder temporary_;
+  const fs::path& folder_ = temporary_.path();
+  const std::string path_ = (folder_ / "text.txt").string();
+  std::string note_;
 };
 
 TEST_F(TextFile, Utf8IsReadAsItIs) {

@@ -5,9 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+
+#include "tests/support/temporary_folder.h"
 
 namespace tsp {
 namespace {
@@ -16,13 +17,6 @@ namespace fs = std::filesystem;
 
 class CpuQuota : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "tsp-cgroup-XXXXXX").string();
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    root_ = name;
-  }
-  void TearDown() override { fs::remove_all(root_); }
-
   void write(const std::string& path, const std::string& text) const {
     fs::create_directories((root_ / path).parent_path());
     std::ofstream(root_ / path) << text << '\n';
@@ -36,7 +30,8 @@ class CpuQuota : public testing::Test {
   }
   bool unlimited(const std::string& membership) const { return std::isinf(quota(membership)); }
 
-  fs::path root_;
+  const test::TemporaryFolder temporary_;
+  const fs::path& root_ = temporary_.path();
 };
 
 TEST_F(CpuQuota, NoGroupsAreNoLimit) {

@@ -2,7 +2,6 @@
 // The adapter inside real llama.cpp, on tiny random models: what it serves equals ggml's own
 // result, and what it must not serve it leaves alone, with the reason counted.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <array>
 #include <cmath>
@@ -16,6 +15,7 @@
 #include "ggml.h"
 #include "tests/ggml/engine.h"
 #include "tests/ggml/tiny_model.h"
+#include "tests/support/temporary_folder.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -25,16 +25,12 @@ using test::TinyModel;
 
 class Model {
  public:
-  explicit Model(const TinyModel& model)
-      : path_(std::filesystem::temp_directory_path() /
-              ("tokensparse-" + std::to_string(::getpid()) + "-" + model.arch + ".gguf")) {
-    test::write_tiny_model(model, path_);
-  }
-  ~Model() { std::filesystem::remove(path_); }
+  explicit Model(const TinyModel& model) { test::write_tiny_model(model, path_); }
   std::string path() const { return path_; }
 
  private:
-  std::filesystem::path path_;
+  const test::TemporaryFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "model.gguf";
 };
 
 struct Context {

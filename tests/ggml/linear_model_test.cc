@@ -2,7 +2,6 @@
 // Linear layers of ours inside real llama.cpp, on tiny random models: as close to stock as stock
 // with flash attention is to stock without, and decoding untouched.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <memory>
@@ -13,6 +12,7 @@
 #include "adapters/ggml/linear_node.h"
 #include "tests/ggml/engine.h"
 #include "tests/ggml/tiny_model.h"
+#include "tests/support/temporary_folder.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -30,9 +30,7 @@ class LinearModel : public testing::TestWithParam<Case> {
     if (linear_ == nullptr) GTEST_SKIP() << "no 8-bit products on this processor";
   }
 
-  LinearModel()
-      : path_(std::filesystem::temp_directory_path() /
-              ("tokensparse-linear-" + std::to_string(::getpid()) + ".gguf")) {
+  LinearModel() {
     // K of 256 and 512: a type of blocks of 256 fits.
     test::write_tiny_model(
         {.embd = 256, .heads = 8, .ff = 512, .context = 2048, .weights = GetParam().type}, path_);
@@ -52,17 +50,15 @@ class LinearModel : public testing::TestWithParam<Case> {
     }
     callback_ = std::make_unique<EvalCallback>(attention_.get(), linear_.get());
   }
-  ~LinearModel() override {
-    tsp_context_destroy(ctx_);
-    std::filesystem::remove(path_);
-  }
+  ~LinearModel() override { tsp_context_destroy(ctx_); }
   test::NodeCallback hook() {
     return [this](ggml_tensor* node, bool ask) {
       return EvalCallback::call(node, ask, callback_.get());
     };
   }
 
-  std::filesystem::path path_;
+  const test::TemporaryFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "model.gguf";
   tsp_context_t* ctx_ = nullptr;
   std::unique_ptr<AttentionServer> attention_;
   std::unique_ptr<LinearServer> linear_;

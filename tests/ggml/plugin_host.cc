@@ -2,7 +2,6 @@
 #include "tests/ggml/plugin_host.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -18,13 +17,6 @@ namespace {
 #undef TSP_NAME
 
 }  // namespace
-
-ModelFile::ModelFile(const TinyModel& model) {
-  static int count = 0;
-  path_ = std::filesystem::temp_directory_path() /
-          ("tokensparse-" + std::to_string(::getpid()) + "-" + std::to_string(++count) + ".gguf");
-  write_tiny_model(model, path_);
-}
 
 LoadedPlugin::LoadedPlugin(const Variables& variables) : variables_(variables) {
   variables_.insert({"TOKENSPARSE_VERIFY", "1"});

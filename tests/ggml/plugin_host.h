@@ -12,20 +12,19 @@
 #include "ggml-backend.h"
 #include "tests/ggml/engine.h"
 #include "tests/ggml/tiny_model.h"
+#include "tests/support/temporary_folder.h"
 
 namespace tsp::test {
 
 /// A file of a tiny model for the life of the object.
 class ModelFile {
  public:
-  explicit ModelFile(const TinyModel& model);
-  ~ModelFile() { std::filesystem::remove(path_); }
-  ModelFile(const ModelFile&) = delete;
-  ModelFile& operator=(const ModelFile&) = delete;
+  explicit ModelFile(const TinyModel& model) { write_tiny_model(model, path_); }
   const std::string& path() const { return path_; }
 
  private:
-  std::string path_;
+  const TemporaryFolder folder_;
+  const std::string path_ = (folder_.path() / "model.gguf").string();
 };
 
 /// The plugin, loaded with some environment and unloaded again.

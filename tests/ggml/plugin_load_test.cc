@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // When and into what the plugin is loaded, and what it is told: it never takes the host down.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -53,12 +52,11 @@ TEST(PluginLoad, TwiceIsOnce) {
 
 TEST(PluginLoad, ASecondCopyOfTheFileIsRefused) {
   const LoadedPlugin plugin;
-  const auto copy = std::filesystem::temp_directory_path() /
-                    ("tokensparse-copy-" + std::to_string(::getpid()) + ".so");
+  const TemporaryFolder folder;
+  const auto copy = folder.path() / "copy.so";
   std::filesystem::copy_file(TSP_PLUGIN, copy);
   EXPECT_EQ(ggml_backend_load(copy.c_str()), nullptr);
   EXPECT_EQ(accelerators(), 1u);
-  std::filesystem::remove(copy);
 }
 
 TEST(PluginLoad, AfterTheModel) {
@@ -116,8 +114,8 @@ TEST(PluginLoad, ALayerThatDoesNotExistIsSaidOnce) {
 
 TEST(PluginLoad, ASettingForAnotherModelIsSaidOnceAndAttentionIsExact) {
   const ModelFile model({});
-  const std::filesystem::path file =
-      std::filesystem::temp_directory_path() / ("tokensparse-mine-" + std::to_string(::getpid()));
+  const TemporaryFolder folder;
+  const std::filesystem::path file = folder.path() / "setting.json";
   std::ofstream(file) << R"({"format": "tokensparse setting 1", "min_keys": 0, "min_rows": 64,
       "keep": 0.5, "min_tokens": 16, "model": {"name": "other", "num_heads": 14}})";
   const auto use = [&] {
@@ -130,7 +128,6 @@ TEST(PluginLoad, ASettingForAnotherModelIsSaidOnceAndAttentionIsExact) {
                        "stays exact",
                        use),
             1);
-  std::filesystem::remove(file);
 }
 
 TEST(PluginLoad, ACoverageOf2IsSaidAndAttentionIsExact) {
@@ -275,16 +272,12 @@ TEST(PluginSettings, OneNameOfASettingAsksForTheRestOfIt) {
 
 class TextFile {
  public:
-  explicit TextFile(const std::string& text)
-      : path_(std::filesystem::temp_directory_path() /
-              ("tokensparse-settings-" + std::to_string(::getpid()))) {
-    std::ofstream(path_) << text;
-  }
-  ~TextFile() { std::filesystem::remove(path_); }
+  explicit TextFile(const std::string& text) { std::ofstream(path_) << text; }
   std::string path() const { return path_; }
 
  private:
-  std::filesystem::path path_;
+  const TemporaryFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "text";
 };
 
 TEST(PluginSettings, TheEnvironmentGoesBeforeTheFile) {

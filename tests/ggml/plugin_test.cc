@@ -334,9 +334,8 @@ TEST(Plugin, VerboseIsALineAPromptOnceItIsRead) {
 }
 
 TEST(Plugin, TheSummaryIsJsonInAFileAfterEveryPrompt) {
-  const std::string path = (std::filesystem::temp_directory_path() /
-                            ("tokensparse-summary-" + std::to_string(::getpid()) + ".json"))
-                               .string();
+  const TemporaryFolder folder;
+  const std::string path = (folder.path() / "summary.json").string();
   const auto read = [&] {
     std::ifstream file(path);
     return nlohmann::json::parse(file, nullptr, false);
@@ -361,7 +360,6 @@ TEST(Plugin, TheSummaryIsJsonInAFileAfterEveryPrompt) {
             summary["attention"]["kept_share"].get<double>());
   EXPECT_EQ(summary["layers"].size(), 4u);
   EXPECT_EQ(summary["layers"][1]["named_sparse"], true);
-  std::filesystem::remove(path);
 }
 
 TEST(Plugin, ASummaryThatCannotBeWrittenIsALineAtTheStart) {

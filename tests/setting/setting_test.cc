@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "adapters/ggml/sparse_policy.h"
+#include "tests/support/temporary_folder.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -204,8 +205,8 @@ TEST(Policy, PrecisionFollowsTheLinearLayersWhereItMay) {
 
 TEST(Numbers, AreReadAndWrittenTheSameInEveryLocale) {
   // A locale that writes 0,1: compiled here where the machine has its source.
-  std::string folder = testing::TempDir() + "tsp-locale-XXXXXX";
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const test::TemporaryFolder temporary;
+  const std::string folder = temporary.path().string();
   const std::string compile =
       "localedef -i de_DE -f UTF-8 " + folder + "/de_DE.UTF-8 >/dev/null 2>&1";
   const bool compiled = std::system(compile.c_str()) == 0;
@@ -226,7 +227,6 @@ TEST(Numbers, AreReadAndWrittenTheSameInEveryLocale) {
   EXPECT_EQ(number_text(1e-9), "1e-09");
   std::setlocale(LC_ALL, "C");
   unsetenv("LOCPATH");
-  std::filesystem::remove_all(folder);
   if (!comma) GTEST_SKIP() << "no locale with a decimal comma: seen in C alone";
 }
 
