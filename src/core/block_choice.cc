@@ -116,7 +116,7 @@ void mark_line_blocks(const BlockRows& rows, const float* mass, int32_t count, b
                       const ChoiceScratch& s, uint8_t* marks) {
   const int32_t n = rows.num_key_blocks();
   float* const sums = s.sums;
-  sum_blocks(mass, rows.num_entries, rows.block, sums);
+  sum_blocks(mass, rows.count, rows.block, sums);
   to_units(sums, n, s.mass);
   s.mass[0] = std::numeric_limits<uint64_t>::max();
   rank_set(s.mass, s.order, n, count);
@@ -168,16 +168,6 @@ void write_marks(const tsp_pattern_t& p, const BlockRows& rows, uint8_t* marks,
 }
 
 }  // namespace
-
-BlockRows block_rows(const tsp_index_sets_t& sets, const Seq& seq, int32_t set, int32_t block) {
-  if (sets.indices == nullptr || sets.kept[seq.index] == seq.k_len) {
-    return {nullptr, seq.k_len, seq.q_pos(), block};
-  }
-  const int32_t* const list = set_indices(sets, seq.index, set);
-  const int32_t kept = sets.kept[seq.index];
-  const auto first = std::lower_bound(list, list + kept, seq.q_pos()) - list;
-  return {list, kept, static_cast<int32_t>(first), block};
-}
 
 BlockWriter::BlockWriter(const tsp_block_sets_t& s, int32_t b, int32_t set)
     : blocks_(s.blocks + b * s.seq_stride + set * s.set_stride),
@@ -234,7 +224,7 @@ void choose_row(const tsp_pattern_t& p, float threshold, const BlockRows& rows, 
 
 void choose_vertical_slash(const tsp_pattern_t& p, const BlockRows& rows, const Lines& lines,
                            const ChoiceScratch& s, const BlockWriter& out) {
-  const int32_t n = rows.num_entries;
+  const int32_t n = rows.count;
   if (!rankable(lines.columns, n) || !rankable(lines.slashes, n)) {
     out.write_everything(rows);
     return;
@@ -272,12 +262,12 @@ void choose_vertical_slash(const tsp_pattern_t& p, const BlockRows& rows, const 
 bool pooled_fits(const tsp_pattern_t& p, const BlockRows& rows, const Lines& lines,
                  const float* guess) {
   const int32_t n = rows.num_key_blocks();
-  if (!rankable(lines.columns, rows.num_entries) || !rankable(guess, n)) return false;
+  if (!rankable(lines.columns, rows.count) || !rankable(guess, n)) return false;
   double divergence = 0;
   for (int32_t i = 0; i < n; ++i) {
     float found = 0;
-    sum_blocks(lines.columns + i * rows.block,
-               std::min(rows.block, rows.num_entries - i * rows.block), rows.block, &found);
+    sum_blocks(lines.columns + i * rows.block, std::min(rows.block, rows.count - i * rows.block),
+               rows.block, &found);
     const double mean = (static_cast<double>(found) + static_cast<double>(guess[i])) / 2;
     // 0 log 0 = 0: an underflowed weight says nothing, and must not make the whole a NaN.
     for (const double x : {static_cast<double>(found), static_cast<double>(guess[i])}) {
@@ -290,7 +280,7 @@ bool pooled_fits(const tsp_pattern_t& p, const BlockRows& rows, const Lines& lin
 void choose_flexprefill(const tsp_pattern_t& p, const BlockRows& rows, const Lines& lines,
                         const PooledRows& pooled, const ChoiceScratch& s, uint8_t* marks,
                         const BlockWriter& out) {
-  const int32_t n = rows.num_entries;
+  const int32_t n = rows.count;
   const int32_t blocks = rows.num_key_blocks();
   bool good = rankable(lines.columns, n) && rankable(lines.slashes, n);
   for (int32_t m = 0; pooled.mass != nullptr && m < rows.num_query_blocks(); ++m) {
@@ -317,7 +307,7 @@ void choose_flexprefill(const tsp_pattern_t& p, const BlockRows& rows, const Lin
 bool reads_everything(const tsp_pattern_t& p, const BlockRows& rows) {
   if (p.kind != TSP_PATTERN_FLEXPREFILL) return false;
   const int64_t budget = int64_t{in_blocks(p.min_budget, p.block)} * p.block;
-  return p.gamma >= 1 || rows.num_entries <= std::max<int64_t>(2 * p.block, budget);
+  return p.gamma >= 1 || rows.count <= std::max<int64_t>(2 * p.block, budget);
 }
 
 }  // namespace tsp

@@ -5,30 +5,22 @@
 
 #include <cstdint>
 
-#include "core/layout.h"
+#include "core/blocks.h"
 
 namespace tsp {
 
 /// How the entries of one set in one sequence are cut into blocks.
-struct BlockRows {
-  const int32_t* list;  // positions of the entries; null: entries are positions
-  int32_t num_entries;  // N
-  int32_t first_query;  // e0
+struct BlockRows : Entries {
   int32_t block;
 
-  int32_t position(int32_t entry) const { return list == nullptr ? entry : list[entry]; }
-  int32_t num_queries() const { return num_entries - first_query; }
-  int32_t num_key_blocks() const { return (num_entries + block - 1) / block; }
-  int32_t num_query_blocks() const { return (num_queries() + block - 1) / block; }
+  int32_t num_key_blocks() const { return (count + block - 1) / block; }
+  int32_t num_query_blocks() const { return tsp::num_query_blocks(num_queries(), block); }
   int32_t first_entry(int32_t m) const { return first_query + m * block; }
-  int32_t last_entry(int32_t m) const { return std::min(first_entry(m) + block, num_entries) - 1; }
+  int32_t last_entry(int32_t m) const { return std::min(first_entry(m) + block, count) - 1; }
   /// First key block that holds an entry of query block m; the last one is visible() - 1.
   int32_t diagonal(int32_t m) const { return first_entry(m) / block; }
   int32_t visible(int32_t m) const { return last_entry(m) / block + 1; }
 };
-/// The entries of index set `set`; all of the sequence where it keeps everything.
-BlockRows block_rows(const tsp_index_sets_t& sets, const Seq& seq, int32_t set, int32_t block);
-
 /// Memory of a decision over up to n values.
 struct ChoiceScratch {
   uint64_t* mass;  // [n]
@@ -59,7 +51,7 @@ class BlockWriter {
 void choose_row(const tsp_pattern_t& pattern, float threshold, const BlockRows& rows, int32_t m,
                 const float* mass, const ChoiceScratch& scratch, const BlockWriter& out);
 
-/// minference and flexprefill: mass per entry and per distance, rows.num_entries of each.
+/// minference and flexprefill: mass per entry and per distance, rows.count of each.
 struct Lines {
   float* columns;
   float* slashes;

@@ -129,8 +129,7 @@ void mass_of(const Set& set, int32_t m0, int32_t m1, const Scratch& s, float* ma
   const int32_t end = std::min(m1 * in_block, ceil_div(rows.num_queries(), call.step(queries)));
   for (int32_t m = m0; m < m1; ++m) std::fill_n(mass + (m - m0) * stride, rows.visible(m), 0.0f);
   set.for_each_head([&](int32_t head, const KeyUnit& unit, const unsigned char* keys) {
-    EstimateTile tile =
-        new_tile(call, s, keys, ceil_div(ceil_div(rows.num_entries, key_step), 16) * 16);
+    EstimateTile tile = new_tile(call, s, keys, ceil_div(ceil_div(rows.count, key_step), 16) * 16);
     if (queries == Source::kGroups) tile.scale_log2 /= static_cast<float>(call.p.pattern.stride);
     for (int32_t first = m0 * in_block; first < end; first += kEstimateRows) {
       const int32_t count = std::min(kEstimateRows, end - first);
@@ -139,7 +138,7 @@ void mass_of(const Set& set, int32_t m0, int32_t m1, const Scratch& s, float* ma
       for (int32_t r = 0; r < count; ++r) {
         const int32_t group_end = rows.first_query + (first + r + 1) * key_step;
         tile.hi[r] = queries == Source::kGroups
-                         ? (std::min(group_end, rows.num_entries) - 1) / key_step + 1
+                         ? (std::min(group_end, rows.count) - 1) / key_step + 1
                          : rows.visible((first + r) / in_block);
       }
       call.k.softmax_rows(tile);
@@ -159,7 +158,7 @@ void mass_of(const Set& set, int32_t m0, int32_t m1, const Scratch& s, float* ma
 /// Columns and slashes of the last queries.
 void sum_lines(const Set& set, const BlockRows& rows, const Scratch& s) {
   const EstimateCall& call = set.call;
-  const int32_t n = rows.num_entries;
+  const int32_t n = rows.count;
   const int32_t count = line_rows(call.p.pattern, rows);
   const int32_t step = line_tile_rows(call);
   std::fill_n(s.columns, n, 0.0f);
@@ -188,7 +187,7 @@ void sum_lines(const Set& set, const BlockRows& rows, const Scratch& s) {
 void guess_blocks(const Set& set, const BlockRows& rows, const Scratch& s) {
   const EstimateCall& call = set.call;
   const int32_t blocks = rows.num_key_blocks();
-  const int32_t begin = rows.num_entries - line_rows(call.p.pattern, rows);
+  const int32_t begin = rows.count - line_rows(call.p.pattern, rows);
   std::fill_n(s.guess, blocks, 0.0f);
   set.for_each_head([&](int32_t head, const KeyUnit& unit, const unsigned char* keys) {
     EstimateTile tile = new_tile(call, s, keys, ceil_div(blocks, 16) * 16);

@@ -56,7 +56,8 @@ EstimateCall::EstimateCall(const tsp_context_t& ctx, const tsp_estimate_params_t
 KeyUnit EstimateCall::unit(int32_t b, int32_t index) const {
   const Seq seq = seq_at(p.batch, b);
   const int32_t set = p.selected.indices == nullptr ? 0 : index / (units / p.selected.num_sets);
-  return {seq, block_rows(p.selected, seq, set, p.pattern.block),
+  return {seq,
+          {entries_of(p.selected, seq, set), p.pattern.block},
           index / (units / static_cast<int32_t>(p.k.heads))};
 }
 
@@ -76,7 +77,7 @@ void pack_panel(const EstimateCall& call, const KeyUnit& unit, Source source, in
   const BlockRows& rows = unit.rows;
   const int32_t step = call.step(source);
   const int32_t first = index * call.k.panel_keys;
-  const int32_t count = std::min(call.k.panel_keys, ceil_div(rows.num_entries, step) - first);
+  const int32_t count = std::min(call.k.panel_keys, ceil_div(rows.count, step) - first);
   if (count <= 0) return;
   unsigned char* const panel = panels + static_cast<size_t>(index) * call.panel_bytes(source);
   PackArgs args;
@@ -87,7 +88,7 @@ void pack_panel(const EstimateCall& call, const KeyUnit& unit, Source source, in
       const int32_t begin = (first + i) * step;
       args.k_offset[i] = int64_t{i} * call.dim;
       mean_of_rows(view, rows, unit.seq, false, unit.kv_head, begin,
-                   std::min(begin + step, rows.num_entries), means + args.k_offset[i]);
+                   std::min(begin + step, rows.count), means + args.k_offset[i]);
     }
     args.num_keys = count;
     args.k_panel = panel;
@@ -98,7 +99,7 @@ void pack_panel(const EstimateCall& call, const KeyUnit& unit, Source source, in
   const size_t segment_bytes = call.k.k_panel_bytes(call.dim);
   for (int32_t t = 0; t < call.segments(source); ++t) {
     // The last group may lack this entry: a key of zeros.
-    const int32_t there = (first + count - 1) * step + t < rows.num_entries ? count : count - 1;
+    const int32_t there = (first + count - 1) * step + t < rows.count ? count : count - 1;
     args.k_panel = panel + static_cast<size_t>(t) * segment_bytes;
     if (there < count) std::memset(args.k_panel, 0, segment_bytes);
     for (int32_t i = 0; i < there; ++i) {
@@ -114,7 +115,7 @@ void give_rows(const EstimateCall& call, const KeyUnit& unit, int32_t head, Sour
                int32_t base, int32_t first, int32_t count, float* means, int64_t* q_offset,
                EstimateTile& tile) {
   const tsp_tensor_t& view = call.p.q;
-  const int32_t end = unit.rows.num_entries;
+  const int32_t end = unit.rows.count;
   const int32_t step = call.step(source);
   tile.num_rows = count;
   tile.num_segments = call.segments(source);

@@ -83,7 +83,7 @@ struct Head {
   }
   void mean_of_keys(int32_t block, double* mean) const {
     const int32_t begin = block * rows.block;
-    const int32_t end = std::min(begin + rows.block, rows.num_entries);
+    const int32_t end = std::min(begin + rows.block, rows.count);
     for (int64_t d = 0; d < p.k.dim; ++d) {
       mean[d] = 0;
       for (int32_t e = begin; e < end; ++e) mean[d] += at(p.k, k_row(e), d) / (end - begin);
@@ -120,7 +120,7 @@ void sum_antidiagonals(const Head& h, int32_t m, const Memory& memory) {
       for (int32_t t = 0; t < stride; ++t) {
         const int32_t q_entry = first + stride - 1 - t;
         const int32_t k_entry = j * stride + t;
-        if (q_entry <= last && k_entry < h.rows.num_entries) sum += h.dot(q_entry, k_entry);
+        if (q_entry <= last && k_entry < h.rows.count) sum += h.dot(q_entry, k_entry);
       }
       memory.row[j] = static_cast<double>(h.p.scale) / stride * sum;
     }
@@ -157,7 +157,7 @@ void sum_block(const Head& h, int32_t m, const Memory& memory) {
 }
 
 void sum_lines(const Head& h, const Memory& memory) {
-  const int32_t n = h.rows.num_entries;
+  const int32_t n = h.rows.count;
   const int32_t count = line_rows(h.p.pattern, h.rows);
   std::fill(memory.head, memory.head + n, 0.0);
   std::fill(memory.slashes, memory.slashes + n, 0.0);
@@ -206,15 +206,15 @@ void estimate_lines(const Set& set, const Memory& memory, const BlockWriter& out
   const Lines lines = {memory.columns, memory.distances};
   set.for_each_head([&](const Head& h, bool first) {
     sum_lines(h, memory);
-    add_head(memory.head, rows.num_entries, first, set.num_heads, lines.columns);
-    add_head(memory.slashes, rows.num_entries, first, set.num_heads, lines.slashes);
+    add_head(memory.head, rows.count, first, set.num_heads, lines.columns);
+    add_head(memory.slashes, rows.count, first, set.num_heads, lines.slashes);
   });
   if (pattern.kind == TSP_PATTERN_MINFERENCE) {
     choose_vertical_slash(pattern, rows, lines, memory.choice, out);
     return;
   }
   set.for_each_head([&](const Head& h, bool first) {
-    h.mean_of_queries(rows.num_entries - line_rows(pattern, rows), rows.num_entries, memory.q_mean);
+    h.mean_of_queries(rows.count - line_rows(pattern, rows), rows.count, memory.q_mean);
     weigh_blocks(h, memory.q_mean, rows.num_key_blocks(), memory);
     add_head(memory.row, rows.num_key_blocks(), first, set.num_heads, memory.guess);
   });
@@ -242,7 +242,7 @@ tsp_status_t estimate(tsp_context_t&, const tsp_estimate_params_t& p) {
       const Seq seq = seq_at(p.batch, b);
       const int32_t index_set =
           p.selected.indices == nullptr ? 0 : s / (p.blocks.num_sets / p.selected.num_sets);
-      const BlockRows rows = block_rows(p.selected, seq, index_set, p.pattern.block);
+      const BlockRows rows = {entries_of(p.selected, seq, index_set), p.pattern.block};
       const Set set = {p, seq, rows, s * heads, heads};
       const BlockWriter out(p.blocks, b, s);
       if (rows.num_queries() == 0) continue;
