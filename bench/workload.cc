@@ -59,16 +59,7 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
 
 tsp_tensor_t token_major(const Buffer& buffer, tsp_dtype_t dtype, int64_t tokens, int64_t heads,
                          int64_t dim) {
-  tsp_tensor_t view{};
-  view.data = buffer.data();
-  view.dtype = dtype;
-  view.tokens = tokens;
-  view.heads = heads;
-  view.dim = dim;
-  view.token_stride = heads * dim;
-  view.head_stride = dim;
-  view.dim_stride = 1;
-  return view;
+  return tsp_tensor_view(buffer.data(), dtype, tokens, heads, dim);
 }
 
 Workload::Workload(const Shape& s) : shape(s) {
