@@ -67,7 +67,7 @@ def test_bad_blocks(qkv):
     good = lists([[0, 2], [3], [1, 4]], 5)
     for change, message in [
         ({"blocks": good.blocks.astype("i8")}, "blocks.blocks: dtype must be int32, is int64"),
-        ({"blocks": good.blocks[0]}, "blocks.blocks: must have 4 axes"),
+        ({"blocks": good.blocks[0]}, r"blocks.blocks: must be \[num_seqs, S, M, L\]"),
         ({"counts": good.counts[:, :, :2]}, "blocks.counts: must have as many query blocks"),
         ({"blocks": good.blocks[..., ::-1]}, "blocks.blocks: the last axis must be contiguous"),
         ({"block": 24}, "blocks.block: must be a multiple of 16 between 16 and 512"),

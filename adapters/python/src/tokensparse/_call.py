@@ -161,22 +161,8 @@ class Call:
         """Sets a field of index sets from what the caller calls `argument`."""
         indices = self.look(selected.indices, f"{argument}.indices")
         kept = self.look(selected.kept, f"{argument}.kept")
-        for name, seen, ndim in (("indices", indices, 3), ("kept", kept, 1)):
-            if seen.dtype != "int32":
-                raise TypeError(f"{argument}.{name}: dtype must be int32, is {seen.dtype}")
-            if len(seen.shape) != ndim:
-                axes = "[num_seqs, S, L]" if ndim == 3 else "[num_seqs]"
-                raise InvalidArgument(f"{argument}.{name}: must be {axes}, is {list(seen.shape)}")
-            if seen.shape[0] != self.num_seqs:
-                raise InvalidArgument(
-                    f"{argument}.{name}: must have one entry for each of {self.num_seqs} sequences, "
-                    f"has {seen.shape[0]}"
-                )
-            if seen.shape[-1] > 1 and seen.strides[-1] != 1 or min(seen.strides) < 0:
-                raise InvalidArgument(
-                    f"{argument}.{name}: the last axis must be contiguous, strides are "
-                    f"{list(seen.strides)}"
-                )
+        _check_list(f"{argument}.indices", indices, "num_seqs, S, L", self.num_seqs)
+        _check_list(f"{argument}.kept", kept, "num_seqs", self.num_seqs)
         strides = (indices.strides[1], indices.strides[0])
         setattr(
             self.params,
@@ -187,12 +173,18 @@ class Call:
     def blocks(self, sets: Any) -> None:
         """Sets the field `blocks` from what has the attributes that `attend` describes."""
         seen = {}
-        for name, ndim in (("blocks", 4), ("counts", 3), ("columns", 3), ("num_columns", 2)):
+        lists = {
+            "blocks": "num_seqs, S, M, L",
+            "counts": "num_seqs, S, M",
+            "columns": "num_seqs, S, C",
+            "num_columns": "num_seqs, S",
+        }
+        for name, axes in lists.items():
             value = getattr(sets, name)
             if value is None and name in ("columns", "num_columns"):
                 continue
             seen[name] = self.look(value, f"blocks.{name}")
-            _check_list(f"blocks.{name}", seen[name], ndim, self.num_seqs)
+            _check_list(f"blocks.{name}", seen[name], axes, self.num_seqs)
         blocks, counts = seen["blocks"], seen["counts"]
         for name, view in seen.items():
             if view.shape[1] != blocks.shape[1]:
@@ -264,13 +256,14 @@ class Call:
         check(getattr(lib, f"tsp_{self.op}")(handle, self.params))
 
 
-def _check_list(name: str, seen: View, ndim: int, num_seqs: int) -> None:
+def _check_list(name: str, seen: View, axes: str, num_seqs: int) -> None:
     if seen.dtype != "int32":
         raise TypeError(f"{name}: dtype must be int32, is {seen.dtype}")
-    if len(seen.shape) != ndim or seen.shape[0] != num_seqs:
+    if len(seen.shape) != len(axes.split(",")):
+        raise InvalidArgument(f"{name}: must be [{axes}], is {list(seen.shape)}")
+    if seen.shape[0] != num_seqs:
         raise InvalidArgument(
-            f"{name}: must have {ndim} axes, the first of {num_seqs} sequences, is "
-            f"{list(seen.shape)}"
+            f"{name}: must have one entry for each of {num_seqs} sequences, has {seen.shape[0]}"
         )
     if seen.shape[-1] > 1 and seen.strides[-1] != 1 or min(seen.strides) < 0:
         raise InvalidArgument(

@@ -224,55 +224,52 @@ class EstimateParams(ctypes.Structure):
     ] + _WORKSPACE
 
 
+_ATTENTION = [
+    ("q", Tensor),
+    ("k", Tensor),
+    ("v", Tensor),
+    ("out", Tensor),
+    ("lse", Tensor),
+    ("selected", IndexSets),
+    ("batch", Batch),
+    *_WORKSPACE,
+]
+
+
 class AttendParams(ctypes.Structure):
-    _fields_ = (
-        [
-            ("struct_size", c_uint32),
-            ("scale", c_float),
-            ("dropped", c_int32),
-            ("band", c_int32),
-            ("precision", c_int32),
-            ("sink", c_int32),
-            ("q", Tensor),
-            ("k", Tensor),
-            ("v", Tensor),
-            ("out", Tensor),
-            ("lse", Tensor),
-            ("selected", IndexSets),
-            ("batch", Batch),
-        ]
-        + _WORKSPACE
-        + [("blocks", BlockSets)]
-    )
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("scale", c_float),
+        ("dropped", c_int32),
+        ("band", c_int32),
+        ("precision", c_int32),
+        ("sink", c_int32),
+        *_ATTENTION,
+        ("blocks", BlockSets),
+    ]
 
 
 class PrefillParams(ctypes.Structure):
-    _fields_ = (
-        [
-            ("struct_size", c_uint32),
-            ("scale", c_float),
-            ("coverage", c_float),
-            ("keep", c_float),
-            ("window", c_int32),
-            ("pool", c_int32),
-            ("min_tokens", c_int32),
-            ("share", c_int32),
-            ("dropped", c_int32),
-            ("band", c_int32),
-            ("precision", c_int32),
-            ("sink", c_int32),
-            ("q", Tensor),
-            ("k", Tensor),
-            ("v", Tensor),
-            ("out", Tensor),
-            ("lse", Tensor),
-            ("selected", IndexSets),
-            ("batch", Batch),
-        ]
-        + _WORKSPACE
-        + [("given", IndexSets), ("when", c_int32), ("reserved2", c_int32), ("blocks", BlockSets)]
-        + [("pattern", Pattern)]
-    )
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("scale", c_float),
+        ("coverage", c_float),
+        ("keep", c_float),
+        ("window", c_int32),
+        ("pool", c_int32),
+        ("min_tokens", c_int32),
+        ("share", c_int32),
+        ("dropped", c_int32),
+        ("band", c_int32),
+        ("precision", c_int32),
+        ("sink", c_int32),
+        *_ATTENTION,
+        ("given", IndexSets),
+        ("when", c_int32),
+        ("reserved2", c_int32),
+        ("blocks", BlockSets),
+        ("pattern", Pattern),
+    ]
 
 
 _PARAMS = {
