@@ -4,8 +4,6 @@
 A setting with a `method` is served by that one: {"method": "lazyllm", "layers": [..], "keep": [..]},
 or {"method": "sts", ...} with the fields of a setting, where a draft and its head map are given.
 """
-import time
-
 import torch
 
 import tokensparse.transformers as adapter
@@ -64,14 +62,12 @@ class Engine:
         if generate:
             tokens = lazy.generate(ids, prompt.new_tokens).tokens
             text = self.tokenizer.decode(tokens)
-        began = time.perf_counter()
         reading = lazy.read(ids, len(prompt.answer_tokens))
-        seconds = time.perf_counter() - began
         logits = [reading.logits]
         logits += [reading.push(token) for token in prompt.answer_tokens[:-1]]
         answer = torch.tensor(prompt.answer_tokens, device=self._model.device)
         loss, exact = hugging_face.judged(torch.stack(logits), answer, prompt)
-        return Measurement(loss, exact, seconds, reading.pairs_share, reading.rows_share, text)
+        return Measurement(loss, exact, reading.seconds, reading.pairs_share, reading.rows_share, text)
 
     def _pairs_and_kept(self):
         report = adapter.report(self._model, reset=True)
