@@ -19,12 +19,12 @@ extern "C" {
 ///   lse[r, h] = natural log of the softmax's denominator; -inf for a row of zeros
 /// With `blocks`, a row that is in I sums over those of its keys that its block set lists; a row
 /// that is not sees what it sees without. Blocks that list everything give the result without
-/// blocks, bit for bit; on CUDA with heads of 64 channels, where another kernel follows lists, to the
-/// rounding of the output.
-/// Bottom-right causal: the queries are the last Tq of the Tk positions. Gather and scatter are
-/// part of the kernel. Index sets that keep every token give the dense result, bit for bit; on CUDA
-/// with cuDNN, which has another kernel for lengths that only the device knows, to the rounding of
-/// the output. A NaN or infinity in q, k or v reaches the output rows that read it, and no other.
+/// blocks, bit for bit; on CUDA with heads of 64 channels, where another kernel follows lists, to
+/// the rounding of the output. Bottom-right causal: the queries are the last Tq of the Tk
+/// positions. Gather and scatter are part of the kernel. Index sets that keep every token give the
+/// dense result, bit for bit; on CUDA with cuDNN, which has another kernel for lengths that only
+/// the device knows, to the rounding of the output. A NaN or infinity in q, k or v reaches the
+/// output rows that read it, and no other.
 typedef struct tsp_attend_params {
   uint32_t struct_size;
   float scale;                ///< 0 = 1 / sqrt(D)
