@@ -34,7 +34,7 @@ OptionEntry entry_of(const CLI::Option& option) {
   for (const std::string& name : option.get_snames()) entry.flags.push_back("-" + name);
   for (const std::string& name : option.get_lnames()) entry.flags.push_back("--" + name);
   if (entry.flags.empty()) entry.name = option.get_name();
-  if (option.get_type_size() != 0) {
+  if (option.get_items_expected_max() != 0) {  // else a flag
     entry.value = option.get_type_name().empty() ? "VALUE" : option.get_type_name();
   }
   entry.choices = choices_of(entry.value);

@@ -54,6 +54,13 @@ class Documents(unittest.TestCase):
             for flag in flags_of(text):
                 self.assertRegex(section, rf"\\fB{flag}\\fR", f"{verb}")
 
+    def test_flags_take_no_value(self):
+        page = output("manual").replace("\\-", "-")
+        for flag in ("--help", "--version", "--json", "--compare"):
+            self.assertRegex(page, rf"\\fB{flag}\\fR\n", flag)
+        self.assertNotIn("VALUE", page)
+        self.assertNotRegex(output("completion", "fish"), r"-l json .*-r")
+
     @unittest.skipUnless(shutil.which("groff"), "needs groff")
     def test_the_manual_is_without_warnings(self):
         done = subprocess.run(
