@@ -12,11 +12,6 @@ if(TOKENSPARSE_LLAMA_CPP_DIR)
           RENAME copyright.llama.cpp)
 endif()
 
-# For an image: `cmake --build BUILD --target llama-server`, `cmake --install BUILD --component server`.
-if(TOKENSPARSE_LLAMA_SERVER)
-  install(TARGETS llama-server RUNTIME COMPONENT server EXCLUDE_FROM_ALL)
-endif()
-
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME tokensparse)
 set(CPACK_PACKAGE_CONTACT "The tokensparse authors <tokensparse@example.org>")

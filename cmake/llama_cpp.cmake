@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: MIT
-# libllama and ggml, static, from the source in TOKENSPARSE_LLAMA_CPP_DIR (scripts/fetch llama-cpp).
+# libllama and ggml, static, from the source in TOKENSPARSE_LLAMA_CPP_DIR (scripts/fetch-llama-cpp).
 # Only what we link is built: targets `llama`, `ggml`, `ggml-base`, `ggml-cpu`. Their options and
 # warnings stay inside the function's scope. They are optimised whatever our build type is, with the
 # same flags, so that ccache serves one compilation to every preset and a sanitizer build stays fast.
 if(NOT EXISTS ${TOKENSPARSE_LLAMA_CPP_DIR}/include/llama.h)
   message(FATAL_ERROR "TOKENSPARSE_LLAMA_CPP_DIR=${TOKENSPARSE_LLAMA_CPP_DIR} holds no "
-                      "include/llama.h; scripts/fetch llama-cpp prints a folder that does")
+                      "include/llama.h; scripts/fetch-llama-cpp prints a folder that does")
 endif()
 
 function(tsp_add_llama_cpp)
   set(BUILD_SHARED_LIBS OFF)
   set(CMAKE_POSITION_INDEPENDENT_CODE ON)
-  foreach(option COMMON TOOLS SERVER)
-    set(LLAMA_BUILD_${option} ${TOKENSPARSE_LLAMA_SERVER})
-  endforeach()
-  foreach(option APP TESTS EXAMPLES UI)
+  foreach(option COMMON TOOLS SERVER APP TESTS EXAMPLES UI)
     set(LLAMA_BUILD_${option} OFF)
   endforeach()
   set(LLAMA_USE_PREBUILT_UI OFF)
