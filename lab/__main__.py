@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """python -m lab: see lab/README.md."""
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -33,6 +34,8 @@ def _parser():
     run.add_argument("--only", nargs="+", metavar="NAME", help="these settings of the plan")
     run.add_argument("--draft", help="of the method sts: a small model with the same tokenizer")
     run.add_argument("--head-map", help="of the method sts: what `head-map` wrote")
+    run.add_argument("--controller", help="of the method adore: what `controller` wrote")
+    run.add_argument("--decode", type=int, default=0, metavar="N", help="time N tokens of each answer one by one")
     run.add_argument("--minutes", type=float, help="stop after so long")
     search = verbs.add_parser("recommend", help="find the cheapest setting within a limit, and write it")
     search.add_argument("model")
@@ -45,11 +48,18 @@ def _parser():
     search.add_argument("--points", type=float, default=1.0, help="points that may be lost at most")
     search.add_argument("--loss", type=float, default=0.02, help="loss that may be added at most")
     search.add_argument("--hours", type=float, help="stop after so long, and say what is undecided")
-    for verb in (make, run, search):
+    train = verbs.add_parser("controller", help="train what the method adore ranks tokens by")
+    train.add_argument("model")
+    train.add_argument("--out", required=True)
+    train.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
+    train.add_argument("--judge", type=int, default=8, help="of the prompts, the last ones: to judge it by")
+    train.add_argument("--tokens", type=int, default=1024, help="of a set that it is judged by")
+    for verb in (make, run, search, train):
         verb.add_argument("--tasks", nargs="+", default=NEEDLES, choices=sorted(tasks.TASKS), metavar="TASK")
         verb.add_argument("--length", nargs="+", type=int, default=[4096], help="tokens, answer included")
         if verb is not search:  # which takes as many as it needs
             verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
+            verb.add_argument("--first", type=int, default=0, help="index of the first of them")
         verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
     heads = verbs.add_parser("head-map", help="which draft heads choose for which heads of a model")
     heads.add_argument("model")
@@ -79,8 +89,9 @@ def _open_engine(args):
     if args.engine == "transformers":
         from lab.engines.transformers_engine import Engine
 
-        draft, head_map = getattr(args, "draft", None), getattr(args, "head_map", None)
-        return Engine(args.model, chunk=args.chunk, draft=draft, head_map=head_map)
+        names = ("draft", "head_map", "controller")
+        more = {name: getattr(args, name, None) for name in names}
+        return Engine(args.model, chunk=args.chunk, decoding=getattr(args, "decode", 0), **more)
     from lab.engines.hugging_face import tokenizer_of
     from lab.engines.program import Engine
 
@@ -108,14 +119,15 @@ def _plan(path, only):
 
 def _prompts(args, tokenizer, limit):
     """The prompts one after the other: all tasks of an index before the next index."""
+    indices = range(getattr(args, "first", 0), getattr(args, "first", 0) + args.n)
     if getattr(args, "prompts", None):
         for prompt in prompts.load(args.prompts):
             wanted = prompt.task in args.tasks and prompt.length in args.length
-            if wanted and prompt.index < args.n:
+            if wanted and prompt.index in indices:
                 yield prompt
         return
     texts = Texts(args.text)
-    for index in range(args.n):
+    for index in indices:
         for length in args.length:
             for task in args.tasks:
                 yield prompts.make(task, length, index, texts, tokenizer, limit)
@@ -193,6 +205,7 @@ def _row(engine, prompt, name, setting, generate):
         "seconds": round(got.seconds, 4),
         "pairs": round(got.pairs, 5),
         "kept": round(got.kept, 5),
+        **got.more,
     }
 
 
@@ -202,6 +215,16 @@ def _progress(asked, total, began, key, name):
         print(f"\r{text}, {key}, {name}\033[K", end="", file=sys.stderr, flush=True)
     elif asked % 50 == 0:
         print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _library_errors():
+    from tokensparse import InvalidArgument, Unsupported
+
+    try:
+        yield
+    except (InvalidArgument, Unsupported) as error:
+        raise EngineError(str(error)) from None
 
 
 def _head_map(args):
@@ -214,10 +237,43 @@ def _head_map(args):
     target, tokenizer = hugging_face.load(args.model, "tokensparse", device)
     draft, _ = hugging_face.load(args.draft, "tokensparse", device)
     ids = tokenizer.encode(Texts(args.text).prose[: 8 * args.tokens])[: args.tokens]
-    made = sts.calibrate(target, draft, torch.tensor([ids], device=device), heads=args.heads)
+    with _library_errors():
+        made = sts.calibrate(target, draft, torch.tensor([ids], device=device), heads=args.heads)
     made.save(args.out)
     flat = [value for layer in made.overlap for value in layer]
     print(f"{len(ids)} tokens; overlap {min(flat):.2f} to {max(flat):.2f}, mean {sum(flat) / len(flat):.2f}")
+
+
+def _controller(args):
+    import torch
+
+    from lab.engines import hugging_face
+    from tokensparse.methods import adore_training
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = hugging_face.load(args.model, "sdpa", device)
+    made = _prompts(args, tokenizer, model.config.max_position_embeddings)
+    samples = [torch.tensor([*prompt.tokens, *prompt.answer_tokens]) for prompt in made]
+    if not 0 < args.judge < len(samples):
+        raise EngineError(f"--judge: must be at least 1 and below the {len(samples)} prompts, is {args.judge}")
+    samples, judged = samples[: -args.judge], samples[-args.judge :]
+    began = time.monotonic()
+
+    def tell(step, loss):
+        if step % 50 == 49:
+            minutes = (time.monotonic() - began) / 60
+            print(f"{step + 1} of {len(samples)}, {minutes:.1f} min, loss {loss:.4f}", file=sys.stderr)
+
+    with _library_errors():
+        controller = adore_training.train(model, samples, on_step=tell)
+    controller.save(args.out)
+    seconds = time.monotonic() - began
+    held = adore_training.held(model, controller, judged, args.tokens)
+    print(
+        f"{len(samples)} prompts in {seconds:.0f} s; {args.tokens} tokens of {len(judged)} other prompts "
+        f"hold {held.controller:.3f} of the last queries' attention, the best as many {held.best:.3f}, "
+        f"the first and last {held.last:.3f}"
+    )
 
 
 def _rows(files):
@@ -242,6 +298,8 @@ def main():
             _recommend(args)
         elif args.verb == "head-map":
             _head_map(args)
+        elif args.verb == "controller":
+            _controller(args)
         elif args.verb == "table":
             header, rows = _rows(args.results)
             names = {row["setting"] for row in rows}

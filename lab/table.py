@@ -6,6 +6,8 @@ import dataclasses
 from lab import stats
 
 DENSE = "dense"
+# What rows may have besides: tokens a second of decoding, MiB beside the weights, held by the answer's end.
+COSTS = {"decode": ("tokens/s", 1), "peak_bytes": ("peak MiB", 2**20), "held_bytes": ("held MiB", 2**20)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Line:
     loss: stats.Difference | None  # of the answer's loss, nats a token
     score: stats.Difference | None  # of RULER's metric, in points, where answers were generated
     by_task: dict  # task: (exact in %, mean loss, mean score in % or None)
+    costs: dict  # of what the rows have of COSTS, the median
     p_loss: float | None = None  # Holm's over the settings of this length
 
 
@@ -89,6 +92,11 @@ def _line(setting, length, mine, both):
         loss=difference("loss"),
         score=difference("score", 100.0),
         by_task={task: of_task(task) for task in tasks},
+        costs={
+            name: _median([row[name] for row in rows if name in row])
+            for name in COSTS
+            if any(name in row for row in rows)
+        },
     )
 
 
@@ -114,7 +122,9 @@ def _interval(difference, digits):
 def markdown(made, by_task=False, timed=True):
     """The lines as a Markdown table; not `timed` where an engine's time is not a user's."""
     tasks = sorted({task for line in made for task in line.by_task}) if by_task else []
-    head = ["tokens", "setting", "n", "pairs"] + ["time"] * timed + ["d loss", "p", "d points"]
+    extra = [name for name in COSTS if timed and any(name in line.costs for line in made)]
+    head = ["tokens", "setting", "n", "pairs"] + ["time"] * timed + [COSTS[name][0] for name in extra]
+    head += ["d loss", "p", "d points"]
     head += ["d score"] if any(line.score for line in made) else []
     head += [f"{task}: %, loss" for task in tasks]
     out = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -125,6 +135,7 @@ def markdown(made, by_task=False, timed=True):
             str(line.n),
             f"{line.pairs:.3f}",
             *([f"{line.seconds:.2f}"] if timed else []),
+            *(f"{line.costs[name] / COSTS[name][1]:.1f}" if name in line.costs else "-" for name in extra),
             _interval(line.loss, 3),
             "-" if line.p_loss is None else f"{line.p_loss:.3f}",
             _interval(line.points, 1),

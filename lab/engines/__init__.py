@@ -25,6 +25,14 @@ class Measurement:
     pairs: float  # query-key pairs computed, share of dense's, mean over the layers
     kept: float  # tokens kept, mean over the layers
     text: str | None = None  # what was generated, where asked for
+    more: dict = dataclasses.field(default_factory=dict)  # what an engine says besides, see costs()
+
+
+def costs(steps, seconds, meter):
+    """`more` of a Measurement: tokens a second of decoding, and on a GPU the bytes beside the weights,
+    at their highest and at the end of the answer."""
+    found = {"decode": round(steps / seconds, 3)} if steps else {}
+    return {**found, **meter.bytes()}
 
 
 def sparse_layers(setting, num_layers):

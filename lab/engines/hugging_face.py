@@ -6,7 +6,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from lab.engines import EngineError, Measurement
+from lab.engines import EngineError, Measurement, costs
 from lab.prompts import Tokenizer
 
 
@@ -69,17 +69,46 @@ def judged(logits, answer, prompt):
     return float(loss), exact
 
 
+class Meter:
+    """Memory of a GPU from now on."""
+
+    def __init__(self, device):
+        self._device = device if torch.device(device).type == "cuda" else None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+
+    def bytes(self):
+        """Beyond what was allocated when this was made."""
+        if self._device is None:
+            return {}
+        peak, now = torch.cuda.max_memory_allocated(self._device), torch.cuda.memory_allocated(self._device)
+        return {"peak_bytes": peak - self._before, "held_bytes": now - self._before}
+
+
+def pushed(logits, push, answer, prompt):
+    """(loss, exact, steps, seconds) of an answer given to `push` token by token."""
+    device = logits.device
+    rows, began = [logits], time.perf_counter()
+    rows += [push(token) for token in answer[:-1]]
+    int(rows[-1].argmax())  # waits for the device
+    seconds = time.perf_counter() - began
+    loss, exact = judged(torch.stack(rows), torch.tensor(answer, device=device), prompt)
+    return loss, exact, len(rows) - 1, seconds
+
+
 class Driver:
     """Runs a prompt through a model in chunks and reads the answer's tokens off it."""
 
-    def __init__(self, model, tokenizer, chunk):
+    def __init__(self, model, tokenizer, chunk, decoding=0):
         self._model, self._tokenizer = model, tokenizer
         self._chunk = chunk  # 0: the whole prompt at once
+        self._decoding = decoding  # tokens of the answer that are timed one by one
 
     @torch.no_grad()
     def measure(self, prompt, generate, pairs_and_kept):
         """pairs_and_kept() is asked when the prompt has been read."""
-        device = self._model.device
+        device, meter = self._model.device, Meter(self._model.device)
         ids = torch.tensor([prompt.tokens], device=device)
         cache = DynamicCache()
         began = time.perf_counter()
@@ -91,13 +120,28 @@ class Driver:
         first = int(logits.argmax())  # waits for the device
         seconds = time.perf_counter() - began
         pairs, kept = pairs_and_kept()
+        del out
         text = self._generate(cache, first, prompt.new_tokens) if generate else None
+        more = self._decode(cache, prompt, meter) if self._decoding else {}
         answer = torch.tensor([prompt.answer_tokens], device=device)
         if answer.shape[1] > 1:
-            more = self._model(answer[:, :-1], past_key_values=cache, use_cache=True).logits[0]
-            logits = torch.cat([logits, more])
+            rest = self._model(answer[:, :-1], past_key_values=cache, use_cache=True).logits[0]
+            logits = torch.cat([logits, rest])
         loss, exact = judged(logits, answer[0], prompt)
-        return Measurement(loss, exact, seconds, pairs, kept, text)
+        return Measurement(loss, exact, seconds, pairs, kept, text, more)
+
+    def _decode(self, cache, prompt, meter):
+        """How fast the answer's tokens go through one by one; the cache is as before when it returns."""
+        length, began = cache.get_seq_length(), time.perf_counter()
+        for token in prompt.answer_tokens[: self._decoding]:
+            piece = torch.tensor([[token]], device=self._model.device)
+            out = self._model(piece, past_key_values=cache, use_cache=True)
+        int(out.logits[0, -1].argmax())  # waits for the device
+        steps, seconds = cache.get_seq_length() - length, time.perf_counter() - began
+        del out
+        found = costs(steps, seconds, meter)
+        cache.crop(length - cache.get_seq_length())
+        return found
 
     def _generate(self, cache, token, limit):
         """Greedy; the cache is as before when it returns."""

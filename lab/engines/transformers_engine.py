@@ -1,36 +1,47 @@
 # SPDX-License-Identifier: MIT
 """The package's adapter inside transformers: the library's own kernels, on a CPU or a GPU.
 
-A setting with a `method` is served by that one: {"method": "lazyllm", "layers": [..], "keep": [..]},
-or {"method": "sts", ...} with the fields of a setting, where a draft and its head map are given.
+A setting with a `method` is served by that one, each with options of its own:
+  {"method": "lazyllm", "layers": [..], "keep": [..]}
+  {"method": "sts", ...}  the fields of a setting, and `decode`, the keys that a step of the answer reads;
+                          a draft and its head map are given
+  {"method": "adore", "cache": 2048, "rebuild": 16}  a controller is given
 """
+import dataclasses
+
 import torch
 
 import tokensparse.transformers as adapter
-from lab.engines import EngineError, Measurement, hugging_face
+from lab.engines import EngineError, Measurement, costs, hugging_face
 from tokensparse import InvalidArgument, Unsupported
 
 
+def _check(setting, *known):
+    for name in setting:
+        if name not in known:
+            raise EngineError(f"{name}: must be one of {', '.join(known)}")
+
+
 class Engine:
-    def __init__(self, path, device=None, chunk=0, draft=None, head_map=None):
+    def __init__(self, path, device=None, chunk=0, draft=None, head_map=None, controller=None, decoding=0):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model, self.tokenizer = hugging_face.load(path, "tokensparse", device)
-        self._driver = hugging_face.Driver(self._model, self.tokenizer, chunk)
+        self._driver = hugging_face.Driver(self._model, self.tokenizer, chunk, decoding)
         kind = f"transformers, chunks of {chunk}" if chunk else "transformers, whole prompts"
         self.subject = hugging_face.subject(self._model, path, kind, device)
         self.model = hugging_face.numbers(self._model, path)
         self.limit = self._model.config.max_position_embeddings
         self._draft = hugging_face.load(draft, "tokensparse", device)[0] if draft else None
-        self._head_map = head_map
+        self._head_map, self._controller = head_map, controller
 
     def measure(self, prompt, setting, generate=False):
         setting = dict(setting)
         method = setting.pop("method", "tsa")
-        serve = {"tsa": self._tsa, "sts": self._sts, "lazyllm": self._lazyllm}.get(method)
+        serve = _METHODS.get(method)
         if serve is None:
-            raise EngineError(f"method: must be tsa, sts or lazyllm, is {method!r}")
+            raise EngineError(f"method: must be one of {', '.join(_METHODS)}, is {method!r}")
         try:
-            return serve(prompt, setting, generate)
+            return serve(self, prompt, setting, generate)
         except (InvalidArgument, Unsupported) as error:
             raise EngineError(f"{method}: {error}") from None
 
@@ -43,17 +54,36 @@ class Engine:
 
         if self._draft is None or self._head_map is None:
             raise EngineError("sts: needs --draft MODEL and --head-map FILE")
+        decode, watch = setting.pop("decode", None), setting.pop("watch", False)
         pair = Sts(self._model, self._draft, self._head_map, setting=setting)
-        drafted = pair.read(torch.tensor([prompt.tokens], device=self._model.device))
+        ids = torch.tensor([prompt.tokens], device=self._model.device)
+        if decode is not None:
+            return self._sts_decoding(prompt, pair, ids, decode, watch, generate)
+        drafted = pair.read(ids)
         got = self._driver.measure(prompt, generate, self._pairs_and_kept)
-        return Measurement(
-            got.loss, got.exact, got.seconds + drafted, got.pairs, got.kept, got.text
-        )
+        return dataclasses.replace(got, seconds=got.seconds + drafted)
+
+    def _sts_decoding(self, prompt, pair, ids, decode, watch, generate):
+        from tokensparse.methods.sts_decoding import Reading
+
+        adapter.report(self._model, reset=True)
+        text, meter = None, hugging_face.Meter(self._model.device)
+        if generate:
+            text = self.tokenizer.decode(pair.generate(ids, prompt.new_tokens, decode).tokens)
+        reading = Reading(pair, ids, decode, watch=watch)
+        pairs, kept = self._pairs_and_kept()
+        got = hugging_face.pushed(reading.logits, reading.push, prompt.answer_tokens, prompt)
+        more = costs(*got[2:], meter)
+        if reading.held:
+            means = [sum(values) / len(values) for values in zip(*reading.held)]
+            more["held"], more["held_at_best"] = (round(mean, 5) for mean in means)
+        return Measurement(*got[:2], reading.seconds, pairs, kept, text, more)
 
     @torch.no_grad()
     def _lazyllm(self, prompt, setting, generate):
         from tokensparse.methods.lazyllm import LazyLLM, Schedule
 
+        _check(setting, "layers", "keep", "window", "pool")
         for name in ("layers", "keep"):
             setting[name] = tuple(setting.get(name, ()))
         lazy = LazyLLM(self._model, Schedule(**setting))
@@ -62,14 +92,35 @@ class Engine:
         if generate:
             tokens = lazy.generate(ids, prompt.new_tokens).tokens
             text = self.tokenizer.decode(tokens)
+        meter = hugging_face.Meter(self._model.device)
         reading = lazy.read(ids, len(prompt.answer_tokens))
-        logits = [reading.logits]
-        logits += [reading.push(token) for token in prompt.answer_tokens[:-1]]
-        answer = torch.tensor(prompt.answer_tokens, device=self._model.device)
-        loss, exact = hugging_face.judged(torch.stack(logits), answer, prompt)
-        return Measurement(loss, exact, reading.seconds, reading.pairs_share, reading.rows_share, text)
+        got = hugging_face.pushed(reading.logits, reading.push, prompt.answer_tokens, prompt)
+        more = {**costs(*got[2:], meter), "computed": round(reading.computed_share, 5)}
+        pairs, rows = reading.pairs_share, reading.rows_share
+        return Measurement(*got[:2], reading.seconds, pairs, rows, text, more)
+
+    def _adore(self, prompt, setting, generate):
+        from tokensparse.methods.adore import Adore, Controller
+
+        if self._controller is None:
+            raise EngineError("adore: needs --controller FILE")
+        _check(setting, "cache", "rebuild", "sink", "recent")
+        small = Adore(self._model, Controller.load(self._controller), **setting)
+        adapter.configure(self._model, layers="none", method="tsa")
+        ids = torch.tensor([prompt.tokens], device=self._model.device)
+        text = None
+        if generate:
+            text = self.tokenizer.decode(small.generate(ids, prompt.new_tokens).tokens)
+        meter = hugging_face.Meter(self._model.device)
+        reading = small.read(ids)
+        got = hugging_face.pushed(reading.logits, reading.push, prompt.answer_tokens, prompt)
+        kept = reading.count / reading.length
+        return Measurement(*got[:2], reading.seconds, 1.0, kept, text, costs(*got[2:], meter))
 
     def _pairs_and_kept(self):
         report = adapter.report(self._model, reset=True)
         kept = report.kept_share  # None where no layer was to be sparse
         return report.pairs_share, 1.0 if kept is None else kept
+
+
+_METHODS = {"tsa": Engine._tsa, "sts": Engine._sts, "lazyllm": Engine._lazyllm, "adore": Engine._adore}

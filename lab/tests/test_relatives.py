@@ -10,6 +10,7 @@ from lab.engines import EngineError, hugging_face  # noqa: E402  torch may be mi
 from lab.engines.transformers_engine import Engine  # noqa: E402
 from lab.prompts import Prompt  # noqa: E402
 from tokensparse.methods import sts  # noqa: E402
+from tokensparse.methods.adore import Controller  # noqa: E402
 
 VOTE = {
     "coverage": 0.2, "window": 32, "min_tokens": 32, "sink": 3, "band": 7, "min_keys": 0,
@@ -32,9 +33,11 @@ def engine(tmp_path_factory):
     )  # fmt: skip
     made = Engine.__new__(Engine)  # a file with a tokenizer is what the constructor wants
     made._model = transformers.Qwen2ForCausalLM(config).eval()
-    made._driver = hugging_face.Driver(made._model, None, 0)
+    made._driver = hugging_face.Driver(made._model, None, 0, decoding=3)
     made._draft = made._model
-    made._head_map = tmp_path_factory.mktemp("map") / "map.json"
+    folder = tmp_path_factory.mktemp("files")
+    made._head_map, made._controller = folder / "map.json", folder / "controller.safetensors"
+    Controller.of(made._model, state=8, rank=4).save(made._controller)
     ids = torch.tensor([tokens(200, 7)])
     sts.calibrate(made._model, made._model, ids, top=16, window=32).save(made._head_map)
     return made
@@ -50,7 +53,11 @@ def test_dense_is_what_nothing_dropped_gives(engine, prompt):
     assert dense.pairs == dense.kept == 1 and dense.exact in (0.0, 1.0)
     lazy = engine.measure(prompt, {"method": "lazyllm", "layers": [1], "keep": [1.0]})
     assert lazy.loss == pytest.approx(dense.loss, abs=1e-4)
-    assert (lazy.pairs, lazy.kept) == (1, 1)
+    assert (lazy.pairs, lazy.kept, lazy.more["computed"]) == (1, 1, 1)
+    for whole in ({"method": "adore", "cache": 300}, {"method": "sts", "coverage": 0, "decode": 300}):
+        found = engine.measure(prompt, whole)
+        assert found.loss == pytest.approx(dense.loss, abs=1e-4) and (found.pairs, found.kept) == (1, 1)
+    assert dense.more["decode"] > 0 and found.more["decode"] > 0
     assert engine.measure(prompt, {}).loss == dense.loss
 
 
@@ -69,11 +76,37 @@ def test_each_method_leaves_something_out(engine, prompt, setting):
     assert found.loss != dense.loss and found.seconds > 0
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"method": "adore", "cache": 80, "rebuild": 4, "recent": 16},
+        {"method": "sts", "coverage": 0, "layers": "all", "decode": 80, "watch": True},
+    ],
+)
+def test_methods_of_decoding_read_the_prompt_exactly(engine, prompt, setting):
+    dense = engine.measure(prompt, {})
+    found = engine.measure(prompt, setting)
+    assert found.pairs == 1 and abs(found.loss - dense.loss) > 1e-3
+    if setting["method"] == "sts":
+        assert 0 < found.more["held"] <= found.more["held_at_best"] < 1
+    else:
+        assert found.kept == pytest.approx(80 / 204)
+
+
 def test_what_cannot_be_served_is_one_sentence(engine, prompt):
-    with pytest.raises(EngineError, match="method: must be tsa, sts or lazyllm, is 'magic'"):
+    with pytest.raises(EngineError, match="method: must be one of tsa, sts, lazyllm, adore, is 'magic'"):
         engine.measure(prompt, {"method": "magic"})
     with pytest.raises(EngineError, match="lazyllm: keep: must have one share"):
         engine.measure(prompt, {"method": "lazyllm", "layers": [1]})
+    for method in ("adore", "lazyllm"):
+        with pytest.raises(EngineError, match="size: must be one of"):
+            engine.measure(prompt, {"method": method, "size": 3})
+    controller, engine._controller = engine._controller, None
+    try:
+        with pytest.raises(EngineError, match="adore: needs --controller FILE"):
+            engine.measure(prompt, {"method": "adore"})
+    finally:
+        engine._controller = controller
     draft, engine._draft = engine._draft, None
     try:
         with pytest.raises(EngineError, match="sts: needs --draft MODEL and --head-map FILE"):

@@ -25,9 +25,9 @@ from typing import Any
 
 from .. import ops
 from .._library import InvalidArgument, Unsupported
-from .._model import kind_of_layer
 from .._need import need
 from ..setting import Setting
+from ._decoders import check_decoder, greedy, one_sequence, served_by
 
 torch = need("torch", "2.6", "tokensparse.methods.lazyllm")
 need("transformers", "5.0", "tokensparse.methods.lazyllm")
@@ -38,8 +38,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 __all__ = ["Answer", "LazyLLM", "Reading", "Schedule"]
 
 NAME = "tokensparse_lazyllm"
-# Models whose forward pass is what _Step does.
-_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -256,17 +254,8 @@ class LazyLLM:
     """
 
     def __init__(self, model: Any, schedule: Schedule) -> None:
-        config = model.config
-        if config.model_type not in _FAMILIES:
-            raise Unsupported(
-                f"model: family must be one of {', '.join(_FAMILIES)}, is {config.model_type}"
-            )
-        for layer in range(config.num_hidden_layers):
-            if kind := kind_of_layer(config, layer):
-                raise Unsupported(
-                    f"model: all layers must attend to the whole prompt, {layer} is {kind}"
-                )
-        schedule.check(config.num_hidden_layers)
+        check_decoder(model)
+        schedule.check(model.config.num_hidden_layers)
         self._model, self._schedule = model, schedule
 
     @torch.no_grad()
@@ -279,13 +268,9 @@ class LazyLLM:
         """
         if max_new_tokens < 1:
             raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
-        stops = self._model.generation_config.eos_token_id
-        stops = set(stops) if isinstance(stops, list) else {stops}
         began = time.perf_counter()
         reading = self.read(input_ids, max_new_tokens)
-        tokens = [int(reading.logits.argmax())]
-        while len(tokens) < max_new_tokens and tokens[-1] not in stops:
-            tokens.append(int(reading.push(tokens[-1]).argmax()))
+        tokens = greedy(self._model, reading.logits, reading.push, max_new_tokens)
         return Answer(
             tokens=tokens,
             seconds_to_first_token=reading.seconds,
@@ -305,10 +290,7 @@ class LazyLLM:
           input_ids: [1, tokens] or [tokens] on the model's device.
           room: tokens that may be pushed behind it.
         """
-        ids = input_ids if input_ids.dim() == 2 else input_ids[None]
-        if ids.shape[0] != 1 or ids.shape[1] < 1:
-            raise InvalidArgument(f"input_ids: must be [1, tokens], is {list(ids.shape)}")
-        return Reading(self._model, self._schedule, ids, room)
+        return Reading(self._model, self._schedule, one_sequence(input_ids), room)
 
 
 class Reading:
@@ -335,12 +317,8 @@ class Reading:
 
     def _step(self, ids: Any) -> _Step:
         step = _Step(self._model, self._schedule, self._cache)
-        before = self._model.config._attn_implementation
-        self._model.set_attn_implementation(NAME)
-        try:
+        with served_by(self._model, NAME):
             self.logits = step.run(ids)
-        finally:
-            self._model.set_attn_implementation(before)
         return step
 
     @torch.no_grad()

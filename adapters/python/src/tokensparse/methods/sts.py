@@ -8,7 +8,8 @@
 
 The draft attends to everything. The last `window` queries of the draft heads that a KV head of the
 target is mapped to vote (the mean of their votes, as within a KV head in TSA), and the target's layer
-attends to the chosen tokens. Nothing of the target's own q and k is scored. The head map is made on a
+attends to the chosen tokens. Nothing of the target's own q and k is scored. Decoding is exact, or with
+`decode_keep` reads in each step the keys alone that the draft's next look chooses. The head map is made on a
 calibration text: to each KV head of the target the draft heads whose most looked-at tokens overlap
 most with its own. Both models must read the same tokens.
 
@@ -28,11 +29,13 @@ from .._library import InvalidArgument
 from .._model import numbers
 from .._need import need
 from . import Choice, Dense, State, tsa
+from ._decoders import greedy
 
 torch = need("torch", "2.6", "tokensparse.methods.sts")
 need("transformers", "5.0", "tokensparse.methods.sts")
 
 from .. import transformers as adapter
+from . import sts_decoding
 
 __all__ = ["Answer", "HeadMap", "Sts", "calibrate"]
 
@@ -116,8 +119,8 @@ class _Votes:
         return Dense("its votes are recorded")
 
     @staticmethod
-    def read(model: Any, ids: Any, window: int, pool: int) -> _Votes:
-        """Runs a prompt through a model, exactly."""
+    def read(model: Any, ids: Any, window: int, pool: int, cache: Any = None) -> _Votes:
+        """Runs a prompt through a model, exactly; its keys and values go to `cache`."""
         votes = _Votes(window, pool)
         methods.register("sts draft", votes.choose)
         before = model.config._attn_implementation, adapter._stored(model.config)
@@ -125,7 +128,7 @@ class _Votes:
         adapter.configure(model, layers="none", method="sts draft")
         try:
             with torch.no_grad():
-                model.model(ids, use_cache=False)
+                model.model(ids, past_key_values=cache, use_cache=cache is not None)
         finally:
             for config in adapter._configs(model):
                 setattr(config, adapter.NAME, before[1][0])
@@ -196,6 +199,7 @@ class Answer:
       tokens: of the answer.
       draft_seconds: the draft's reading of the prompt.
       seconds_to_first_token: draft and target.
+      seconds: of all.
       kept_share, pairs_share: of the target's sparse layers, and of all its attention; the draft's
         own pairs are not in it.
     """
@@ -203,6 +207,7 @@ class Answer:
     tokens: list[int]
     draft_seconds: float
     seconds_to_first_token: float
+    seconds: float
     kept_share: float | None
     pairs_share: float | None
 
@@ -231,9 +236,9 @@ class Sts:
         setting: Any = None,
         **changes: Any,
     ) -> None:
-        self._target, self._draft = target, draft
-        self._heads = heads if isinstance(heads, HeadMap) else HeadMap.load(heads)
-        self._heads.check(target, draft)
+        self.target, self.draft = target, draft
+        self.heads = heads if isinstance(heads, HeadMap) else HeadMap.load(heads)
+        self.heads.check(target, draft)
         if tokenizers is not None:
             if tokenizers[0].get_vocab() != tokenizers[1].get_vocab():
                 raise InvalidArgument("draft: must have the target's tokenizer, has another one")
@@ -246,17 +251,22 @@ class Sts:
         self._votes: _Votes | None = None
         target.set_attn_implementation(adapter.NAME)
         methods.register("sts", self.choose)
-        self._setting = adapter.configure(target, setting, method="sts", **changes)
+        self.setting = adapter.configure(target, setting, method="sts", **changes)
 
-    def read(self, input_ids: Any) -> float:
+    def read(self, input_ids: Any, cache: Any = None) -> float:
         """Lets the draft read a whole prompt; the target's next pass over it is sparse.
+
+        Args:
+          input_ids: [1, tokens].
+          cache: of transformers, for the draft to go on from.
 
         Returns:
           Seconds that it took.
         """
         began = time.perf_counter()
-        ids = _check_ids(input_ids).to(self._draft.device)
-        self._votes = _Votes.read(self._draft, ids, self._setting.window, self._setting.pool)
+        ids = _check_ids(input_ids).to(self.draft.device)
+        setting = self.setting
+        self._votes = _Votes.read(self.draft, ids, setting.window, setting.pool, cache)
         if ids.device.type == "cuda":
             torch.cuda.synchronize(ids.device)
         return time.perf_counter() - began
@@ -268,7 +278,7 @@ class Sts:
         if votes is None or state.lengths(q, k) != [(votes.length, votes.length)]:
             return Dense("the draft has not read this prompt")
         rows = []
-        for pairs in self._heads.heads[layer]:
+        for pairs in self.heads.heads[layer]:
             rows.append(torch.stack([votes.scores[a][:, b] for a, b in pairs]).mean(0))
         setting = state.setting
         return ops.select(
@@ -281,17 +291,33 @@ class Sts:
             min_tokens=setting.min_tokens,
         )
 
-    def generate(self, input_ids: Any, max_new_tokens: int = 64) -> Answer:
+    def generate(
+        self, input_ids: Any, max_new_tokens: int = 64, decode_keep: int | None = None
+    ) -> Answer:
         """Greedy, the draft's reading included.
 
         Args:
           input_ids: [1, tokens] on the target's device.
           max_new_tokens: of the answer, >= 1.
+          decode_keep: keys that a KV head of a sparse layer reads in a step of the answer, the first 4
+            and last 64 among them; None = all.
         """
         if max_new_tokens < 1:
             raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
         ids = _check_ids(input_ids)
-        adapter.report(self._target, reset=True)
+        adapter.report(self.target, reset=True)
+        began = time.perf_counter()
+        if decode_keep is None:
+            tokens, draft_seconds, first = self._generate(ids, max_new_tokens)
+        else:
+            reading = sts_decoding.Reading(self, ids, decode_keep)
+            tokens = greedy(self.target, reading.logits, reading.push, max_new_tokens)
+            draft_seconds, first = reading.draft_seconds, reading.seconds
+        seconds, report = time.perf_counter() - began, adapter.report(self.target, reset=True)
+        return Answer(tokens, draft_seconds, first, seconds, report.kept_share, report.pairs_share)
+
+    def _generate(self, ids: Any, max_new_tokens: int) -> tuple[list[int], float, float]:
+        """Tokens, the draft's seconds, and those to the first token."""
         draft_seconds = self.read(ids)
         began, first = time.perf_counter(), []
 
@@ -302,15 +328,8 @@ class Sts:
             return scores
 
         with torch.no_grad():
-            out = self._target.generate(
+            out = self.target.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens,
                 do_sample=False, logits_processor=[note],
             )  # fmt: skip
-        report = adapter.report(self._target, reset=True)
-        return Answer(
-            tokens=out[0, ids.shape[1] :].tolist(),
-            draft_seconds=draft_seconds,
-            seconds_to_first_token=draft_seconds + first[0],
-            kept_share=report.kept_share,
-            pairs_share=report.pairs_share,
-        )
+        return out[0, ids.shape[1] :].tolist(), draft_seconds, draft_seconds + first[0]

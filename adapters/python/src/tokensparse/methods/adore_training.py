@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Trains ADORE's controller on a model's own attention.
+
+    controller = adore_training.train(model, samples)      # samples: token ids, [tokens] each
+    controller.save("controller.safetensors")
+
+The model reads a sample exactly. Of some of its queries, the last ones and others drawn at random, the
+attention to each token is averaged over all layers and heads; the controller learns which tokens are
+in the top share of it (binary cross-entropy, as in the paper), the share drawn anew for each sample.
+The model itself is not changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._library import InvalidArgument
+from .._need import need
+from . import _decoders
+from .adore import Controller
+
+torch = need("torch", "2.6", "tokensparse.methods.adore_training")
+need("transformers", "5.0", "tokensparse.methods.adore_training")
+
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+__all__ = ["Held", "held", "train"]
+
+NAME = "tokensparse_adore_training"
+SHARES = (0.05, 0.1, 0.2, 0.4)  # of a sample's tokens, that count as looked at
+
+
+class _Watch:
+    """The attention of some queries of a model [queries, tokens], mean over layers and heads."""
+
+    def __init__(self, model: Any, ids: Any, at: Any) -> None:
+        self._at, self._sum = at, 0.0
+        positions = torch.arange(len(ids), device=ids.device)
+        with torch.no_grad():
+            _decoders.run_layers(model, ids, positions, None, NAME, adore_watch=self)
+        self.mean = self._sum / model.config.num_hidden_layers
+
+    def see(self, query: Any, key: Any, scaling: float) -> None:
+        groups = query.shape[1] // key.shape[1]
+        q = query[0, :, self._at].unflatten(0, (-1, groups)).float()
+        logits = torch.einsum("hgqd,hkd->hgqk", q * scaling, key[0].float())
+        future = torch.arange(key.shape[2], device=key.device)[None] > self._at[:, None]
+        self._sum = self._sum + logits.masked_fill_(future, float("-inf")).softmax(-1).mean((0, 1))
+
+
+def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any):
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kwargs["adore_watch"].see(query, key, scaling)
+    return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def _queries(length: int, count: int, generator: Any) -> Any:
+    """Half of them the last ones, where answers are made, half anywhere behind the first eighth."""
+    last = torch.arange(length - count // 2, length)
+    drawn = torch.randint(length // 8, length - count // 2, (count - count // 2,), generator=generator)
+    return torch.cat([drawn.sort().values, last])
+
+
+def _marks(attention: Any, at: Any, share: float) -> Any:
+    """1 at the top share of the tokens that each query sees."""
+    wanted = (share * (at + 1)).ceil().long()
+    place = attention.argsort(-1, descending=True).argsort(-1)
+    return (place < wanted[:, None]).float()
+
+
+def train(
+    model: Any,
+    samples: Sequence[Any],
+    *,
+    queries: int = 128,
+    rate: float = 1e-3,
+    seed: int = 1,
+    on_step: Callable[[int, float], None] | None = None,
+    **sizes: int,
+) -> Controller:
+    """A controller for a model.
+
+    Args:
+      model: of transformers, on the device to train on; it is not changed.
+      samples: token ids of a text each [tokens], like the prompts and answers to come.
+      queries: of each sample, whose attention is learned from.
+      rate: of Adam, falling to nothing by a half cosine.
+      seed: of weights and draws.
+      on_step: told the number of each sample and its loss.
+      **sizes: state and rank of the Controller.
+
+    Raises:
+      Unsupported, InvalidArgument: a model that is not followed, samples that are too short.
+    """
+    _decoders.check_decoder(model)
+    for sample in samples:
+        if len(sample) < 2 * queries:
+            raise InvalidArgument(
+                f"samples: must have at least {2 * queries} tokens (twice the queries), one has "
+                f"{len(sample)}"
+            )
+    if not samples:
+        raise InvalidArgument("samples: must be one or more, are none")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        controller = Controller.of(model, **sizes).train()
+    optimizer = torch.optim.Adam(controller.parameters(), lr=rate)
+    steps = len(samples)
+    slow = lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, slow)
+    for step, sample in enumerate(samples):
+        ids = sample.to(model.device)
+        at = _queries(len(ids), queries, generator).to(ids.device)
+        share = SHARES[int(torch.randint(len(SHARES), (1,), generator=generator))]
+        marks = _marks(_Watch(model, ids, at).mean, at, share)
+        states, _ = controller.read(model.get_input_embeddings()(ids).detach())
+        ranks = controller.ranks(states[at], at, controller.keys(states))
+        seen = torch.arange(len(ids), device=ids.device)[None] <= at[:, None]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(ranks[seen], marks[seen])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(controller.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if on_step:
+            on_step(step, loss.item())
+    return controller.eval()
+
+
+@dataclass(frozen=True)
+class Held:
+    """The share of the attention that a set of tokens holds, mean over queries and samples.
+
+    Attributes:
+      controller, best, last: sets of the same size by the controller, by the attention itself, and
+        of the first four and the last tokens.
+    """
+
+    controller: float
+    best: float
+    last: float
+
+
+@torch.no_grad()
+def held(model: Any, controller: Controller, samples: Sequence[Any], tokens: int, queries: int = 64) -> Held:
+    """How much of the last queries' attention the controller's `tokens` highest hold."""
+    sums = torch.zeros(3)
+    for sample in samples:
+        ids = sample.to(model.device)
+        at = torch.arange(len(ids) - queries, len(ids), device=ids.device)
+        attention = _Watch(model, ids, at).mean
+        states, _ = controller.read(model.get_input_embeddings()(ids))
+        everything = torch.arange(len(ids), device=ids.device)[None]
+        last = everything.float().expand(queries, -1).masked_fill(everything < 4, float("inf"))
+        by = (controller.ranks(states[at], at, controller.keys(states)), attention, last)
+        for place, order in enumerate(by):
+            order = order.masked_fill(everything > at[:, None], float("-inf"))
+            chosen = order.topk(min(tokens, len(ids)), -1).indices
+            sums[place] += attention.gather(1, chosen).sum(-1).mean().cpu()
+    return Held(*(sums / len(samples)).tolist())
