@@ -48,12 +48,18 @@ typedef struct tsp_prefill_params {
   tsp_pattern_t pattern;    ///< kind none = every block of the kept tokens; else blocks as
                             ///< tsp_estimate() chooses them, whose sets are a multiple of the
                             ///< kept tokens' sets; then `blocks` is not given. Host backends
+  int64_t* tally;  ///< inout, where q lives, null = not wanted: adds to [0] the kept tokens
+                   ///< of the sequences, to [1] the query-key pairs that attention of all
+                   ///< query heads computes; not with blocks or a pattern
 } tsp_prefill_params_t;
 
 TSP_API void tsp_prefill_params_init(tsp_prefill_params_t* params, uint32_t struct_size);
 TSP_API tsp_status_t tsp_prefill_workspace(tsp_context_t* ctx, const tsp_prefill_params_t* params,
                                            size_t* bytes);
 TSP_API tsp_status_t tsp_prefill(tsp_context_t* ctx, const tsp_prefill_params_t* params);
+/// Fewest keys, and query rows, of a sequence that TSP_WHEN_PAYS leaves tokens out of, whatever is
+/// chosen; below, it attends exactly. 0 where the backend also looks at what was chosen (host).
+TSP_API tsp_status_t tsp_prefill_paying(tsp_context_t* ctx, int32_t* keys, int32_t* rows);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -36,6 +36,9 @@ struct OpTable {
   /// exact attention. `kept` is what was chosen, or -1 before anything is; null: always. Host
   /// backends.
   bool (*prefill_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept);
+  /// As tsp_prefill_paying() tells them.
+  int32_t paying_keys;
+  int32_t paying_rows;
 };
 
 /// The table for an instruction set, or null when the machine (or the build) lacks it.

@@ -86,6 +86,8 @@ constexpr OpTable kTable = {
         },
     .check_prefill = nullptr,
     .prefill_pays = pays,
+    .paying_keys = 0,
+    .paying_rows = 0,
 };
 
 }  // namespace

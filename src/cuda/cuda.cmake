@@ -6,7 +6,7 @@ set(cuda_instances bf16_d128)
 if(NOT TOKENSPARSE_CUDA_MIN)
   list(APPEND cuda_instances bf16_d64 f16_d64 f16_d128)
 endif()
-set(cuda_kernels cuda/select/select.cu cuda/compress/compress.cu cuda/compress/decompress.cu
+set(cuda_kernels cuda/select/select.cu cuda/select/tally.cu cuda/compress/compress.cu cuda/compress/decompress.cu
                  cuda/score/pool.cu cuda/attend/leftout_rows.cu cuda/attend/poison.cu)
 set(cuda_sm90_kernels cuda/select/sm90/select.cu)
 foreach(instance IN LISTS cuda_instances)

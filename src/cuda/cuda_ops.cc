@@ -32,6 +32,8 @@ constexpr OpTable kOps{
     .check_estimate = nullptr,
     .check_prefill = nullptr,
     .prefill_pays = nullptr,
+    .paying_keys = kMinPayingKeys,
+    .paying_rows = kMinPayingQueries,
 };
 
 }  // namespace

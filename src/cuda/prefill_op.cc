@@ -26,11 +26,6 @@ struct Layout {
   size_t bytes = 0;
 };
 
-/// TSP_WHEN_PAYS, by what the host knows: choosing and gathering take longer than they save with
-/// fewer keys or fewer queries.
-constexpr int32_t kMinPayingKeys = 4096;
-constexpr int32_t kMinPayingQueries = 1024;
-
 bool chooses(const tsp_prefill_params_t& p) { return p.given.indices == nullptr; }
 
 /// Exact attention, whatever the scores are.
@@ -96,13 +91,22 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
     if (wanted.indices == nullptr && wanted.kept == nullptr) return TSP_OK;
     return launch_copy_sets(sets, wanted, p.selected.num_sets, seq.k_len, stream);
   };
+  // Before attend, whose end is the call's.
+  const auto add_tally = [&](Sets sets, int32_t num_sets) {
+    if (p.tally == nullptr) return TSP_OK;
+    sets.heads_per_set = static_cast<int32_t>(p.q.heads) / num_sets;
+    const int32_t near = p.dropped == TSP_DROPPED_LOCAL ? p.sink + p.band : 0;
+    return launch_tally({sets, seq.q_len, seq.k_len, near, p.tally}, num_sets, stream);
+  };
   if (dense(p, seq)) {
     TSP_RETURN_IF_ERROR(name_sets(Sets{}));
+    TSP_RETURN_IF_ERROR(add_tally(Sets{}, 1));
     return run_attend(state, dense_task(a, seq), layout.shared, stream);
   }
   if (!chooses(p)) {
     const Sets given = make_sets(p.given, seq, p.q.heads);
     TSP_RETURN_IF_ERROR(name_sets(given));
+    TSP_RETURN_IF_ERROR(add_tally(given, p.given.num_sets));
     return run_attend(state, sparse_task(a, seq, given, p.given.num_sets), layout.shared, stream);
   }
   const int32_t prefix_len = seq.prefix_len(p.window);
@@ -115,6 +119,7 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
                           task.num_sets, p.window,  p.min_tokens,
                           p.coverage,    p.keep};
   TSP_RETURN_IF_ERROR(run_select(state, select, seq, scratch, stream));
+  TSP_RETURN_IF_ERROR(add_tally(task.sets, task.num_sets));
   return run_attend(state, task, layout.shared, stream);
 }
 
@@ -133,6 +138,7 @@ tsp_status_t prefill(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(check_attend_memory(ctx, attend_params(p)));
   TSP_RETURN_IF_ERROR(check_set_memory(ctx, "given", p.given));
+  if (p.tally != nullptr) TSP_RETURN_IF_ERROR(check_pointer(ctx, "tally", p.tally));
   const Layout layout = place(p, 0, p.workspace);
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     TSP_RETURN_IF_ERROR(run_sequence(ctx, p, seq_at(p.batch, b), layout));

@@ -13,6 +13,7 @@
 #include "dispatch/checks.h"
 #include "dispatch/overlap.h"
 #include "dispatch/pattern.h"
+#include "dispatch/tally.h"
 
 namespace tsp {
 namespace {
@@ -27,10 +28,15 @@ tsp_status_t check_outputs_apart(const tsp_prefill_params_t& p) {
   }
   if (p.given.kept == p.selected.kept) given_counts.view.data = nullptr;
   const BlockRegions blocks = block_regions(p.blocks, p.batch);
+  tsp_tensor_t tally{};  // as four floats
+  tally.data = p.tally;
+  tally.tokens = 4;
+  tally.heads = tally.dim = tally.token_stride = tally.head_stride = tally.dim_stride = 1;
   return check_apart({{"out", p.out},
                       {"lse", p.lse},
                       lists_region("selected.indices", p.selected, p.batch),
-                      counts_region("selected.kept", p.selected, p.batch)},
+                      counts_region("selected.kept", p.selected, p.batch),
+                      {"tally", tally}},
                      {{"q", p.q},
                       {"k", p.k},
                       {"v", p.v},
@@ -117,6 +123,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
   TSP_RETURN_IF_ERROR(check_blocks(*ctx, p, data));
   const int32_t sets = chosen ? num_sets_for(p.share, p.q.heads, p.k.heads) : p.given.num_sets;
   TSP_RETURN_IF_ERROR(check_pattern_of(*ctx, p, sets));
+  TSP_RETURN_IF_ERROR(check_tally(p));
   if (p.selected.indices != nullptr) {
     if (p.selected.num_sets != sets) {
       return fail(TSP_INVALID_ARGUMENT, "selected.num_sets: must be %d for %s, got %d", sets,
@@ -291,6 +298,7 @@ tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Pla
   if (plan.exact) {
     TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
     name_kept(p, nullptr);
+    add_tally(p, nullptr);
     return TSP_OK;
   }
   int32_t* const kept = plan.sets.kept;
@@ -310,6 +318,7 @@ tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Pla
   if (all_kept) plan.attend.selected.indices = nullptr;
   TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
   name_kept(p, &plan.sets);
+  add_tally(p, &plan.sets);
   return TSP_OK;
 }
 
@@ -370,5 +379,12 @@ tsp_status_t tsp_prefill(tsp_context_t* ctx, const tsp_prefill_params_t* params)
   TSP_RETURN_IF_ERROR(
       tsp::check_workspace(p.workspace, p.workspace_bytes, tsp::own_workspace(*ctx, p)));
   return ctx->ops->prefill(*ctx, p);
+}
+
+tsp_status_t tsp_prefill_paying(tsp_context_t* ctx, int32_t* keys, int32_t* rows) {
+  TSP_RETURN_IF_ERROR(tsp::check_context(ctx));
+  *keys = ctx->ops->paying_keys;
+  *rows = ctx->ops->paying_rows;
+  return TSP_OK;
 }
 }

@@ -53,6 +53,8 @@ const OpTable* ref_ops() {
       .check_estimate = nullptr,
       .check_prefill = nullptr,
       .prefill_pays = nullptr,
+      .paying_keys = 0,
+      .paying_rows = 0,
   };
   return &table;
 }

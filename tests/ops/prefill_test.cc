@@ -194,6 +194,47 @@ TEST_P(Prefill, GivenSetsAreAttendedToAndNamed) {
   }
 }
 
+/// Counted one by one: kept tokens, and the pairs of every query row of every head.
+std::vector<int64_t> counted(const Shape& s, const Sets& sets, int64_t near) {
+  std::vector<int64_t> tally(2);
+  for (size_t b = 0; b < sets.size(); ++b) {
+    tally[0] += static_cast<int64_t>(sets[b][0].size());
+    const bool everything = sets[b][0].size() == static_cast<size_t>(s.k_lens[b]);
+    for (int64_t head = 0; head < s.num_q_heads; ++head) {
+      const auto& list = sets[b][static_cast<size_t>(head) / (4 / sets[b].size())];
+      for (int64_t p = s.k_lens[b] - s.q_lens[b]; p < s.k_lens[b]; ++p) {
+        const auto at = std::lower_bound(list.begin(), list.end(), p);
+        const bool kept = everything || (at != list.end() && *at == p);
+        tally[1] += kept ? at - list.begin() + 1 : std::min(p + 1, near);
+      }
+    }
+  }
+  return tally;
+}
+
+TEST_P(Prefill, TalliesWhatItKeptAndComputed) {
+  for (const Shape& s :
+       {shape({300}, {300}), shape({100}, {420}), shape({90, 60, 20}, {200, 333, 20}, 128)}) {
+    Problem problem(s);
+    for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
+      for (const int32_t sink : {-1, 0, 70}) {
+        Options options = {.window = 16, .min_tokens = 20, .share = share, .coverage = 0.2f};
+        options.dropped = sink < 0 ? TSP_DROPPED_ZERO : TSP_DROPPED_LOCAL;
+        options.sink = std::max(sink, 0);
+        options.band = 33;
+        const int64_t near = sink < 0 ? 0 : sink + 33;
+        const AttendResult chosen = problem.prefill(backend, ctx, options);
+        ASSERT_LT(chosen.sets[0][0].size(), static_cast<size_t>(s.k_lens[0]));
+        EXPECT_EQ(chosen.tally, counted(s, chosen.sets, near)) << s.name() << " near " << near;
+        const AttendResult given = problem.prefill(backend, ctx, options, &chosen.sets);
+        EXPECT_EQ(given.tally, chosen.tally) << s.name();
+      }
+    }
+    const AttendResult exact = problem.prefill(backend, ctx, {.coverage = 0});
+    EXPECT_EQ(exact.tally, counted(s, exact.sets, 0)) << s.name();
+  }
+}
+
 TEST_P(Prefill, WhenItPaysLongSequencesAreSparseAndShortOnesExact) {
   if (backend.backend == TSP_BACKEND_REF) return;  // whatever is asked always pays
   if (backend.is_cuda()) return;                   // other lengths: cuda_device_test

@@ -247,9 +247,17 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
   p.lse = dl.view();
   p.selected = sets.view();
   p.batch = batch();
+  Bytes tally(backend, 2 * sizeof(int64_t));
+  tally.write(std::vector<int64_t>{1000, 2000});
+  if (blocks == nullptr && pattern == nullptr) p.tally = tally.as<int64_t>();
   run_with_workspace(backend, ctx, p, tsp_prefill_workspace, tsp_prefill);
   dout.sync();
   dl.sync();
+  if (p.tally != nullptr) {
+    r.tally = tally.read<int64_t>();
+    r.tally[0] -= 1000;
+    r.tally[1] -= 2000;
+  }
   r.sets = sets.read();
   if (!r.out.poison_intact()) throw std::runtime_error("prefill wrote outside out");
   return r;

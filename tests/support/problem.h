@@ -63,7 +63,9 @@ struct CompressResult {
 struct AttendResult {
   Tensor out;
   Tensor lse;
-  Sets sets;  // prefill only
+  // Of prefill only.
+  Sets sets;
+  std::vector<int64_t> tally;  // what the call added; empty with blocks or a pattern
 };
 
 class Problem {

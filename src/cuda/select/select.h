@@ -84,4 +84,14 @@ tsp_status_t launch_cluster_select(const SelectArgs& args, cudaStream_t stream);
 tsp_status_t launch_copy_sets(const Sets& in, const Sets& out, int32_t num_sets, int32_t k_len,
                               cudaStream_t stream);
 
+/// tsp_prefill_params_t::tally of one sequence. Without a count everything is kept.
+struct TallyTask {
+  Sets sets;
+  int32_t q_len;
+  int32_t k_len;
+  int32_t near;  // keys that a left-out query sees
+  int64_t* tally;
+};
+tsp_status_t launch_tally(const TallyTask& task, int32_t num_sets, cudaStream_t stream);
+
 }  // namespace tsp::cuda
