@@ -150,9 +150,12 @@ class Backend:
 
     def report(self):
         """What happened since the last time."""
-        found = self.impl.tokensparse.served.report
+        layer = self.impl.tokensparse
+        found = layer.told(layer.tallies.read() if layer.tallies else None)
         told = (found.served, sum(found.stock.values()), found.kept_share)
-        found.clear()
+        layer.served.report.clear()
+        if layer.tallies:
+            layer.tallies.clear()
         return told
 
 

@@ -59,6 +59,12 @@ def _number(name: str, text: str, kind: type) -> Any:
         raise fail(name, "a whole number" if kind is int else "a number", text) from None
 
 
+def variables_in(environ: Mapping[str, str]) -> list[str]:
+    """The variables that say how a model is run."""
+    wanted = {_PREFIX + name.upper() for name in (*_KEYS, *_ASK, "serve_rows")}
+    return [name for name in environ if name in wanted]
+
+
 def _check_names(environ: Mapping[str, str]) -> None:
     for variable in environ:
         name = variable.removeprefix(_PREFIX).lower()

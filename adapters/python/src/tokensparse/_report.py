@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,16 @@ from typing import Any
 
 from ._call import Selection
 from ._pairs import computed_pairs, dense_pairs
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of calls whose kept tokens are counted elsewhere, what is known of them all the same."""
+
+    calls: int
+    rows: int
+    keys: int
+    pairs: int  # of dense attention
 
 
 @dataclass
@@ -90,6 +101,20 @@ class LayerReport:
         self.sparse_calls += len(sequences) - dense
         if dense:
             self.exact["leaving tokens out would not have paid"] += dense
+
+    def count_tallied(self, counts: Counts) -> None:
+        """Adds served calls that add what they kept and computed to a tally by themselves."""
+        self.served += counts.calls
+        self.sparse_calls += counts.calls
+        self.query_tokens += counts.rows
+        self._key_tokens += counts.keys
+        self._dense_pairs += counts.pairs
+
+    def with_tally(self, kept: int, pairs: float) -> LayerReport:
+        """A copy that has what a tally counted, too."""
+        found = copy.deepcopy(self)
+        found._kept, found._pairs = found._kept + kept, found._pairs + pairs
+        return found
 
     def clear(self) -> None:
         """Forgets the calls."""

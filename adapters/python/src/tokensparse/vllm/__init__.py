@@ -25,7 +25,7 @@ from . import metrics
 if TYPE_CHECKING:
     from .._report import Report
 
-__all__ = ["register", "report"]
+__all__ = ["register", "report", "worker_configure", "worker_report"]
 
 _log = logging.getLogger("vllm.tokensparse")
 
@@ -54,6 +54,15 @@ def report(reset: bool = False) -> Report:
     from .steps import collect
 
     return collect(reset)
+
+
+def worker_configure(worker: object, variables: dict[str, str]) -> None:
+    """For `LLM.collective_rpc`: the setting of a running engine is from now on what `variables`, as
+    `{"TOKENSPARSE_COVERAGE": "0.1"}`, ask for. What the prefix cache holds stays as it was computed
+    (`LLM.reset_prefix_cache`)."""
+    from .steps import configure
+
+    configure(variables)
 
 
 def worker_report(worker: object) -> list[dict]:

@@ -19,32 +19,90 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from .. import methods
-from .steps import EXACT, SHORT, TOO_SHORT, Layer, Run, Step, plan, serve_step
+from .._environment import serve_rows
+from .._library import Unsupported
+from .._model import check_setting
+from .planned import Pages, Planned, paying, reserve
+from .steps import (
+    EXACT,
+    GRAPH,
+    SHORT,
+    TOO_SHORT,
+    Layer,
+    Run,
+    Step,
+    before_report,
+    plan,
+    publish_behind,
+    reports_of,
+    serve_step,
+    serve_the_rest,
+)
 
 _DTYPES = (torch.float16, torch.bfloat16)
-# Below these `when = "pays"` attends exactly on CUDA (src/cuda/prefill_op.cc).
-_PAYING_KEYS, _PAYING_ROWS = 4096, 1024
+_OTHER_MASKS = ("mm_prefix_range_tensor", "mm_prefix_query_range_tensor", "rswa_prefix_lens")
 
 
-def pages(kv_cache: torch.Tensor, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _captures(query: torch.Tensor) -> bool:
+    return query.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def pages(kv_cache: torch.Tensor, head_size: int) -> Pages:
     """K and V as [num_blocks, block, kv heads, dim] views of either layout of the cache."""
     if kv_cache.dim() == 5:  # [num_blocks, 2, block, kv heads, dim]
         return kv_cache.unbind(1)
     return kv_cache.transpose(1, 2).split(head_size, dim=-1)  # [num_blocks, heads, block, 2 dim]
 
 
+class Prompts:
+    """Of a step with prompts: the lengths on the host, and what its layers made of them.
+
+    Attributes:
+      starts, seq_lens: see `steps.plan`.
+      seen: whether a layer has come by. In a replayed CUDA graph none does.
+      steps: by what settings ask for.
+      planned: the calls, by the number of the run and by all that layers may differ in.
+    """
+
+    def __init__(self, starts: list[int], seq_lens: list[int]) -> None:
+        self.starts, self.seq_lens = starts, seq_lens
+        self.seen = False
+        self.steps: dict[Any, Step] = {}
+        self.planned: dict[Any, Planned] = {}
+
+
 class CUDABuilder(FlashAttentionMetadataBuilder):
     """The stock builder; it also keeps the lengths on the host, where our plan needs them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._last: Prompts | None = None
+        before_report.append(self._count_replayed)
+
+    def _count_replayed(self) -> None:
+        """Prompts of the step before that no layer has seen."""
+        last, self._last = self._last, None
+        if last is None or last.seen:
+            return
+        rows = [past - first for first, past in zip(last.starts, last.starts[1:])]
+        least = serve_rows()
+        prompts = [size for size in zip(rows, last.seq_lens) if size[0] >= least]
+        if prompts:
+            for report in reports_of(self.layer_names):
+                report.count_stock(prompts, GRAPH)
+            publish_behind()
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False):
         """As the stock builder's."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        self._count_replayed()
         common = common_attn_metadata
         # Exact for prompt rows; decode rows may be optimistic, and are not ours.
         seq_lens = getattr(common, "seq_lens_cpu_upper_bound", None)
         if seq_lens is not None and common.max_query_len > 1:
             starts = common.query_start_loc_cpu[: common.num_reqs + 1].tolist()
-            metadata._tokensparse_lengths = (starts, seq_lens[: common.num_reqs].tolist())
+            self._last = Prompts(starts, seq_lens[: common.num_reqs].tolist())
+            metadata._tokensparse = self._last
         return metadata
 
 
@@ -53,12 +111,12 @@ class CUDAImpl(FlashAttentionImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        model = get_current_vllm_config().model_config
-        text = getattr(model, "hf_text_config", None)
-        self.tokensparse = Layer(text)
+        self._model = get_current_vllm_config().model_config
+        self.tokensparse = Layer(getattr(self._model, "hf_text_config", None))
         self._never = self._why_never()
         # Of the default method it is known beforehand what attends to everything.
         self._votes = methods.default() == "tsa"
+        self._pages: tuple[int, Pages] | None = None
 
     def _why_never(self) -> str:
         if self.attn_type != AttentionType.DECODER:
@@ -76,29 +134,31 @@ class CUDAImpl(FlashAttentionImpl):
                 return reason
         return ""
 
-    def _step(self, metadata: Any, query: torch.Tensor, kv_cache: torch.Tensor) -> Step | None:
-        lengths = getattr(metadata, "_tokensparse_lengths", None)
-        if lengths is None or self._never or metadata.causal is not True:
+    def _step(
+        self, prompts: Prompts, metadata: Any, query: torch.Tensor, kv_cache: torch.Tensor
+    ) -> Step | None:
+        if self._never or metadata.causal is not True:
             return None
         if query.dtype not in _DTYPES or kv_cache.dtype != query.dtype:
             return None
-        for field in ("mm_prefix_range_tensor", "mm_prefix_query_range_tensor", "rswa_prefix_lens"):
-            if getattr(metadata, field, None) is not None:
-                return None
-        if getattr(metadata, "use_cascade", False):
-            return None
-        if query.is_cuda and torch.cuda.is_current_stream_capturing():
-            return None
-        found = metadata.__dict__.get("_tokensparse_step")
+        layer = self.tokensparse
+        found = prompts.steps.get((layer.key, layer.least))
         if found is None:
-            setting, least = self.tokensparse.setting, self.tokensparse.least
+            for field in _OTHER_MASKS:
+                if getattr(metadata, field, None) is not None:
+                    return None
+            if getattr(metadata, "use_cascade", False):
+                return None
+            setting = layer.setting
             if setting.when == "pays" and self._votes:
+                keys, rows = paying(query.device)
                 setting = setting.changed(
-                    min_keys=max(setting.min_keys, _PAYING_KEYS),
-                    min_rows=max(setting.min_rows, _PAYING_ROWS),
+                    min_keys=max(setting.min_keys, keys), min_rows=max(setting.min_rows, rows)
                 )
-            found = plan(*lengths, setting, least, exact_is_ours=not self._votes)
-            metadata._tokensparse_step = found
+            found = plan(
+                prompts.starts, prompts.seq_lens, setting, layer.least, exact_is_ours=not self._votes
+            )
+            prompts.steps[layer.key, layer.least] = found
         return found
 
     def forward(
@@ -114,40 +174,91 @@ class CUDAImpl(FlashAttentionImpl):
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the stock backend's; this step's keys and values are in the cache already."""
-        stock = functools.partial(super().forward, layer)
+        scales = (output_scale, output_block_scale)
         if attn_metadata is None:  # a run to measure memory
-            return stock(query, key, value, kv_cache, None, output, output_scale, output_block_scale)
+            self._reserve(query)
+            return super().forward(layer, query, key, value, kv_cache, None, output, *scales)
         report = self.tokensparse.named(layer.layer_name)
+        prompts = attn_metadata.__dict__.get("_tokensparse")
         step = None
-        if output_scale is None and output_block_scale is None:
-            step = self._step(attn_metadata, query, kv_cache)
+        if prompts is not None:
+            prompts.seen = True
+            if output_scale is None and output_block_scale is None and not _captures(query):
+                step = self._step(prompts, attn_metadata, query, kv_cache)
         exact = step is not None and self._votes and not report.named
         if step is None or not step.ours or exact:
             if step is not None and step.prompts:
                 report.count_stock(step.prompts, EXACT if exact else TOO_SHORT)
+                publish_behind()
             else:
                 report.stock[self._never or SHORT] += 1
-            return stock(
-                query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, *scales
             )
+        stock = functools.partial(super().forward, layer)
 
         def serve_stock(index: int, run: Run) -> None:
             part, rows = self._part(attn_metadata, index, run), run.rows
             stock(query[rows], key[rows], value[rows], kv_cache, part, output[rows])
 
-        self._never = serve_step(
-            self.tokensparse,
-            step,
-            query,
-            pages(kv_cache, self.head_size),
-            self.scale,
-            attn_metadata,
-            output,
-            serve_stock,
-        )
+        serve = self._serve_planned if self._votes else self._serve_chosen
+        self._never = serve(step, query, kv_cache, attn_metadata, output, serve_stock)
         if self._never:
             return stock(query, key, value, kv_cache, attn_metadata, output)
+        publish_behind()
         return output
+
+    def _pages_of(self, kv_cache: torch.Tensor) -> Pages:
+        """The cache's, made once: views cost more than a call."""
+        address = kv_cache.data_ptr()
+        if self._pages is None or self._pages[0] != address:
+            self._pages = address, pages(kv_cache, self.head_size)
+        return self._pages[1]
+
+    def _serve_chosen(
+        self, step: Step, query: Any, kv_cache: Any, metadata: Any, output: Any, stock: Any
+    ) -> str:
+        """`serve_step`, for a method that looks at the layer before it decides."""
+        cache = self._pages_of(kv_cache)
+        return serve_step(
+            self.tokensparse, step, query, cache, self.scale, metadata, output, stock
+        )
+
+    def _serve_planned(
+        self, step: Step, query: Any, kv_cache: Any, metadata: Any, output: Any, stock: Any
+    ) -> str:
+        """As `serve_step`, with what layers have in common done once."""
+        layer, cache, planned = self.tokensparse, self._pages_of(kv_cache), metadata._tokensparse.planned
+        shape = (layer.key, self.scale, query.stride(), output.stride(), cache[0].stride())
+        report, tally = layer.served.report, layer.tally(query.device, self.num_heads)
+        try:
+            for index, run in enumerate(step.ours):
+                call = planned.get((index, shape))
+                if call is None:
+                    check_setting(layer.setting, layer.config)
+                    call = planned[index, shape] = Planned(
+                        run, layer.setting, self.scale, query, cache, metadata.block_table, output
+                    )
+                call(query, cache, output, tally)
+                report.count_tallied(call.counts)
+        except Unsupported as error:  # a shape that the backend cannot serve
+            report.stock[str(error)] += 1
+            return str(error)
+        if layer.slot == layer.tallies.used - 1:  # the step's last
+            layer.tallies.follow()
+        serve_the_rest(report, step, stock)
+        return ""
+
+    def _reserve(self, query: torch.Tensor) -> None:
+        """Has the workspace of the largest call at hand when the engine measures what it needs."""
+        setting = self.tokensparse.setting
+        if not setting.is_sparse or self._never or not self._votes or query.dtype not in _DTYPES:
+            return
+        query = query.view(-1, self.num_heads, self.head_size)
+        try:
+            reserve(setting, self.scale, query, self.num_kv_heads, self._model.max_model_len)
+        except Unsupported:
+            pass  # the first prompt's call says it
 
     def _part(self, whole: Any, index: int, run: Run) -> FlashAttentionMetadata:
         """The metadata of some requests of a step; all layers share it."""

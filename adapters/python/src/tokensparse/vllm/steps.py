@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
+import sys
+import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,24 +20,29 @@ import torch
 
 from .. import methods
 from .._arrays import Paged
-from .._environment import SERVE_ROWS, serve_rows, setting_from_environment
+from .._environment import SERVE_ROWS, serve_rows, setting_from_environment, variables_in
 from .._library import Unsupported, version
 from .._model import check_setting, numbers, sparse_layers
 from .._report import LayerReport, Report
 from .._served import ServedLayer
 from ..setting import Setting
 from . import metrics
+from .tally import Tallies, tallies_of
 
 SHORT = "short calls and decode"
+GRAPH = "replayed in a CUDA graph"
 EXACT = "exact layer"
 TOO_SHORT = "too short for sparse layers to gain"
 
 _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
-_layers: dict[str, ServedLayer] = {}
+_made: weakref.WeakSet[Layer] = weakref.WeakSet()
+_layers: dict[str, Layer] = {}  # by name, as they are called first
+before_report: list[Callable[[], None]] = []  # what else has something to count
 _last_log = 0.0
 _PUBLISH_EVERY = 1.0  # seconds
 _last_published = 0.0
+_behind: threading.Event | None = None
 _said = False
 
 
@@ -123,19 +132,28 @@ class Layer:
     """
 
     def __init__(self, config: Any) -> None:
-        self.setting = setting_from_environment(config=config)
+        self.config = config
+        self.configure()
+        _made.add(self)
+        _say_what_happens(self.setting, config)
+
+    def configure(self) -> None:
+        """Takes what the environment asks for."""
+        self.setting = setting_from_environment(config=self.config)
+        self.key = sys.intern(repr(self.setting))  # layers of one setting share what is planned
         self.least = serve_rows()  # query rows of a request that is ours
         self.served: ServedLayer | None = None
-        self._config = config
-        _say_what_happens(self.setting, config)
+        # Where its calls add up what they kept on a GPU, and by how many heads its pairs are divided.
+        self.tallies: Tallies | None = None
+        self.slot, self.heads = 0, 1
 
     def named(self, name: str) -> LayerReport:
         """The report of the layer, whose name only the first call tells."""
         if self.served is None:
             found = re.search(r"layers\.(\d+)\.", name) or re.search(r"(\d+)", name)
             index = int(found.group(1)) if found else 0
-            self.served = ServedLayer(index, self.setting, self._config, methods.default())
-            _layers[name] = self.served
+            self.served = ServedLayer(index, self.setting, self.config, methods.default())
+            _layers[name] = self
         return self.served.report
 
     def serve(
@@ -171,9 +189,23 @@ class Layer:
         if query.device.type != "cpu":
             return  # what was kept is on the GPU: to read it would be to wait
         if self.served.index == self.served.last_sparse:
-            log_kept_share(self.served)
-        if self.served.index == max(layer.index for layer in _layers.values()):
+            log_kept_share()
+        if self.served.index == max(layer.served.index for layer in _layers.values()):
             metrics.publish(collect(reset=False))
+
+    def tally(self, device: torch.device, heads: int) -> int:
+        """Address of the layer's counters on a GPU."""
+        if self.tallies is None:
+            self.tallies, self.heads = tallies_of(device), heads
+            self.slot = self.tallies.new()
+        return self.tallies.address(self.slot)
+
+    def told(self, rows: list[list[int]] | None) -> LayerReport:
+        """Its report with what `rows` of the tallies say."""
+        if self.tallies is None or rows is None:
+            return copy.deepcopy(self.served.report)
+        kept, pairs = rows[self.slot]
+        return self.served.report.with_tally(kept, pairs / self.heads)
 
 
 def serve_step(
@@ -205,13 +237,18 @@ def serve_step(
     except Unsupported as error:  # a shape that the backend cannot serve
         report.stock[str(error)] += 1
         return str(error)
+    serve_the_rest(report, step, stock)
+    return ""
+
+
+def serve_the_rest(report: LayerReport, step: Step, stock: Callable[[int, Run], None]) -> None:
+    """The runs of a step that are not ours, by `stock`."""
     for index, run in enumerate(step.stock):
         if not step.exact:
             report.stock[SHORT] += 1
         stock(index, run)
     if step.exact:
         report.count_stock(step.exact, TOO_SHORT)
-    return ""
 
 
 def _say_what_happens(setting: Setting, config: Any) -> None:
@@ -234,21 +271,51 @@ def _say_what_happens(setting: Setting, config: Any) -> None:
         _log.warning("tokensparse: %s", caution)
 
 
-def log_kept_share(layer: ServedLayer) -> None:
+def log_kept_share(found: Report | None = None) -> None:
     """One line every ten seconds of work, for people who watch a server."""
     global _last_log
     now = time.monotonic()
     if now - _last_log < _LOG_EVERY:
         return
     _last_log = now
-    found = collect(reset=False)
+    found = collect(reset=False) if found is None else found
     _log.info(
         "tokensparse: kept %.1f %% of the tokens in %d sparse layers, %.1f %% in all %d",
         100 * (found.kept_share or 1),
         len(found.named),
         100 * (found.kept_share_of_all or 1),
-        layer.num_layers or len(found),
+        max((layer.served.num_layers or 0 for layer in _layers.values()), default=0) or len(found),
     )
+
+
+def publish_behind() -> None:
+    """For a GPU's calls: a thread publishes and logs what they counted, as the copies of it arrive,
+    until nothing changes any more. It asks nothing of the GPU."""
+    global _behind
+    if _behind is None:
+        _behind = threading.Event()
+        threading.Thread(target=_follow, args=(_behind,), daemon=True, name="tokensparse").start()
+    _behind.set()
+
+
+def _follow(asked: threading.Event) -> None:
+    while True:
+        asked.wait()
+        asked.clear()
+        before = None
+        while True:
+            time.sleep(_PUBLISH_EVERY)
+            try:
+                found = collect(reset=False, wait=False)
+            except RuntimeError:  # a layer has counted a first call of a kind meanwhile
+                continue
+            told = metrics.totals(found)
+            if told == before:
+                break
+            before = told
+            metrics.publish(found)
+            if found.kept_share is not None:
+                log_kept_share(found)
 
 
 def publish_now_and_then() -> None:
@@ -260,11 +327,41 @@ def publish_now_and_then() -> None:
         metrics.publish(collect(reset=False))
 
 
-def collect(reset: bool) -> Report:
-    """The reports of this process's layers."""
-    reports = [layer.report for layer in _layers.values()]
-    answer = Report(copy.deepcopy(reports))
+def reports_of(names: Iterable[str]) -> Iterator[LayerReport]:
+    """Those of layers that have been called."""
+    return (_layers[name].served.report for name in names if name in _layers)
+
+
+def collect(reset: bool, wait: bool = True) -> Report:
+    """The reports of this process's layers.
+
+    Args:
+      wait: for the GPU; else what sparse calls kept there may be of a moment ago.
+    """
+    for settle in before_report if wait else ():
+        settle()
+    layers = list(_layers.values())
+    rows = {}
+    for layer in layers:
+        if layer.tallies is not None and layer.tallies not in rows:
+            rows[layer.tallies] = layer.tallies.read() if wait else layer.tallies.behind()
+    answer = Report([layer.told(rows.get(layer.tallies)) for layer in layers])
     if reset:
-        for report in reports:
-            report.clear()
+        for layer in layers:
+            layer.served.report.clear()
+        for tallies in rows:
+            tallies.clear()
     return answer
+
+
+def configure(variables: Mapping[str, str]) -> None:
+    """Layers take the setting that these TOKENSPARSE_ variables ask for, in the place of those that
+    the environment had; what was counted is forgotten."""
+    for tallies in {layer.tallies for layer in _layers.values()} - {None}:
+        tallies.forget()
+    for name in variables_in(os.environ):
+        del os.environ[name]
+    os.environ.update(variables)
+    _layers.clear()
+    for layer in list(_made):
+        layer.configure()

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Sparse layers on CUDA: a step's first layer fills in the call, every layer runs it with its own
+addresses: one call into the library, no memory asked for, nothing read back."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from .. import _library
+from .._arrays import Paged
+from .._call import Call, choice
+from .._context import Context
+from .._library import check, lib
+from .._pairs import dense_pairs
+from .._report import Counts
+from ..setting import Setting
+from .steps import Run
+
+Pages = tuple[torch.Tensor, torch.Tensor]
+
+
+class Room:
+    """Where the calls of one stream run: their context, and workspace that grows as they need it."""
+
+    def __init__(self, device: torch.device, stream: int) -> None:
+        cuda = device.type == "cuda"
+        self.context = Context("cuda" if cuda else "cpu", device=device.index or 0)
+        if cuda:
+            self.context.set_stream(stream)
+        self.device = device
+        self.workspace = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def at_least(self, size: int) -> int:
+        """Address of `size` bytes, aligned to 64."""
+        if self.workspace.numel() < size + 64:
+            self.workspace = torch.empty(0, dtype=torch.uint8, device=self.device)  # not both at once
+            self.workspace = torch.empty(size + 64, dtype=torch.uint8, device=self.device)
+        return (self.workspace.data_ptr() + 63) & ~63
+
+
+_rooms: dict[tuple[torch.device, int], Room] = {}
+
+
+def room_of(device: torch.device) -> Room:
+    """That of the current stream."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    found = _rooms.get((device, stream))
+    if found is None:
+        found = _rooms[device, stream] = Room(device, stream)
+    return found
+
+
+def paying(device: torch.device) -> tuple[int, int]:
+    """Fewest keys and rows that the library leaves tokens out of on this device when it should pay."""
+    keys, rows = ctypes.c_int32(), ctypes.c_int32()
+    check(lib.tsp_prefill_paying(room_of(device).context.handle, keys, rows))
+    return keys.value, rows.value
+
+
+def whole_strides(pages: torch.Tensor) -> torch.Tensor:
+    """[blocks, block, heads, dim] with a stride for one head, too, that moves by whole rows: with a
+    KV head a rank it may be anything."""
+    if pages.shape[2] != 1:
+        return pages
+    strides = (*pages.stride()[:2], pages.shape[3], 1)
+    return pages.as_strided(pages.shape, strides, pages.storage_offset())
+
+
+class Planned:
+    """The call of a run of requests, the same for all sparse layers but for addresses.
+
+    Args:
+      query, output: [tokens, heads, dim] of the whole batch.
+      pages: K and V as [num_blocks, block_size, kv heads, dim].
+      block_table: of the whole batch.
+
+    Raises:
+      Unsupported: the backend does not serve such tensors.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        setting: Setting,
+        scale: float,
+        query: torch.Tensor,
+        pages: Pages,
+        block_table: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        self.room = room_of(query.device)
+        call = self._call = Call("prefill", self.room.context)
+        params = call.params
+        call.set(coverage=setting.coverage, keep=setting.keep, window=setting.window)
+        call.set(pool=setting.pool, min_tokens=setting.min_tokens, scale=scale)
+        call.set(sink=setting.sink, band=setting.band)
+        params.share = choice("share", setting.share, _library.SHARES)
+        params.dropped = choice("dropped", setting.dropped, _library.DROPPED)
+        params.when = choice("when", setting.when, _library.WHEN)
+        precision = setting.products(str(query.dtype))
+        params.precision = choice("precision", precision, _library.PRECISIONS)
+        table = block_table[run.first : run.past]
+        call.give("q", query[run.rows], "q")
+        call.give("k", Paged(whole_strides(pages[0]), table), "k")
+        call.give("v", Paged(whole_strides(pages[1]), table), "v")
+        call.give("out", output[run.rows], "out", write=True)
+        call.batch(run.q_offsets, run.k_offsets, Paged(pages[0], table))
+        size = ctypes.c_size_t()
+        check(lib.tsp_prefill_workspace(self.room.context.handle, params, size))
+        params.workspace, params.workspace_bytes = self.room.at_least(size.value), size.value
+        self._workspace = self.room.workspace  # a later plan may ask for a larger one
+        self._handle = self.room.context.handle
+        self._params = params
+        self._q, self._k, self._v, self._out = params.q, params.k, params.v, params.out
+        self._q_start = run.rows.start * query.stride(0) * query.element_size()
+        self._out_start = run.rows.start * output.stride(0) * output.element_size()
+        sequences = [
+            (run.q_offsets[i + 1] - run.q_offsets[i], run.k_offsets[i + 1] - run.k_offsets[i])
+            for i in range(run.past - run.first)
+        ]
+        self.counts = Counts(
+            calls=len(sequences),
+            rows=run.q_offsets[-1],
+            keys=run.k_offsets[-1],
+            pairs=sum(dense_pairs(*sequence) for sequence in sequences),
+        )
+
+    def __call__(
+        self, query: torch.Tensor, pages: Pages, output: torch.Tensor, tally: int
+    ) -> None:
+        """Attends in one layer.
+
+        Args:
+          tally: address of the layer's two counters.
+        """
+        self._q.data = query.data_ptr() + self._q_start
+        self._k.data, self._v.data = pages[0].data_ptr(), pages[1].data_ptr()
+        self._out.data = output.data_ptr() + self._out_start
+        self._params.tally = tally
+        check(lib.tsp_prefill(self._handle, self._params))
+
+
+def reserve(
+    setting: Setting, scale: float, query: torch.Tensor, kv_heads: int, longest: int
+) -> None:
+    """Makes room for a chunk of as many rows as `query` of a prompt of `longest` keys: when an engine
+    measures its memory, so that it leaves this."""
+    room = room_of(query.device)
+    rows, heads, dim = min(query.shape[0], longest), query.shape[1], query.shape[2]
+    q = _library.Tensor(None, _library.DTYPES[str(query.dtype)[6:]], 0, rows, heads, dim)
+    q.token_stride, q.head_stride, q.dim_stride = heads * dim, dim, 1
+    k = _library.Tensor(None, q.dtype, 16, 0, kv_heads, dim, kv_heads * dim, dim, 1)
+    k.block_table, k.table_stride = 16, -(-longest // 16)  # never read: only sizes are asked for
+    k.block_stride = 16 * kv_heads * dim
+    params = _library.new_params("prefill")
+    params.q, params.k, params.v, params.out = q, k, k, q
+    offsets = [(ctypes.c_int32 * 2)(0, end) for end in (rows, longest)]
+    params.batch = _library.Batch(*offsets, 1, 0)
+    params.coverage, params.keep, params.window = setting.coverage, setting.keep, setting.window
+    params.pool, params.min_tokens, params.scale = setting.pool, setting.min_tokens, scale
+    params.sink, params.band = setting.sink, setting.band
+    params.share = choice("share", setting.share, _library.SHARES)
+    params.dropped = choice("dropped", setting.dropped, _library.DROPPED)
+    size = ctypes.c_size_t()
+    check(lib.tsp_prefill_workspace(room.context.handle, params, size))
+    room.at_least(size.value)
