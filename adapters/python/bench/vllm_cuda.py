@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""A whole vLLM engine on CUDA: its own kernel, ours exact, ours sparse, one engine after the other.
+"""A whole vLLM engine on CUDA: its own kernel, ours exact, ours sparse.
 
-usage: vllm_cuda.py MODEL [--tokens 4096 16384 32768] [--setting FILE | --keep SHARE] [--json FILE] ...
+usage: vllm_cuda.py MODEL [--parts PART...] [--tokens N...] [--tensor-parallel N] [--json FILE] ...
 MODEL is a folder, or `random` for Qwen2.5-1.5B's shape with random weights: right for times, since
 --keep says how many tokens stay, and for comparing exact tokens, but not for what a vote keeps.
-vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix cache. Measured are the
-time to first token by length, a batch of 64 requests and memory; compared with the first engine are
-greedy tokens of prompts, of a mixed batch, and of that batch again from the prefix cache.
-Each engine has a process of its own. A line of JSON for each thing measured.
+vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix cache. The parts:
+  stock         vLLM's own kernel, everything twice: what two runs of the same differ by
+  ours          exact; sparse (--coverage in all layers but the first and last); kept (--keep instead)
+                of each: time to first token by length, greedy tokens of prompts, of a mixed batch, of
+                that batch from the prefix cache and of 64 requests at once, memory
+  runner-stock, runner-ours   the same, short and eager, by vLLM's other model runner
+  graphs        prompts inside full CUDA graphs: nothing of ours runs in a replay, and it is counted
+  http-stock, http   `vllm serve`: 64 requests at once, and our counters at /metrics
+Each part is a process of its own with a time limit; the JSON file is written after each. A part that
+the file has already is not run again (--again runs it), so a run that was cut off goes on.
 """
 
 import argparse
 import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+HERE = Path(__file__).parent
 QWEN_15B = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -34,150 +41,136 @@ QWEN_15B = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
 }
-REPEATS = 5
-NEW_TOKENS = 12
+SMALL = {"tokens": [4096, 16384], "eager": True, "repeat": 2}
+# Of each part its script, what is asked of it, and its environment.
+PARTS = {
+    "stock": ("vllm_engines.py", {"modes": ["stock", "stock again"]}, {}),
+    "ours": ("vllm_engines.py", {"modes": ["exact", "sparse", "kept"]}, {}),
+    "runner-stock": ("vllm_engines.py", {"modes": ["stock"], **SMALL}, {"runner": 1}),
+    "runner-ours": ("vllm_engines.py", {"modes": ["exact", "kept"], **SMALL}, {"runner": 1}),
+    "graphs": ("vllm_engines.py", {"modes": ["full graphs"]}, {}),
+    "http-stock": ("vllm_server.py", {"modes": ["stock"]}, {}),
+    "http": ("vllm_server.py", {"modes": ["sparse"]}, {}),
+}
+# What is compared with what: (part, mode) with (part, mode).
+PAIRS = [
+    (("stock", "stock again"), ("stock", "stock")),
+    (("ours", "exact"), ("stock", "stock")),
+    (("ours", "sparse"), ("stock", "stock")),
+    (("ours", "kept"), ("stock", "stock")),
+    (("runner-ours", "exact"), ("runner-stock", "stock")),
+    (("runner-ours", "kept"), ("runner-stock", "stock")),
+    (("http", "sparse"), ("http-stock", "stock")),
+]
 
 
-def say(found, **what):
-    found.append(what)
-    print("\n" + json.dumps(what), flush=True)
-
-
-def environment_of(mode, options):
-    """TOKENSPARSE_* of a mode, and the backend."""
-    for name in [n for n in os.environ if n.startswith("TOKENSPARSE_")]:
-        if name != "TOKENSPARSE_LIBRARY":
-            del os.environ[name]
-    if mode == "sparse":
-        os.environ["TOKENSPARSE_SETTING"] = options.setting
-        if options.keep:
-            os.environ["TOKENSPARSE_KEEP"] = str(options.keep)
-    return "FLASH_ATTN" if mode.startswith("stock") else "CUSTOM"
-
-
-def prompts_of(options, vocabulary):
-    """One prompt of the longest length; shorter ones are its beginnings."""
-    import torch
-
-    longest = max(options.tokens)
-    if not options.text:
-        made = torch.Generator().manual_seed(7)
-        return torch.randint(100, vocabulary - 100, (longest,), generator=made).tolist()
+def make_model(folder, longest):
+    """A config of the model with room for the longest prompt, and a tokenizer that has its words."""
+    import tokenizers
     import transformers
 
-    text = Path(options.text).read_text(encoding="utf-8")
-    ids = transformers.AutoTokenizer.from_pretrained(options.model)(text).input_ids
-    return (ids * (longest // len(ids) + 1))[:longest]
+    config = {**QWEN_15B, "max_position_embeddings": longest + 64}
+    Path(folder, "config.json").write_text(json.dumps(config))
+    words = {f"w{i}": i for i in range(QWEN_15B["vocab_size"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w1"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="w1", eos_token="w0"
+    ).save_pretrained(folder)
 
 
-class Engine:
-    """One mode's."""
+def make_plugin(folder):
+    """Where the package is not installed but on the path, its entry point for vLLM's processes."""
+    from importlib.metadata import entry_points
 
-    def __init__(self, mode, folder, options):
-        import vllm
-
-        import tokensparse.vllm
-
-        tokensparse.vllm.register()  # installed, the package does it by itself
-        backend = environment_of(mode, options)
-        more = {"load_format": "dummy"} if options.model == "random" else {}
-        if options.eager:
-            more["enforce_eager"] = True
-        start = time.time()
-        self.llm = vllm.LLM(
-            model=folder,
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=max(options.tokens) + 64,
-            gpu_memory_utilization=options.memory,
-            attention_backend=backend,
-            seed=0,
-            **more,
-        )
-        self.start_seconds = round(time.time() - start, 1)
-        self.vllm = vllm
-        config = self.llm.llm_engine.vllm_config
-        self.about = {
-            "vllm": vllm.__version__,
-            "chunk": config.scheduler_config.max_num_batched_tokens,
-            "cudagraphs": str(config.compilation_config.cudagraph_mode),
-            "cache_blocks": config.cache_config.num_gpu_blocks,
-        }
-
-    def answer(self, prompts, new):
-        """Token lists, and the seconds they took."""
-        import torch
-
-        sampling = self.vllm.SamplingParams(
-            max_tokens=new, temperature=0, detokenize=False, ignore_eos=True
-        )
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        done = self.llm.generate(
-            [{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False
-        )
-        torch.cuda.synchronize()
-        return [list(d.outputs[0].token_ids) for d in done], time.perf_counter() - start
+    if any(point.name == "tokensparse" for point in entry_points(group="vllm.general_plugins")):
+        return
+    about = Path(folder, "tokensparse-0.dist-info")
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tokensparse\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\ntokensparse = tokensparse.vllm:register\n"
+    )
+    paths = [folder, os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
-def measure(mode, folder, options, prompt):
-    """Everything of one engine."""
-    import torch
-
-    from tokensparse.vllm import report
-
-    found, tokens, medians = [], {}, {}
-    engine = Engine(mode, folder, options)
-    say(found, mode=mode, start_seconds=engine.start_seconds, **engine.about)
-    engine.answer([prompt[: min(options.tokens)]], 1)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    turn = 0
-    for length in options.tokens:
-        times = []
-        for _ in range(options.repeat + 1):
-            turn += 1  # another first token each time: nothing comes from the prefix cache
-            times.append(engine.answer([[200 + turn, *prompt[1:length]]], 1)[1])
-        told = report(reset=True)
-        medians[str(length)] = statistics.median(times[1:])
-        say(found, mode=mode, tokens=length, first_token_ms=round(1e3 * medians[str(length)], 2),
-            all_ms=[round(1e3 * t, 2) for t in times], kept_share=told.kept_share,
-            pairs_share=told.pairs_share, served=sum(r.served for r in told),
-            stock=[sum(r.stock.values()) for r in told][:3])
-    say(found, mode=mode, extra_peak_mib=(torch.cuda.max_memory_allocated() - before) >> 20)
-    compared = [n for n in options.tokens if n <= 40000]
-    longest = max(compared)
-    batches = {str(n): [prompt[:n]] for n in compared}
-    batches["mixed"] = [prompt[:n] for n in (7, 65, 300, 64, 1200, longest // 2, 33)]
-    batches["mixed, from the prefix cache"] = batches["mixed"]
-    for name, batch in batches.items():
-        tokens[name], seconds = engine.answer(batch, NEW_TOKENS)
-        say(found, mode=mode, batch=name, seconds=round(seconds, 4), first=tokens[name][0][:4])
-    many = [[300 + i, *prompt[1 : 256 + i * 61]] for i in range(64)]  # 256 to 4,100 tokens
-    tokens["64 requests"], seconds = engine.answer(many, NEW_TOKENS)
-    say(found, mode=mode, batch="64 requests", seconds=round(seconds, 4),
-        prompt_tokens=sum(map(len, many)))
-    return {"tokens": tokens, "medians": medians, "records": found,
-            "card": torch.cuda.get_device_name(), "torch": torch.__version__}
+def run_part(name, folder, options, seconds):
+    """Runs a part. Returns its record: whatever it had said when it ended or was ended."""
+    script, asked, environment = PARTS[name]
+    asked = {**vars(options), "part": name, "folder": folder, **asked}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("TOKENSPARSE_")}
+    if "TOKENSPARSE_LIBRARY" in os.environ:
+        variables["TOKENSPARSE_LIBRARY"] = os.environ["TOKENSPARSE_LIBRARY"]
+    if "runner" in environment:
+        kind = json.loads(Path(folder, "config.json").read_text())["model_type"]
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = "1" if kind == "qwen2" else "0"  # 0.24's other one
+    variables.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # functions go to the ranks
+    start, said = time.time(), Path(folder, f"said-{name}.jsonl")
+    said.write_text("")
+    asked["said"] = str(said)
+    child = subprocess.Popen(
+        [sys.executable, str(HERE / script), json.dumps(asked)],
+        env=variables,
+        start_new_session=True,
+    )
+    try:
+        status = "ok" if child.wait(timeout=seconds) == 0 else f"failed ({child.returncode})"
+    except subprocess.TimeoutExpired:
+        status = f"ended after {seconds:.0f} s"
+    finally:
+        try:  # its servers and ranks too
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.wait()
+    lines = said.read_text().split("\n")[:-1]
+    took = round(time.time() - start, 1)
+    print(f"\npart {name}: {status}, {took} s", flush=True)
+    return {"status": status, "seconds": took, "records": [json.loads(line) for line in lines]}
 
 
 def agreement(ours, theirs):
     """Tokens until the first difference of each answer, over all."""
     same = 0
     for a, b in zip(ours, theirs):
-        same += next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(a))
+        same += next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     return f"{same}/{sum(map(len, theirs))}"
 
 
-def compare(records, mode, found, first, stock):
-    """Tokens and times of a mode against those of the first one."""
-    for name, answers in found["tokens"].items():
-        say(records, mode=mode, against=first, batch=name,
-            same_tokens=agreement(answers, stock["tokens"][name]))
-    for length, median in found["medians"].items():
-        say(records, mode=mode, against=first, tokens=int(length),
-            speedup=round(stock["medians"][length] / median, 3))
+def of_mode(parts, part, mode, key):
+    """{name: value} of what a mode said under `key`."""
+    records = parts.get(part, {}).get("records", [])
+    name = "batch" if key in ("answers", "seconds") else "tokens"
+    return {str(r[name]): r[key] for r in records if r.get("mode") == mode and key in r and name in r}
+
+
+def compare(parts, against=None):
+    """Tokens and times of each mode beside stock's of the same run; with the parts of another run
+    `against`, beside the same mode there."""
+    found = []
+    pairs = [(a, b, parts) for a, b in PAIRS]
+    if against:
+        modes = [(part, mode) for part in ("stock", "ours") for mode in PARTS[part][1]["modes"]]
+        pairs += [(a, a, against) for a in modes]
+    for (part, mode), (other_part, other), others in pairs:
+        row = {"part": part, "mode": mode, "against": other if others is parts else "the other run"}
+        for key, what in (("answers", "same_tokens"), ("first_token_ms", "speedup"),
+                          ("seconds", "batch_speedup")):
+            ours, theirs = of_mode(parts, part, mode, key), of_mode(others, other_part, other, key)
+            both = [name for name in ours if name in theirs]
+            if not both:
+                continue
+            if key == "answers":
+                row[what] = {name: agreement(ours[name], theirs[name]) for name in both}
+            else:
+                row[what] = {name: round(theirs[name] / ours[name], 3) for name in both}
+        if len(row) > 3:
+            found.append(row)
+    return found
 
 
 def main():
@@ -185,44 +178,58 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model")
-    parser.add_argument("--modes", nargs="+", default=["stock", "exact", "sparse", "stock again"])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384, 32768, 131072])
-    parser.add_argument("--repeat", type=int, default=REPEATS)
-    parser.add_argument("--setting", default="built-in", help="of the sparse mode")
-    parser.add_argument("--keep", type=float, help="keep this share instead of the setting's coverage")
+    parser.add_argument("--compared", type=int, default=40000, help="longest prompt to compare")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--coverage", type=float, default=0.1, help="of `sparse`")
+    parser.add_argument("--keep", type=float, default=0.43, help="share of the tokens in `kept`")
     parser.add_argument("--text", help="file to take the prompt from; needs the model's tokenizer")
     parser.add_argument("--memory", type=float, default=0.4, help="gpu_memory_utilization")
+    parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
+    parser.add_argument("--port", type=int, default=8123)
+    parser.add_argument("--seconds", type=float, default=3600, help="of all parts together")
+    parser.add_argument("--part-seconds", type=float, default=600, help="of one part")
+    parser.add_argument("--again", action="store_true", help="run parts that the file has, too")
     parser.add_argument("--json", help="file to keep the figures in")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--against", help="JSON file of another run (one card beside two)")
     options = parser.parse_args()
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # reports are of this process
-    if options.child:
-        folder, mode, answer = json.loads(options.child)
-        vocabulary = json.loads(Path(folder, "config.json").read_text())["vocab_size"]
-        found = measure(mode, folder, options, prompts_of(options, vocabulary))
-        Path(answer).write_text(json.dumps(found))
-        return
+    began = time.time()
+    report = {"parts": {}}
+    if options.json and Path(options.json).exists():
+        report = json.loads(Path(options.json).read_text())
+    asked = {k: v for k, v in vars(options).items() if k in ("model", "tensor_parallel", "eager")}
+    if report.setdefault("options", asked) != asked:
+        parser.error(f"{options.json} is of a run with {report['options']}: give another --json")
+    other = json.loads(Path(options.against).read_text())["parts"] if options.against else None
+    failed = []
     with tempfile.TemporaryDirectory() as made:
-        folder, answer = options.model, str(Path(made, "answer.json"))
+        folder = options.model
+        make_plugin(os.path.join(made, "plugin"))
         if folder == "random":
+            make_model(made, max(options.tokens))
             folder = made
-            config = {**QWEN_15B, "max_position_embeddings": max(options.tokens) + 64}
-            Path(made, "config.json").write_text(json.dumps(config))
-        records, engines = [], {}
-        first = options.modes[0]
-        for mode in options.modes:
-            child = json.dumps([folder, mode, answer])
-            command = [sys.executable, __file__, *sys.argv[1:], "--child", child]
-            subprocess.run(command, check=True)
-            found = engines[mode] = json.loads(Path(answer).read_text())
-            records += found["records"]
-            if mode != first:
-                compare(records, mode, found, first, engines[first])
+        for name in options.parts:
+            if not options.again and report["parts"].get(name, {}).get("status") == "ok":
+                continue
+            left = options.seconds - (time.time() - began)
+            if left < 20:
+                print(f"part {name}: no time left", flush=True)
+                failed.append(name)
+                continue
+            found = run_part(name, folder, options, min(left, options.part_seconds))
+            report["parts"][name] = found
+            if found["status"] != "ok":
+                failed.append(name)
+            report["compared"] = compare(report["parts"], other)
             if options.json:
-                about = {key: found[key] for key in ("card", "torch")}
-                about.update(model=options.model, keep=options.keep, setting=options.setting)
-                Path(options.json).write_text(json.dumps({**about, "records": records}, indent=1))
+                Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+                Path(options.json).write_text(json.dumps(report, indent=1))
+    for row in report.get("compared", []):
+        print(json.dumps(row))
+    if failed:
+        sys.exit(f"not done: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
