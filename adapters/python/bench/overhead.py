@@ -3,6 +3,8 @@
 attention function alone, and the time of one call into the library beside its work.
 
 usage: overhead.py [MODEL]     a folder, or `random` (default) for Qwen2.5-0.5B's shape
+       overhead.py --cuda      on a GPU: what the host does for one layer of a vLLM step, planned and not,
+                               beside torch's own attention; nothing waits for the GPU meanwhile
 """
 
 import statistics
@@ -46,7 +48,64 @@ def attention_alone(config, length):
     return [statistics.median(found[2:]) for found in times]
 
 
+def on_gpu(rows=4096, heads=12, kv_heads=2, dim=128, layers=28):
+    """Host time of a layer while the GPU has enough to do, and what the GPU needs for it."""
+    import tokensparse.vllm.planned as planned
+    from tokensparse._arrays import Paged
+    from tokensparse._served import ServedLayer
+    from tokensparse.vllm.steps import Run
+    from tokensparse.vllm.tally import tallies_of
+
+    device = torch.device("cuda", 0)
+    made = dict(device=device, dtype=torch.bfloat16)
+    q, out = torch.randn(rows, heads, dim, **made), torch.empty(rows, heads, dim, **made)
+    pages = tuple(torch.randn(rows // 16, 2, 16, kv_heads, dim, **made).unbind(1))
+    table = torch.arange(rows // 16, dtype=torch.int32, device=device)[None]
+    setting = tokensparse.Setting(keep=0.43)
+    run = Run(0, 1, slice(0, rows), (0, rows), (0, rows), rows, long=True)
+    config = type("Config", (), {"num_hidden_layers": layers})()
+    served = ServedLayer(1, setting, config)
+    tally = tallies_of(device).address(tallies_of(device).new())
+    call = planned.Planned(run, setting, dim**-0.5, q, pages, table, out)
+    paged = [Paged(x, table) for x in pages]
+    rows_first = [x.flatten(0, 1).transpose(0, 1)[None] for x in pages]
+
+    def unplanned():
+        served.attend(q, *paged, out, dim**-0.5, {}, run.q_offsets, run.k_offsets)
+
+    def one_call():
+        call(q, pages, out, tally)
+        served.report.count_tallied(call.counts)
+
+    def torchs():
+        torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], *rows_first, is_causal=True, enable_gqa=True
+        )
+
+    made_of = {"planned": one_call, "not planned": unplanned, "torch's attention": torchs}
+    times = {name: ([], []) for name in made_of}
+    for _ in range(30):
+        for name, function in made_of.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(layers):
+                function()
+            times[name][0].append((time.perf_counter() - start) / layers)
+            torch.cuda.synchronize()
+            times[name][1].append((time.perf_counter() - start) / layers)
+    print(f"{torch.cuda.get_device_name()}, a layer of {rows} rows, {heads}/{kv_heads} heads:")
+    for name, (host, both) in times.items():
+        print(
+            f"{name}: host {statistics.median(host[5:]) * 1e6:.1f} us, until the GPU is done "
+            f"{statistics.median(both[5:]) * 1e6:.1f} us"
+        )
+
+
 def main():
+    if sys.argv[1:] == ["--cuda"]:
+        for rows in (4096, 16384):
+            on_gpu(rows)
+        return
     q = np.zeros((1, 1, 8), np.float32)
     out = np.zeros_like(q)
     context = tokensparse.Context("cpu", threads=1)

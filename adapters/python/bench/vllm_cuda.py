@@ -10,6 +10,7 @@ vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix c
                 of each: time to first token by length, greedy tokens of prompts, of a mixed batch, of
                 that batch from the prefix cache and of 64 requests at once, memory
   runner-stock, runner-ours   the same, short and eager, by vLLM's other model runner
+  backend       our builder and layer alone on paged caches, beside plain attention
   graphs        prompts inside full CUDA graphs: nothing of ours runs in a replay, and it is counted
   http-stock, http   `vllm serve`: 64 requests at once, and our counters at /metrics
 Each part is a process of its own with a time limit; the JSON file is written after each. A part that
@@ -51,6 +52,7 @@ PARTS = {
     "ours": ("vllm_engines.py", {"modes": ["exact", "sparse", "kept"]}, {}),
     "runner-stock": ("vllm_engines.py", {"modes": ["stock"], **SMALL}, {"runner": 1}),
     "runner-ours": ("vllm_engines.py", {"modes": ["exact", "kept"], **SMALL}, {"runner": 1}),
+    "backend": ("../tests/vllm_backend.py", {}, {}),
     "graphs": ("vllm_engines.py", {"modes": ["full graphs"]}, {}),
     "http-stock": ("vllm_server.py", {"modes": ["stock"]}, {}),
     "http": ("vllm_server.py", {"modes": ["sparse"]}, {}),

@@ -2,18 +2,19 @@
 """What the vLLM backends share, without vLLM: who serves which request, and the reports."""
 
 import json
+import os
+import time
 import types
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tokensparse import Selection, Setting
-from tokensparse._report import LayerReport, Report
+from tokensparse import Selection, Setting, prefill
 from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
-from tokensparse._report import LayerReport, Report
-from tokensparse.vllm import metrics, report
-from tokensparse.vllm.steps import Layer, Run, Step, plan, serve_step
+from tokensparse._report import Counts, LayerReport, Report
+from tokensparse.vllm import metrics, planned, report, steps, tally, worker_configure
+from tokensparse.vllm.steps import Layer, Run, Step, plan, publish_behind, serve_step
 
 
 def test_a_step_is_split_by_who_serves_it():
@@ -107,6 +108,112 @@ def test_a_served_run_is_reported_once(monkeypatch, caplog):
     assert short.exact == {"fewer query rows than min_rows": 2}
     [empty] = report()
     assert empty.served == 0 and empty.kept_share is None
+
+
+def planned_call(kv_heads=2, **changes):
+    """What a planned call on two requests writes and counts, and what `prefill` gives for each."""
+    made = torch.Generator().manual_seed(1)
+    query = torch.randn(175, 4, 32, generator=made)
+    pages = torch.randn(2, 30, 16, kv_heads, 32, generator=made)
+    table = torch.arange(30, dtype=torch.int32).view(2, 15)
+    setting = Setting(keep=0.5, min_tokens=16, min_keys=0, min_rows=2, window=16, **changes)
+    run = Run(0, 2, slice(5, 175), (0, 100, 170), (0, 200, 400), 100, long=True)
+    output = torch.full_like(query, float("nan"))
+    call = planned.Planned(run, setting, 32**-0.5, query, tuple(pages), table, output)
+    tallies = tally.Tallies(torch.device("cpu"))
+    slot = tallies.new()
+    call(query, tuple(pages), output, tallies.address(slot))
+    tallies.follow()
+    assert tallies.behind() == tallies.read()
+    expected, kept = [], []
+    for request, (rows, keys) in enumerate(((slice(5, 105), 200), (slice(105, 175), 200))):
+        k, v = (x[15 * request : 15 * request + 15].flatten(0, 1)[:keys] for x in pages)
+        options = dict(keep=0.5, min_tokens=16, window=16, share=setting.share)
+        options.update(dropped=setting.dropped, sink=setting.sink, band=setting.band)
+        out, sets = prefill(query[rows], k, v, return_selection=True, **options)
+        expected.append(out)
+        kept.append(sets)
+    assert output[:5].isnan().all()
+    torch.testing.assert_close(output[5:], torch.cat(expected))
+    near = setting.sink + setting.band if setting.dropped == "local" else 0
+    pairs = sum(
+        computed_pairs(sets, [size], near) for sets, size in zip(kept, ((100, 200), (70, 200)))
+    )
+    found = LayerReport(1, named=True)
+    found.count_tallied(call.counts)
+    kept_tokens, pairs_of_heads = tallies.read()[slot]
+    found = found.with_tally(kept_tokens, pairs_of_heads / 4)
+    assert kept_tokens == sum(int(sets.kept[0]) for sets in kept) < 400
+    assert Report([found]).pairs_share == pytest.approx(
+        pairs / (dense_pairs(100, 200) + dense_pairs(70, 200))
+    )
+    assert (found.served, found.query_tokens, found.key_tokens) == (2, 170, 400)
+    tallies.forget()
+    assert (tallies.used, tallies.counters.sum()) == (0, 0)
+
+
+def test_a_planned_call_is_prefill_and_counts_itself():
+    planned_call(dropped="zero")
+    planned_call(dropped="local", sink=7, band=20)
+    planned_call(kv_heads=1, share="layer", dropped="zero")
+
+
+def test_one_head_moves_by_whole_rows():
+    cache = torch.zeros(3, 16, 1, 32).as_strided((3, 16, 1, 32), (512, 32, 1, 1))
+    assert planned.whole_strides(cache).stride() == (512, 32, 32, 1)
+
+
+def test_room_is_made_for_the_longest_prompt():
+    query = torch.zeros(512, 4, 32)
+    planned.reserve(Setting(keep=0.5), 32**-0.5, query, 2, 8192)
+    size = planned._spare[query.device].numel()
+    assert size > 2 * 4096 * 4  # two lists, at least
+    room = planned.Room(query.device, 0)
+    assert room.at_least(size // 2) % 64 == 0
+    assert room.workspace.numel() == size and not planned._spare
+    assert room.at_least(size - 64) <= room.workspace.data_ptr() + 64
+    room.at_least(size)
+    assert room.workspace.numel() == size + 64
+    assert planned.paying(query.device) == (0, 0)  # on the host what was chosen decides
+
+
+def test_the_copy_is_published_when_it_has_arrived(monkeypatch, tmp_path):
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
+    monkeypatch.setattr(steps, "_PUBLISH_EVERY", 0.01)
+    monkeypatch.setattr(steps, "_layers", {})
+    monkeypatch.setenv("TOKENSPARSE_KEEP", "0.5")
+    layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
+    layer.named("model.layers.1.attn").count_tallied(Counts(1, 100, 200, 300))
+    layer.tally(torch.device("cpu"), 4)
+    layer.tallies.counters[layer.slot, 0] += 50
+    publish_behind()
+    share = None
+    for _ in range(200):
+        time.sleep(0.01)
+        if files := list(tmp_path.glob("*.json")):
+            [share] = [
+                value
+                for name, labels, value in metrics.samples([json.loads(files[0].read_text())])
+                if (name, labels) == ("kept_share", {"layers": "sparse"})
+            ]
+        if share == 0.25:
+            break
+        layer.tallies.follow()
+        publish_behind()
+    assert share == 0.25
+
+
+def test_a_running_engine_takes_another_setting(monkeypatch):
+    monkeypatch.setenv("TOKENSPARSE_KEEP", "0.5")
+    monkeypatch.setenv("TOKENSPARSE_THREADS", "2")
+    layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
+    assert layer.named("model.layers.1.attn").named
+    worker_configure(None, {"TOKENSPARSE_SERVE_ROWS": "128"})
+    assert (layer.setting.is_sparse, layer.least) == (False, 128)
+    assert "TOKENSPARSE_KEEP" not in os.environ and os.environ["TOKENSPARSE_THREADS"] == "2"
+    assert not report()
+    assert not layer.named("model.layers.1.attn").named
+    monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")  # so that it is put back
 
 
 def test_metrics_are_what_the_processes_left(monkeypatch, tmp_path):

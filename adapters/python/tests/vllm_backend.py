@@ -8,6 +8,8 @@ tables in its place: what is tested is the backend around it, on whatever device
 import contextlib
 import math
 import os
+import sys
+import tempfile
 
 import torch
 import transformers
@@ -17,6 +19,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 import tokensparse
+import tokensparse.vllm
 from tokensparse.vllm import cuda
 
 HEADS, KV_HEADS, DIM, BLOCK, BLOCKS = 8, 2, 64, 16, 400
@@ -96,8 +99,9 @@ class Backend:
             self.impl.vllm_flash_attn_version = 2
             stock.flash_attn_varlen_func = plain_paged
 
-    def step(self, requests, seed=1):
-        """Runs one step. Returns its output, padding rows included, and q, k, v of each request."""
+    def step(self, requests, seed=1, replayed=False):
+        """Runs one step. Returns its output, padding rows included, and q, k, v of each request.
+        Of a replayed one a CUDA graph would do the layer's part: nothing calls it."""
         made = torch.Generator().manual_seed(seed)
 
         def normal(*shape):
@@ -145,7 +149,8 @@ class Backend:
         )
         metadata = self.builder.build(0, common)
         output = torch.full_like(query, 7.0)
-        self.impl.forward(self.layer, query, *new, cache, metadata, output)
+        if not replayed:
+            self.impl.forward(self.layer, query, *new, cache, metadata, output)
         return output, parts
 
     def report(self):
@@ -207,6 +212,12 @@ def check(folder, device):
         served, stock_calls, kept = backend.report()
         assert (served, stock_calls) == (0, 1), (requests, served, stock_calls)
         assert kept == 1 if prompts else kept is None, (requests, kept)
+    backend.step([(300, 300), (65, 65), (30, 30), (1, 700)], replayed=True)
+    [layer] = tokensparse.vllm.report(reset=True)
+    assert layer.stock == {"replayed in a CUDA graph": 1}
+    assert (layer.served, layer.key_tokens, layer.kept_share) == (0, 365, 1)
+    backend.step([(1, 700)], replayed=True)
+    assert not any(layer.stock for layer in tokensparse.vllm.report())
     with environment(
         TOKENSPARSE_KEEP="0.5",
         TOKENSPARSE_SHARE="kv_group",
@@ -223,3 +234,10 @@ def check(folder, device):
         expect_sparse(backend, requests, options)
         _, _, kept = backend.report()
         assert kept is None or 0.4 < kept < 0.95, kept
+
+
+if __name__ == "__main__":  # as a part of bench/vllm_cuda.py, which asks for nothing
+    assert len(sys.argv) <= 2
+    with tempfile.TemporaryDirectory() as made:
+        check(made, "cuda")
+    print("builder and layer on paged caches: as they should be")

@@ -42,6 +42,8 @@ from .steps import (
 _DTYPES = (torch.float16, torch.bfloat16)
 _OTHER_MASKS = ("mm_prefix_range_tensor", "mm_prefix_query_range_tensor", "rswa_prefix_lens")
 
+_reserved: set[str] = set()  # settings
+
 
 def _captures(query: torch.Tensor) -> bool:
     return query.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -254,6 +256,9 @@ class CUDAImpl(FlashAttentionImpl):
         setting = self.tokensparse.setting
         if not setting.is_sparse or self._never or not self._votes or query.dtype not in _DTYPES:
             return
+        if self.tokensparse.key in _reserved:
+            return
+        _reserved.add(self.tokensparse.key)
         query = query.view(-1, self.num_heads, self.head_size)
         try:
             reserve(setting, self.scale, query, self.num_kv_heads, self._model.max_model_len)

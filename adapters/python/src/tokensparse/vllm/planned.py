@@ -37,10 +37,14 @@ class Room:
         """Address of `size` bytes, aligned to 64."""
         if self.workspace.numel() < size + 64:
             self.workspace = torch.empty(0, dtype=torch.uint8, device=self.device)  # not both at once
-            self.workspace = torch.empty(size + 64, dtype=torch.uint8, device=self.device)
+            spare = _spare.pop(self.device, self.workspace)
+            if spare.numel() < size + 64:
+                spare = torch.empty(size + 64, dtype=torch.uint8, device=self.device)
+            self.workspace = spare
         return (self.workspace.data_ptr() + 63) & ~63
 
 
+_spare: dict[torch.device, torch.Tensor] = {}  # workspace that was set aside
 _rooms: dict[tuple[torch.device, int], Room] = {}
 
 
@@ -146,8 +150,8 @@ class Planned:
 def reserve(
     setting: Setting, scale: float, query: torch.Tensor, kv_heads: int, longest: int
 ) -> None:
-    """Makes room for a chunk of as many rows as `query` of a prompt of `longest` keys: when an engine
-    measures its memory, so that it leaves this."""
+    """Sets workspace aside for a chunk of as many rows as `query` of a prompt of `longest` keys: when
+    an engine measures its memory, so that it leaves this. The first room that needs it has it."""
     room = room_of(query.device)
     rows, heads, dim = min(query.shape[0], longest), query.shape[1], query.shape[2]
     q = _library.Tensor(None, _library.DTYPES[str(query.dtype)[6:]], 0, rows, heads, dim)
@@ -166,4 +170,4 @@ def reserve(
     params.dropped = choice("dropped", setting.dropped, _library.DROPPED)
     size = ctypes.c_size_t()
     check(lib.tsp_prefill_workspace(room.context.handle, params, size))
-    room.at_least(size.value)
+    _spare[query.device] = torch.empty(size.value + 64, dtype=torch.uint8, device=query.device)
