@@ -100,7 +100,7 @@ def make_plugin(folder):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
-def run_part(name, folder, options, seconds):
+def run_part(name, folder, made, options, seconds):
     """Runs a part. Returns its record: whatever it had said when it ended or was ended."""
     script, asked, environment = PARTS[name]
     asked = {**vars(options), "part": name, "folder": folder, **asked}
@@ -111,7 +111,7 @@ def run_part(name, folder, options, seconds):
         kind = json.loads(Path(folder, "config.json").read_text())["model_type"]
         variables["VLLM_USE_V2_MODEL_RUNNER"] = "1" if kind == "qwen2" else "0"  # 0.24's other one
     variables.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # functions go to the ranks
-    start, said = time.time(), Path(folder, f"said-{name}.jsonl")
+    start, said = time.time(), Path(made, f"said-{name}.jsonl")
     said.write_text("")
     asked["said"] = str(said)
     child = subprocess.Popen(
@@ -220,7 +220,7 @@ def main():
                 print(f"part {name}: no time left", flush=True)
                 failed.append(name)
                 continue
-            found = run_part(name, folder, options, min(left, options.part_seconds))
+            found = run_part(name, folder, made, options, min(left, options.part_seconds))
             report["parts"][name] = found
             if found["status"] != "ok":
                 failed.append(name)
