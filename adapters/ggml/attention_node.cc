@@ -147,7 +147,10 @@ tsp_status_t AttentionServer::serve_piece(const ggml_tensor& node, const Piece& 
   params.selected.kept = &kept;
   if (sparse)
     params.selected.indices = static_cast<int32_t*>(memory_.data(AttentionMemory::kIndices));
-  const tsp_status_t status = tsp_prefill(ctx_, &params);
+  tsp_status_t status = TSP_OK;
+  if (options_.on_call) status = options_.on_call(checked_layer_, params, keys);
+  if (status == TSP_OK && sparse && options_.choose) status = let_choose(params, rows, keys);
+  if (status == TSP_OK) status = tsp_prefill(ctx_, &params);
   if (status != TSP_OK) return status;
   stats.served_rows += rows;
   stats.keys += keys;
@@ -160,6 +163,16 @@ tsp_status_t AttentionServer::serve_piece(const ggml_tensor& node, const Piece& 
   stats.dense_pairs += dense;
   stats.pairs += sparse ? computed_pairs(params, rows, keys) : dense;
   return TSP_OK;
+}
+
+tsp_status_t AttentionServer::let_choose(tsp_prefill_params_t& params, int32_t rows, int32_t keys) {
+  const tsp_status_t status = options_.choose(checked_layer_, rows, keys, params.selected);
+  if (*params.selected.kept < keys) {
+    params.given = params.selected;
+  } else {
+    params.coverage = params.keep = 0;
+  }
+  return status;
 }
 
 void AttentionServer::dequantise_stream(const ggml_tensor& node, int64_t stream) {

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "adapters/ggml/attention_memory.h"
@@ -31,6 +32,13 @@ struct Options {
   bool inputs_computed = false;
   TypeTraits type_traits = nullptr;
   size_t max_bytes = SIZE_MAX;  // of memory that a server may hold
+  /// Sees each call of a layer (-1 = unknown) before it is served; its rows are the last of `keys`.
+  std::function<tsp_status_t(int32_t layer, const tsp_prefill_params_t& call, int32_t keys)>
+      on_call;
+  /// Fills in which tokens a sparse layer attends to, instead of the vote of its last queries: sets
+  /// of the setting's share, with memory for them; kept = keys is all.
+  std::function<tsp_status_t(int32_t layer, int32_t rows, int32_t keys, tsp_index_sets_t& sets)>
+      choose;
 };
 
 /// Whether a context has the arithmetic of TSP_PRECISION_BF16.
@@ -88,6 +96,7 @@ class AttentionServer {
   void dequantise_stream(const ggml_tensor& node, int64_t stream);
   LayerStats& stats_of(int32_t layer);
   tsp_prefill_params_t params_of(const ggml_tensor& node, const Piece& piece) const;
+  tsp_status_t let_choose(tsp_prefill_params_t& params, int32_t rows, int32_t keys);
   tsp_status_t serve_piece(const ggml_tensor& node, const Piece& piece, LayerStats& stats);
 
   tsp_context_t* ctx_;

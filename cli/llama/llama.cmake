@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 # The verbs that run models, in a library of their own so that tests reach their parts.
 add_library(tokensparse_cli_llama STATIC
-  llama/chat_template.cc llama/cpu.cc llama/eval.cc llama/interrupt.cc llama/layer_profile.cc
+  llama/chat_template.cc llama/cpu.cc llama/draft_votes.cc llama/eval.cc llama/head_map.cc
+  llama/interrupt.cc llama/layer_profile.cc
   llama/linear.cc llama/model.cc llama/model_run.cc llama/node_timer.cc llama/openmp_threads.cc
   llama/peak_memory.cc llama/profile.cc llama/progress.cc llama/run.cc llama/run_options.cc
   llama/run_report.cc llama/session.cc)

@@ -175,6 +175,7 @@ RunResult ModelRunner::ours(const std::string& name, const Prompt& prompt,
   ggml_adapter::Options adapter;
   adapter.setting = settled;
   adapter.num_layers = model_.num_layers();
+  adapter.choose = conditions_.choose;
   const tokensparse::Context ctx = open_on_openmp(conditions_.isa, conditions_.threads);
   AttentionServer server(ctx.get(), adapter);
   SessionOptions options;

@@ -22,7 +22,8 @@ struct RunConditions {
   int32_t context = 0;  // tokens; 0 = what prompt and answer need
   ggml_adapter::LinearServer* linear = nullptr;
   bool progress = false;
-  TextObserver on_answer;  // see Session::answer()
+  TextObserver on_answer;                          // see Session::answer()
+  decltype(ggml_adapter::Options::choose) choose;  // of sparse layers; empty: their own vote
 };
 
 struct Prompt {
@@ -37,6 +38,7 @@ struct RunResult {
   double loss = 0;         // mean over `expected` of -log p(token | prompt, tokens before it)
   int32_t right = 0;       // tokens of `expected` that were the likeliest
   double ttft_s = 0;       // from the first chunk's start to the first token of the answer
+  double draft_s = 0;      // of it, reading by the draft whose votes choose the tokens
   double attention_s = 0;  // attention's part of it; of ours in layers that are left to ggml, none
   std::vector<double> attention_by_layer;
   double decode_tps = 0;   // tokens a second; 0 when no second token was wanted

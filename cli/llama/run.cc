@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <utility>
 
+#include "cli/llama/draft_votes.h"
 #include "cli/llama/interrupt.h"
 #include "cli/llama/layer_profile.h"
 #include "cli/llama/linear.h"
@@ -22,6 +24,8 @@ namespace {
 using ggml_adapter::LayerChoice;
 using ggml_adapter::Setting;
 
+enum Method : int32_t { kTsa, kSts };
+
 struct RunOptions {
   std::string model, text, question, chat_template = "model";
   Setting setting;
@@ -29,6 +33,8 @@ struct RunOptions {
   int32_t answer_tokens = 64;
   int32_t threads = 0;
   LinearChoice linear;
+  int32_t method = kTsa;
+  std::string draft, head_map;
   bool profile = false, compare = false, json = false, verbose = false;
 };
 
@@ -82,6 +88,30 @@ std::string why_exact(const RunOptions& options, size_t prompt_tokens) {
   return "";
 }
 
+void check_method(const RunOptions& options) {
+  const bool sts = options.method == kSts;
+  if (sts && (options.draft.empty() || options.head_map.empty())) {
+    throw Failure("--method sts: needs --draft and --head-map", kExitUsage);
+  }
+  if (!sts && !(options.draft.empty() && options.head_map.empty())) {
+    throw Failure("--draft and --head-map: must go with --method sts", kExitUsage);
+  }
+}
+
+/// What a draft found in the prompt, which it reads where something `may_choose`; null where nobody
+/// asks it. The draft is gone when it returns.
+std::unique_ptr<DraftVotes> draft_votes(const RunOptions& options, const Model& model,
+                                        const std::vector<llama_token>& prompt, bool may_choose) {
+  if (options.method != kSts) return nullptr;
+  HeadMap map(options.head_map);
+  const Model draft(options.draft, options.verbose);
+  check_same_tokens(model, draft);
+  map.check(numbers_of(model), numbers_of(draft));
+  auto votes = std::make_unique<DraftVotes>(std::move(map), options.setting, options.conditions);
+  if (may_choose) votes->read(draft, prompt);
+  return votes;
+}
+
 void print(const RunReport& report, const RunOptions& options) {
   if (options.json) {
     std::fputs(to_json(report, options.verbose).c_str(), stdout);
@@ -92,6 +122,7 @@ void print(const RunReport& report, const RunOptions& options) {
 
 void run(RunOptions& options) {
   const CatchInterrupt catch_interrupt;
+  check_method(options);
   const bool blank = options.question.find_first_not_of(" \t\r\n") == std::string::npos;
   if (blank) throw Failure("--prompt: must not be empty", kExitUsage);
   std::string note;
@@ -144,11 +175,23 @@ void run(RunOptions& options) {
   if (report.answer_shown) {
     conditions.on_answer = [&printer](const std::string& piece) { printer.print(piece); };
   }
+  const auto votes =
+      draft_votes(options, *model, prompt.tokens, setting.sparse() && report.why_exact.empty());
+  if (votes != nullptr) {
+    report.draft = std::filesystem::path(options.draft).filename().string();
+    conditions.choose = [&votes](int32_t layer, int32_t rows, int32_t keys,
+                                 tsp_index_sets_t& sets) {
+      return votes->choose(layer, rows, keys, sets);
+    };
+  }
   const ModelRunner runner(*model, conditions);
   if (options.compare || !setting.sparse()) {
     report.variants.push_back(runner.ours("exact", prompt, exact(setting)));
   }
-  if (setting.sparse()) report.variants.push_back(runner.ours("sparse", prompt, setting));
+  if (setting.sparse()) {
+    RunResult& sparse = report.variants.emplace_back(runner.ours("sparse", prompt, setting));
+    if (votes != nullptr) sparse.ttft_s += sparse.draft_s = votes->seconds();
+  }
   print(report, options);
 }
 
@@ -184,6 +227,20 @@ void add_run(CLI::App& app) {
   verb->add_flag("--profile", options->profile,
                  "Sparse are the layers of MODEL.gguf.tokensparse.json, made first where it is\n"
                  "missing (`tokensparse profile`), instead of --layers")
+      ->group("Choosing tokens");
+  add_choice(
+      *verb, "--method", options->method, {"tsa", "sts"},
+      "Whose votes choose the tokens: the layers' own last queries (token sparse attention), or\n"
+      "those of a draft that reads the prompt first (STS), its time counted")
+      ->group("Choosing tokens");
+  verb->add_option("--draft", options->draft,
+                   "Of --method sts: a smaller model with the same tokenizer, a GGUF file")
+      ->group("Choosing tokens");
+  verb->add_option(
+          "--head-map", options->head_map,
+          "Of --method sts: which heads of the draft choose for which KV heads of the model,\n"
+          "what `python -m lab head-map` writes")
+      ->type_name("FILE")
       ->group("Choosing tokens");
   verb->add_flag("--compare", options->compare,
                  "Run three times: stock llama.cpp (flash attention, chunks of 512), exact\n"

@@ -186,6 +186,10 @@ void print_report(const RunReport& report, bool with_layers) {
   if (stock != nullptr) std::printf("  %8s  %9s", "faster", "attention");
   std::printf("\n");
   for (const RunResult& variant : report.variants) print_variant(variant, stock);
+  if (const RunResult* sparse = find(report, "sparse"); sparse != nullptr && sparse->draft_s > 0) {
+    std::printf("\nsparse: %s chose the tokens and took %.2f s of the time to the first token\n",
+                report.draft.c_str(), sparse->draft_s);
+  }
   for (const RunResult& variant : report.variants) {
     const bool silent = variant.answer.empty();
     if (report.answer_shown && !silent) continue;
@@ -209,6 +213,8 @@ std::string to_json(const RunReport& report, bool with_layers) {
                                  {"chat_template", report.chat_template},
                                  {"threads", report.threads}};
   add_sparsity(json, report);
+  json["method"] = report.draft.empty() ? "tsa" : "sts";
+  if (!report.draft.empty()) json["draft"] = report.draft;
   json["precision"] = report.precision;
   json["linear"] = report.linear;
   for (const RunResult& variant : report.variants) {
@@ -219,6 +225,7 @@ std::string to_json(const RunReport& report, bool with_layers) {
                                     {"kept", variant.named().kept_share()},
                                     {"kept_of_all", variant.all().kept_share()},
                                     {"pairs", variant.all().pairs_share()}};
+    if (variant.draft_s > 0) entry["draft_s"] = variant.draft_s;
     if (variant.peak_bytes > 0) entry["peak_bytes"] = variant.peak_bytes;
     if (variant.linear.served > 0) entry["linear"] = linear_json(variant);
     if (with_layers && !variant.layers.empty()) entry["layers"] = layers_json(variant);
