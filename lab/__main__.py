@@ -52,6 +52,7 @@ def _parser():
     train.add_argument("model")
     train.add_argument("--out", required=True)
     train.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
+    train.add_argument("--epochs", type=int, default=8)
     train.add_argument("--judge", type=int, default=8, help="of the prompts, the last ones: to judge it by")
     train.add_argument("--tokens", type=int, default=1024, help="of a set that it is judged by")
     for verb in (make, run, search, train):
@@ -260,12 +261,12 @@ def _controller(args):
     began = time.monotonic()
 
     def tell(step, loss):
-        if step % 50 == 49:
+        if step % 50 == 0:
             minutes = (time.monotonic() - began) / 60
-            print(f"{step + 1} of {len(samples)}, {minutes:.1f} min, loss {loss:.4f}", file=sys.stderr)
+            print(f"{step} steps, {minutes:.1f} min, loss {loss:.4f}", file=sys.stderr, flush=True)
 
     with _library_errors():
-        controller = adore_training.train(model, samples, on_step=tell)
+        controller = adore_training.train(model, samples, epochs=args.epochs, on_step=tell)
     controller.save(args.out)
     seconds = time.monotonic() - began
     held = adore_training.held(model, controller, judged, args.tokens)

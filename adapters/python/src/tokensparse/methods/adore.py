@@ -12,8 +12,8 @@ tokens go through the layers again beside the new one, at their own positions, a
 that are then there are released. A rebuilt token sees only what the cache holds, as in the paper; its
 keys are therefore near those it had, not equal to them, but in the first layer.
 
-The controller reads the tokens' embeddings alone: a GRU, and a product of its state now with its state
-at each token. The paper trains the model along with it; here the model stays as it is.
+The controller reads the tokens' embeddings alone, through a GRU. The paper trains the model along with
+it; here the model stays as it is.
 
 One sequence, greedy; decoders whose layers all attend to the whole prompt.
 """
@@ -59,11 +59,16 @@ def _mark(model: Any) -> Any:
 class Controller(torch.nn.Module):
     """Ranks the tokens of a sequence by how much they will be looked at.
 
+    What is asked for at a token and what a token offers are read from the GRU's state there and from
+    the embeddings: of the token that asks, of the one that offers and of the one before it. The first
+    and the last begin as the same projection, so that what once followed this very token ranks high
+    from the start.
+
     Args:
       made_for: the model's numbers, with hidden_size and vocab_size.
       mark: values of its embedding that it is known by.
       state: of the GRU.
-      rank: of the product between two states.
+      rank: of the product between what is asked and what is offered.
     """
 
     def __init__(self, made_for: dict[str, int], mark: Any, state: int = 128, rank: int = 64) -> None:
@@ -73,30 +78,43 @@ class Controller(torch.nn.Module):
         hidden = made_for["hidden_size"]
         self.norm = torch.nn.LayerNorm(hidden)
         self.gru = torch.nn.GRU(hidden, state, batch_first=True)
-        self.query = torch.nn.Linear(state, rank)
-        self.key = torch.nn.Linear(state, rank + 1)  # the last: whatever the query
-        self.distance = torch.nn.Parameter(torch.zeros(1))
+        self.ask = torch.nn.Linear(state, rank)
+        self.offer = torch.nn.Linear(state, rank + 1)  # the last: whatever is asked
+        self.asking = torch.nn.Linear(hidden, rank, bias=False)
+        self.offering = torch.nn.Linear(hidden, rank, bias=False)
+        self.followed = torch.nn.Linear(hidden, rank, bias=False)
+        self.followed.load_state_dict(self.asking.state_dict())
+        self.distance = torch.nn.Parameter(torch.full((1,), 0.5))
 
     @staticmethod
     def of(model: Any, **sizes: int) -> Controller:
         """An untrained one for a model, on its device."""
         return Controller(_numbers(model), _mark(model), **sizes).to(model.device)
 
-    def read(self, embeddings: Any, state: Any = None) -> tuple[Any, Any]:
-        """States [n, S] at the tokens of [n, hidden], and the last one, to go on from."""
-        states, last = self.gru(self.norm(embeddings.float())[None], state)
-        return states[0], last
+    def read(self, embeddings: Any, memory: Any = None) -> tuple[Any, Any, Any]:
+        """What is asked [b, n, rank] and offered [b, n, rank + 1] at tokens [b, n, hidden], and the memory
+        that the tokens behind them are read with."""
+        x = self.norm(embeddings.float())
+        state, last = memory or (None, torch.zeros_like(x[:, :1]))
+        states, state = self.gru(x, state)
+        before = torch.cat([last, x[:, :-1]], 1)
+        offers = self.offer(states)
+        offers = torch.cat(
+            [offers[..., :-1] + self.offering(x) + self.followed(before), offers[..., -1:]], -1
+        )
+        return self.ask(states) + self.asking(x), offers, (state, x[:, -1:])
 
-    def keys(self, states: Any) -> Any:
-        """What is remembered of each token [n, rank + 1]."""
-        return self.key(states)
+    def ranks(self, asks: Any, positions: Any, offers: Any) -> Any:
+        """Of the tokens before and at each of `positions` [b, n, tokens]; what looks at them, as logits.
 
-    def ranks(self, states: Any, positions: Any, keys: Any) -> Any:
-        """Of the tokens before and at each of `positions` [n, tokens]; logits of being looked at."""
-        query = self.query(states) * self._sizes[1] ** -0.5
-        apart = positions[:, None] - torch.arange(len(keys), device=keys.device)[None]
+        Args:
+          asks, positions: [b, n, rank], [b, n].
+          offers: [b, tokens, rank + 1].
+        """
+        apart = positions[..., None] - torch.arange(offers.shape[1], device=offers.device)
         far = torch.log1p(apart.clamp(min=0).float())
-        return query @ keys[:, :-1].T + keys[:, -1] - self.distance * far
+        fit = asks @ offers[..., :-1].mT * self._sizes[1] ** -0.5
+        return fit + offers[:, None, :, -1] - self.distance * far
 
     def check(self, model: Any) -> None:
         """Raises InvalidArgument where it was trained for another model."""
@@ -245,12 +263,12 @@ class Reading:
         self.logits = out.logits[0, -1]
         self.length, self.rows = ids.shape[1], 0
         self._ids = ids[0]
-        states, self._state = owner.controller.read(self._model.get_input_embeddings()(ids)[0])
-        self._remembered = owner.controller.keys(states)
+        embeddings = self._model.get_input_embeddings()(ids)
+        asks, self._offers, self._memory = owner.controller.read(embeddings)
         everything = torch.arange(self.length, device=ids.device)
         self.positions = everything
         if self.length > owner.cache:
-            ranks = owner.controller.ranks(states[-1:], everything[-1:], self._remembered)[0]
+            ranks = owner.controller.ranks(asks[:, -1:], everything[None, -1:], self._offers)[0, 0]
             self.positions = self._best(ranks, everything).sort().values
         self._fill(cache)
         self.logits.argmax().item()  # waits for the device
@@ -287,10 +305,11 @@ class Reading:
         owner, body, now = self._owner, self._model.model, self.length
         self._ids = torch.cat([self._ids, self._ids.new_tensor([token])])
         self.length += 1
-        state, self._state = owner.controller.read(body.embed_tokens(self._ids[-1:]), self._state)
-        self._remembered = torch.cat([self._remembered, owner.controller.keys(state)])
         at = torch.tensor([now], device=self._ids.device)
-        ranks = owner.controller.ranks(state, at, self._remembered)[0]
+        embeddings = body.embed_tokens(self._ids[None, -1:])
+        asks, offers, self._memory = owner.controller.read(embeddings, self._memory)
+        self._offers = torch.cat([self._offers, offers], 1)
+        ranks = owner.controller.ranks(asks, at[None], self._offers)[0, 0]
         rows = torch.cat([self._wanted(ranks[:now]), at])
         self._rows, self.positions = rows, torch.cat([self.positions, rows])
         self._mask = (self.positions[None] <= rows[:, None])[None, None] if len(rows) > 1 else None

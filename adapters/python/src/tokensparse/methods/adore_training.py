@@ -4,10 +4,12 @@
     controller = adore_training.train(model, samples)      # samples: token ids, [tokens] each
     controller.save("controller.safetensors")
 
-The model reads a sample exactly. Of some of its queries, the last ones and others drawn at random, the
-attention to each token is averaged over all layers and heads; the controller learns which tokens are
-in the top share of it (binary cross-entropy, as in the paper), the share drawn anew for each sample.
-The model itself is not changed.
+The model reads each sample once, exactly. Of some of its queries, the last ones and others drawn at
+random, the attention to each token is averaged over all layers and heads; what falls to the first and
+the last tokens, which a cache keeps anyway, is left out. The controller's ranks, as logits, learn the
+shares of the rest (cross-entropy). The paper learns membership in the top K instead; trained like that
+for as long on 512 prompts a controller held no more of the attention than the last tokens do (Qwen2.5-
+Coder 1.5B, one H200, 2026-11-27). The model itself is not changed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 __all__ = ["Held", "held", "train"]
 
 NAME = "tokensparse_adore_training"
-SHARES = (0.05, 0.1, 0.2, 0.4)  # of a sample's tokens, that count as looked at
+SINK, RECENT = 4, 64  # tokens that are always kept: nothing is to be learned of them
 
 
 class _Watch:
@@ -69,11 +71,33 @@ def _queries(length: int, count: int, generator: Any) -> Any:
     return torch.cat([drawn.sort().values, last])
 
 
-def _marks(attention: Any, at: Any, share: float) -> Any:
-    """1 at the top share of the tokens that each query sees."""
-    wanted = (share * (at + 1)).ceil().long()
-    place = attention.argsort(-1, descending=True).argsort(-1)
-    return (place < wanted[:, None]).float()
+@dataclass(frozen=True)
+class _Example:
+    ids: Any  # [tokens]
+    at: Any  # [queries]
+    attention: Any  # [queries, tokens] f16
+
+
+def _example(model: Any, sample: Any, queries: int, generator: Any) -> _Example:
+    ids = sample.to(model.device)
+    at = _queries(len(ids), queries, generator).to(ids.device)
+    return _Example(ids, at, _Watch(model, ids, at).mean.half())
+
+
+def _loss(model: Any, controller: Controller, batch: Sequence[_Example]) -> Any:
+    """Examples of unequal length are padded behind their ends, which no query sees."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([example.ids for example in batch], batch_first=True)
+    at = torch.stack([example.at for example in batch])
+    attention = pad([example.attention.T for example in batch], batch_first=True).mT.float()
+    asks, offers, _ = controller.read(model.get_input_embeddings()(ids).detach())
+    asks = asks.gather(1, at[..., None].expand(-1, -1, asks.shape[2]))
+    ranks = controller.ranks(asks, at, offers)
+    token = torch.arange(ids.shape[1], device=ids.device)
+    learned = (token >= SINK) & (token <= at[..., None] - RECENT)
+    wanted = attention * learned
+    shares = ranks.masked_fill(~learned, float("-inf")).log_softmax(-1).masked_fill(~learned, 0)
+    return -(wanted * shares).sum() / wanted.sum()
 
 
 def train(
@@ -81,7 +105,9 @@ def train(
     samples: Sequence[Any],
     *,
     queries: int = 128,
-    rate: float = 1e-3,
+    epochs: int = 8,
+    batch: int = 8,
+    rate: float = 2e-3,
     seed: int = 1,
     on_step: Callable[[int, float], None] | None = None,
     **sizes: int,
@@ -92,20 +118,21 @@ def train(
       model: of transformers, on the device to train on; it is not changed.
       samples: token ids of a text each [tokens], like the prompts and answers to come.
       queries: of each sample, whose attention is learned from.
+      epochs, batch: how often each sample is learned from, and how many at once.
       rate: of Adam, falling to nothing by a half cosine.
       seed: of weights and draws.
-      on_step: told the number of each sample and its loss.
+      on_step: told the number of each step and its loss.
       **sizes: state and rank of the Controller.
 
     Raises:
       Unsupported, InvalidArgument: a model that is not followed, samples that are too short.
     """
     _decoders.check_decoder(model)
+    least = max(2 * queries, 8 * (SINK + RECENT))
     for sample in samples:
-        if len(sample) < 2 * queries:
+        if len(sample) < least:
             raise InvalidArgument(
-                f"samples: must have at least {2 * queries} tokens (twice the queries), one has "
-                f"{len(sample)}"
+                f"samples: must have at least {least} tokens, one has {len(sample)}"
             )
     if not samples:
         raise InvalidArgument("samples: must be one or more, are none")
@@ -114,25 +141,23 @@ def train(
         torch.manual_seed(seed)
         controller = Controller.of(model, **sizes).train()
     optimizer = torch.optim.Adam(controller.parameters(), lr=rate)
-    steps = len(samples)
+    examples = [_example(model, sample, queries, generator) for sample in samples]
+    steps = epochs * math.ceil(len(examples) / batch)
     slow = lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, slow)
-    for step, sample in enumerate(samples):
-        ids = sample.to(model.device)
-        at = _queries(len(ids), queries, generator).to(ids.device)
-        share = SHARES[int(torch.randint(len(SHARES), (1,), generator=generator))]
-        marks = _marks(_Watch(model, ids, at).mean, at, share)
-        states, _ = controller.read(model.get_input_embeddings()(ids).detach())
-        ranks = controller.ranks(states[at], at, controller.keys(states))
-        seen = torch.arange(len(ids), device=ids.device)[None] <= at[:, None]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(ranks[seen], marks[seen])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(controller.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if on_step:
-            on_step(step, loss.item())
+    done = 0
+    for _ in range(epochs):
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        for first in range(0, len(order), batch):
+            loss = _loss(model, controller, [examples[i] for i in order[first : first + batch]])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(controller.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if on_step:
+                on_step(done, loss.item())
     return controller.eval()
 
 
@@ -141,8 +166,8 @@ class Held:
     """The share of the attention that a set of tokens holds, mean over queries and samples.
 
     Attributes:
-      controller, best, last: sets of the same size by the controller, by the attention itself, and
-        of the first four and the last tokens.
+      controller, best, last: sets of the same size by the controller, first and last tokens among
+        them as in a cache; by the attention itself; and of the first four and the last tokens.
     """
 
     controller: float
@@ -152,16 +177,18 @@ class Held:
 
 @torch.no_grad()
 def held(model: Any, controller: Controller, samples: Sequence[Any], tokens: int, queries: int = 64) -> Held:
-    """How much of the last queries' attention the controller's `tokens` highest hold."""
+    """How much of the last queries' attention a cache of `tokens` holds."""
     sums = torch.zeros(3)
     for sample in samples:
         ids = sample.to(model.device)
         at = torch.arange(len(ids) - queries, len(ids), device=ids.device)
         attention = _Watch(model, ids, at).mean
-        states, _ = controller.read(model.get_input_embeddings()(ids))
+        asks, offers, _ = controller.read(model.get_input_embeddings()(ids[None]))
         everything = torch.arange(len(ids), device=ids.device)[None]
-        last = everything.float().expand(queries, -1).masked_fill(everything < 4, float("inf"))
-        by = (controller.ranks(states[at], at, controller.keys(states)), attention, last)
+        last = everything.float().expand(queries, -1).masked_fill(everything < SINK, float("inf"))
+        always = (everything < SINK) | (everything > at[:, None] - RECENT)
+        ranks = controller.ranks(asks[:, at], at[None], offers)[0].masked_fill(always, float("inf"))
+        by = (ranks, attention, last)
         for place, order in enumerate(by):
             order = order.masked_fill(everything > at[:, None], float("-inf"))
             chosen = order.topk(min(tokens, len(ids)), -1).indices
