@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// STS (arXiv 2605.15508): a small model reads the prompt first, exactly, and the last queries of its
-// heads choose the tokens that the target's sparse layers attend to.
+// STS (arXiv 2605.15508): a small model reads the prompt first, exactly, and the last queries of
+// its heads choose the tokens that the target's sparse layers attend to.
 #pragma once
 
 #include <memory>
@@ -22,10 +22,11 @@ class DraftVotes {
   /// `setting` is the target's: its window and pool are the vote's. Throws Failure.
   DraftVotes(HeadMap map, const ggml_adapter::Setting& setting, const RunConditions& conditions);
 
-  /// Lets the draft read the prompt. Throws Failure where a layer of it that is asked is not served.
+  /// Lets the draft read the prompt. Throws Failure where a layer of it that is asked is not
+  /// served.
   void read(const Model& draft, const std::vector<llama_token>& prompt);
-  /// An Options::choose for a target that reads the same prompt: of the tokens before a chunk's last
-  /// queries those that the votes cover. Exact where the chunk has fewer queries than voted.
+  /// An Options::choose for a target that reads the same prompt: of the tokens before a chunk's
+  /// last queries those that the votes cover. Exact where the chunk has fewer queries than voted.
   tsp_status_t choose(int32_t layer, int32_t rows, int32_t keys, tsp_index_sets_t& sets);
 
   /// That read() took.
@@ -38,8 +39,9 @@ class DraftVotes {
   tsp_prefill_params_t op_;
   RunConditions conditions_;
   tokensparse::Context ctx_;
-  std::vector<std::vector<float>> scores_;  // by layer of the draft [head][tokens before the voters]
-  int64_t scored_ = 0;                      // these tokens
+  std::vector<std::vector<float>>
+      scores_;          // by layer of the draft [head][tokens before the voters]
+  int64_t scored_ = 0;  // these tokens
   double seconds_ = 0;
 };
 
