@@ -71,10 +71,14 @@ class Ops {
     counts_.assign(static_cast<size_t>(sets * queries), 0);
     columns_.assign(static_cast<size_t>(sets * shape_.tokens), 0);
     num_columns_.assign(static_cast<size_t>(sets), 0);
-    p.blocks = {block_lists_.data(),
-                counts_.data(),
-                columns_.data(),
-                num_columns_.data(),
+    const auto list = [this](std::vector<int32_t>& host) -> DeviceMemory& {
+      return memory(host.data(), host.size() * sizeof(int32_t));
+    };
+    DeviceMemory& counts = list(counts_);
+    p.blocks = {static_cast<int32_t*>(list(block_lists_).data()),
+                static_cast<int32_t*>(counts.data()),
+                static_cast<int32_t*>(list(columns_).data()),
+                static_cast<int32_t*>(list(num_columns_).data()),
                 pattern.block,
                 static_cast<int32_t>(sets),
                 keys,
@@ -86,6 +90,7 @@ class Ops {
                 0};
     give_workspace(tsp_estimate_workspace, p);
     estimate();
+    counts.download();
     double named = 0, all = 0;
     for (int64_t m = 0; m < queries; ++m) {
       const int64_t last =

@@ -47,7 +47,8 @@ typedef struct tsp_prefill_params {
                             ///< of positions with coverage = 0 and keep = 0; `when` is ALWAYS
   tsp_pattern_t pattern;    ///< kind none = every block of the kept tokens; else blocks as
                             ///< tsp_estimate() chooses them, whose sets are a multiple of the
-                            ///< kept tokens' sets; then `blocks` is not given. Host backends
+                            ///< kept tokens' sets; then `blocks` is not given. On CUDA block is 128
+                            ///< and kind not minference
   int64_t* tally;  ///< inout, where q lives, null = not wanted: adds to [0] the kept tokens
                    ///< of the sequences, to [1] the query-key pairs that attention of all
                    ///< query heads computes; not with blocks or a pattern

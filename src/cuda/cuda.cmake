@@ -6,8 +6,10 @@ set(cuda_instances bf16_d128)
 if(NOT TOKENSPARSE_CUDA_MIN)
   list(APPEND cuda_instances bf16_d64 f16_d64 f16_d128)
 endif()
-set(cuda_kernels cuda/select/select.cu cuda/select/tally.cu cuda/compress/compress.cu cuda/compress/decompress.cu
-                 cuda/score/pool.cu cuda/attend/leftout_rows.cu cuda/attend/poison.cu)
+set(cuda_kernels cuda/select/select.cu cuda/select/tally.cu cuda/compress/compress.cu
+                 cuda/compress/decompress.cu cuda/score/pool.cu cuda/estimate/choose.cu
+                 cuda/estimate/mass.cu cuda/estimate/means.cu cuda/estimate/products.cu
+                 cuda/attend/leftout_rows.cu cuda/attend/poison.cu)
 set(cuda_sm90_kernels cuda/select/sm90/select.cu)
 foreach(instance IN LISTS cuda_instances)
   list(APPEND cuda_sm90_kernels cuda/score/sm90/score_${instance}.cu
@@ -32,7 +34,7 @@ target_sources(tokensparse PRIVATE
   cuda/attend/attend_op.cc cuda/attend/attend_plan.cc cuda/attend/attend_run.cc
   cuda/attend/attend_task.cc cuda/attend/cudnn_shape.cc cuda/attend/engine_cudnn.cc
   cuda/attend/engine_own.cc cuda/attend/engine_sm90.cc cuda/attend/sm90/attend_sm90_launch.cc
-  cuda/compress/compress_op.cc cuda/cuda_ops.cc cuda/instances.cc cuda/prefill_op.cc
+  cuda/compress/compress_op.cc cuda/cuda_ops.cc cuda/estimate/estimate_op.cc cuda/instances.cc cuda/prefill_op.cc
   cuda/score/score_op.cc cuda/select/select_op.cc cuda/state.cc)
 set_target_properties(tokensparse PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20
                                              CUDA_EXTENSIONS OFF)

@@ -14,13 +14,17 @@ tsp_status_t select(tsp_context_t& ctx, const tsp_select_params_t& p);
 tsp_status_t compress(tsp_context_t& ctx, const tsp_compress_params_t& p);
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p);
 tsp_status_t decompress(tsp_context_t& ctx, const tsp_decompress_params_t& p);
+tsp_status_t estimate(tsp_context_t& ctx, const tsp_estimate_params_t& p);
 tsp_status_t prefill(tsp_context_t& ctx, const tsp_prefill_params_t& p);
 
 size_t score_workspace(const tsp_context_t& ctx, const tsp_score_params_t& p);
 size_t select_workspace(const tsp_context_t& ctx, const tsp_select_params_t& p);
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p);
+size_t estimate_workspace(const tsp_context_t& ctx, const tsp_estimate_params_t& p);
 size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p);
 tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p);
+tsp_status_t check_estimate(const tsp_context_t& ctx, const tsp_estimate_params_t& p);
+tsp_status_t check_prefill(const tsp_context_t& ctx, const tsp_prefill_params_t& p);
 
 /// TSP_WHEN_PAYS, by what the host knows: choosing and gathering take longer than they save with
 /// fewer keys or fewer queries.

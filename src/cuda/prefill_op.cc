@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// prefill: score, select and attend of each sequence in turn, all on the context's stream. Kept
-// counts stay on the device; what one step leaves for the next lies in the caller's workspace:
-// [indices][kept][scores, then the pieces of score and select | the pieces of attend].
+// prefill: score, select, estimate and attend of each sequence in turn, all on the context's
+// stream. Kept counts stay on the device; what one step leaves for the next lies in the caller's
+// workspace: [indices][kept][block lists][scores, then the pieces of score and select | the pieces
+// of estimate | the pieces of attend].
 #include <algorithm>
 
 #include "cuda/attend/attend_run.h"
+#include "cuda/estimate/estimate_run.h"
 #include "cuda/ops.h"
 
 namespace tsp::cuda {
@@ -22,9 +24,33 @@ struct Layout {
   int32_t* indices = nullptr;  // [S, set_stride]; null: the caller's
   int64_t set_stride = 0;      // longest Tk that is not dense
   int32_t* kept = nullptr;     // [1]; null: the caller's
+  tsp_block_sets_t blocks{};   // with a pattern; the strides between sequences are 0
   unsigned char* shared = nullptr;
   size_t bytes = 0;
 };
+
+bool has_pattern(const tsp_prefill_params_t& p) { return p.pattern.kind != TSP_PATTERN_NONE; }
+
+/// Lists of the longest sequence, without their memory.
+tsp_block_sets_t block_lists(const tsp_prefill_params_t& p) {
+  tsp_block_sets_t s{};
+  s.block = p.pattern.block;
+  s.num_sets = num_sets_for(p.pattern.share, p.q.heads, p.k.heads);
+  s.row_stride = (int64_t{longest_k(p.batch)} + s.block - 1) / s.block;
+  s.count_set_stride = (int64_t{longest_q(p.batch)} + s.block - 1) / s.block;
+  s.set_stride = s.count_set_stride * s.row_stride;
+  return s;
+}
+
+EstimateCall estimate_call(const tsp_estimate_params_t& e, const Sets& sets, int32_t num_lists) {
+  BlockLists out;
+  out.blocks = e.blocks.blocks;
+  out.counts = e.blocks.counts;
+  out.row_stride = e.blocks.row_stride;
+  out.set_stride = e.blocks.set_stride;
+  out.count_stride = e.blocks.count_set_stride;
+  return {e, sets, num_lists, out};
+}
 
 bool chooses(const tsp_prefill_params_t& p) { return p.given.indices == nullptr; }
 
@@ -51,6 +77,12 @@ Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
     layout.indices = scratch.take<int32_t>(p.selected.num_sets * layout.set_stride);
   }
   if (lists && p.selected.kept == nullptr) layout.kept = scratch.take<int32_t>(1);
+  if (has_pattern(p)) {
+    layout.blocks = block_lists(p);
+    layout.blocks.blocks = scratch.take<int32_t>(layout.blocks.num_sets * layout.blocks.set_stride);
+    layout.blocks.counts =
+        scratch.take<int32_t>(layout.blocks.num_sets * layout.blocks.count_set_stride);
+  }
   layout.shared = scratch.take<unsigned char>(static_cast<int64_t>(shared_bytes));
   layout.bytes = scratch.used();
   return layout;
@@ -69,23 +101,34 @@ Sets sets_of(const tsp_prefill_params_t& p, const Seq& seq, const Layout& layout
 /// What the steps of one sequence need of the memory that they share.
 size_t shared_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq) {
   State& state = state_of(ctx);
-  const tsp_attend_params_t a = attend_params(p);
-  if (dense(p, seq)) return attend_scratch_bytes(state, dense_task(a, seq));
+  tsp_attend_params_t a = attend_params(p);
+  size_t estimate_bytes = 0;
+  int32_t some = 0;
+  if (has_pattern(p)) {
+    tsp_estimate_params_t e = estimate_part(p);
+    e.blocks = a.blocks = block_lists(p);
+    a.blocks.blocks = a.blocks.counts = &some;  // there will be lists
+    const int32_t lists = dense(p, seq) ? 0 : p.selected.num_sets;
+    estimate_bytes = estimate_scratch_bytes(estimate_call(e, Sets{}, lists), seq);
+  }
+  const auto with_estimate = [&](size_t bytes) { return std::max(bytes, estimate_bytes); };
+  if (dense(p, seq)) return with_estimate(attend_scratch_bytes(state, dense_task(a, seq)));
   const AttendTask task = sparse_task(a, seq, Sets{}, p.selected.num_sets);
-  if (!chooses(p)) return attend_scratch_bytes(state, task);
+  if (!chooses(p)) return with_estimate(attend_scratch_bytes(state, task));
   Scratch steps(nullptr);
   steps.take<float>(p.q.heads * seq.prefix_len(p.window));
   steps.take<unsigned char>(static_cast<int64_t>(
       std::max(score_scratch_bytes(state, score_part(p), seq),
                select_scratch_bytes(seq.prefix_len(p.window), p.selected.num_sets))));
-  return std::max(steps.used(), attend_scratch_bytes(state, task));
+  return with_estimate(std::max(steps.used(), attend_scratch_bytes(state, task)));
 }
 
 tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq,
                           const Layout& layout) {
   State& state = state_of(ctx);
   const cudaStream_t stream = stream_of(ctx);
-  const tsp_attend_params_t a = attend_params(p);
+  tsp_attend_params_t a = attend_params(p);
+  if (has_pattern(p)) a.blocks = layout.blocks;
   const Sets wanted = make_sets(p.selected, seq, p.q.heads);
   const auto name_sets = [&](const Sets& sets) {
     if (wanted.indices == nullptr && wanted.kept == nullptr) return TSP_OK;
@@ -98,16 +141,26 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
     const int32_t near = p.dropped == TSP_DROPPED_LOCAL ? p.sink + p.band : 0;
     return launch_tally({sets, seq.q_len, seq.k_len, near, p.tally}, num_sets, stream);
   };
+  /// Over the memory of whatever came before, which has run.
+  const auto attend_by_pattern = [&](const AttendTask& task, int32_t num_lists) {
+    if (has_pattern(p)) {
+      tsp_estimate_params_t e = estimate_part(p);
+      e.blocks = layout.blocks;
+      TSP_RETURN_IF_ERROR(
+          run_estimate(estimate_call(e, task.sets, num_lists), seq, layout.shared, stream));
+    }
+    return run_attend(state, task, layout.shared, stream);
+  };
   if (dense(p, seq)) {
     TSP_RETURN_IF_ERROR(name_sets(Sets{}));
     TSP_RETURN_IF_ERROR(add_tally(Sets{}, 1));
-    return run_attend(state, dense_task(a, seq), layout.shared, stream);
+    return attend_by_pattern(dense_task(a, seq), 0);
   }
   if (!chooses(p)) {
     const Sets given = make_sets(p.given, seq, p.q.heads);
     TSP_RETURN_IF_ERROR(name_sets(given));
     TSP_RETURN_IF_ERROR(add_tally(given, p.given.num_sets));
-    return run_attend(state, sparse_task(a, seq, given, p.given.num_sets), layout.shared, stream);
+    return attend_by_pattern(sparse_task(a, seq, given, p.given.num_sets), p.given.num_sets);
   }
   const int32_t prefix_len = seq.prefix_len(p.window);
   Scratch steps(layout.shared);
@@ -120,10 +173,24 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
                           p.coverage,    p.keep};
   TSP_RETURN_IF_ERROR(run_select(state, select, seq, scratch, stream));
   TSP_RETURN_IF_ERROR(add_tally(task.sets, task.num_sets));
-  return run_attend(state, task, layout.shared, stream);
+  return attend_by_pattern(task, task.num_sets);
 }
 
 }  // namespace
+
+tsp_status_t check_prefill(const tsp_context_t&, const tsp_prefill_params_t& p) {
+  if (!has_pattern(p)) return TSP_OK;
+  if (p.pattern.block != kKeyBlock) {
+    return fail(TSP_UNSUPPORTED, "pattern.block: backend cuda attends blocks of %d, got %d",
+                kKeyBlock, p.pattern.block);
+  }
+  if (p.pattern.kind == TSP_PATTERN_MINFERENCE) {
+    return fail(TSP_UNSUPPORTED,
+                "pattern.kind: backend cuda attends no single columns, which %d (minference) reads",
+                p.pattern.kind);
+  }
+  return TSP_OK;
+}
 
 size_t prefill_workspace(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   const DeviceGuard guard(ctx);

@@ -77,10 +77,6 @@ bool has_pattern(const tsp_prefill_params_t& p) { return p.pattern.kind != TSP_P
 tsp_status_t check_pattern_of(const tsp_context_t& ctx, const tsp_prefill_params_t& p,
                               int32_t sets) {
   if (!has_pattern(p)) return TSP_OK;
-  if (ctx.ops->prefill != nullptr) {
-    return fail(TSP_UNSUPPORTED, "pattern.kind: this backend serves 0 (none) alone, got %d",
-                p.pattern.kind);
-  }
   TSP_RETURN_IF_ERROR(check_context(&ctx, &OpTable::estimate, "estimate"));
   TSP_RETURN_IF_ERROR(
       check_range("pattern.share", p.pattern.share, TSP_SHARE_HEAD, TSP_SHARE_LAYER));

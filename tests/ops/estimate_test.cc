@@ -46,8 +46,15 @@ std::string describe(const tsp_pattern_t& p, const Shape& shape) {
 
 class Estimate : public OpTest {
  protected:
-  void SetUp() override {
-    if (backend.is_cuda()) GTEST_SKIP() << "this backend has no estimate";
+  /// The shape in what this backend takes.
+  Shape served(Shape shape) const {
+    if (!backend.is_cuda()) return shape;
+    const int32_t dtype = shape.kv_dtype == TSP_F16 ? TSP_F16 : TSP_BF16;
+    shape.q_dtype = shape.kv_dtype = shape.out_dtype = dtype;
+    shape.dim = shape.dim > 64 ? 128 : 64;
+    if (shape.kv_layout == Layout::kPadded) shape.kv_layout = Layout::kHeadMajor;
+    for (int32_t& len : shape.q_lens) len = std::max(len, 1);
+    return shape;
   }
   void expect_oracle(Problem& problem, const BlockOracle& oracle, const tsp_pattern_t& p,
                      const Sets* sets = nullptr) {
@@ -75,7 +82,7 @@ TEST_P(Estimate, TheListsOfTheOracle) {
        .seed = 8},
   };
   for (const Shape& shape : shapes) {
-    Problem problem(shape);
+    Problem problem(served(shape));
     const BlockOracle oracle(problem);
     for (tsp_pattern_t p : patterns()) {
       for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
@@ -87,7 +94,8 @@ TEST_P(Estimate, TheListsOfTheOracle) {
 }
 
 TEST_P(Estimate, OnTheKeptTokens) {
-  Problem problem({.q_lens = {150, 90}, .k_lens = {400, 90}, .num_q_heads = 4, .num_kv_heads = 2});
+  Problem problem(
+      served({.q_lens = {150, 90}, .k_lens = {400, 90}, .num_q_heads = 4, .num_kv_heads = 2}));
   const BlockOracle oracle(problem);
   for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
     const Sets sets = problem.random_sets(share, 0.6f, 32, 5);
@@ -101,7 +109,7 @@ TEST_P(Estimate, OnTheKeptTokens) {
 }
 
 TEST_P(Estimate, BlocksAndStridesOfOtherSizes) {
-  Problem problem({.q_lens = {300}, .k_lens = {1100}, .num_q_heads = 2, .num_kv_heads = 1});
+  Problem problem(served({.q_lens = {300}, .k_lens = {1100}, .num_q_heads = 2, .num_kv_heads = 1}));
   const BlockOracle oracle(problem);
   for (const int32_t block : {48, 128, 512}) {
     for (tsp_pattern_t p : patterns(block)) {
@@ -115,7 +123,7 @@ TEST_P(Estimate, BlocksAndStridesOfOtherSizes) {
 }
 
 TEST_P(Estimate, WhatIsAlwaysIn) {
-  Problem problem({.q_lens = {200}, .k_lens = {300}, .num_q_heads = 2, .num_kv_heads = 2});
+  Problem problem(served({.q_lens = {200}, .k_lens = {300}, .num_q_heads = 2, .num_kv_heads = 2}));
   const BlockOracle oracle(problem);
   for (tsp_pattern_t p : patterns()) {
     p.threshold = 0.01f;
@@ -130,7 +138,7 @@ TEST_P(Estimate, WhatIsAlwaysIn) {
 }
 
 TEST_P(Estimate, AllOfIt) {
-  Problem problem({.q_lens = {200}, .k_lens = {300}});
+  Problem problem(served({.q_lens = {200}, .k_lens = {300}}));
   const BlockOracle oracle(problem);
   tsp_pattern_t all = pattern(TSP_PATTERN_XATTENTION);
   all.last_blocks = 1 << 30;
@@ -144,7 +152,7 @@ TEST_P(Estimate, AllOfIt) {
 }
 
 TEST_P(Estimate, AThresholdForEachHead) {
-  Problem problem({.q_lens = {300}, .k_lens = {300}, .num_q_heads = 4, .num_kv_heads = 2});
+  Problem problem(served({.q_lens = {300}, .k_lens = {300}, .num_q_heads = 4, .num_kv_heads = 2}));
   const BlockOracle oracle(problem);
   const float thresholds[] = {0.2f, 0.5f, 0.9f, 1.0f};
   for (const int32_t kind : {TSP_PATTERN_XATTENTION, TSP_PATTERN_POOLED}) {
@@ -160,7 +168,7 @@ TEST_P(Estimate, AThresholdForEachHead) {
 
 TEST_P(Estimate, TiesGoToTheLowerBlock) {
   // Equal keys: every estimate is uniform, and exact in any arithmetic.
-  Problem problem({.q_lens = {128}, .k_lens = {128}, .num_q_heads = 1, .num_kv_heads = 1});
+  Problem problem(served({.q_lens = {128}, .k_lens = {128}, .num_q_heads = 1, .num_kv_heads = 1}));
   problem.k.randomise(1, 0);
   tsp_pattern_t p = pattern(TSP_PATTERN_POOLED);
   p.threshold = 0.5f;
@@ -177,7 +185,8 @@ TEST_P(Estimate, WhatIsNotFiniteReadsEverything) {
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     for (const bool in_q : {true, false}) {
-      Problem problem({.q_lens = {200}, .k_lens = {200}, .num_q_heads = 2, .num_kv_heads = 2});
+      Problem problem(
+          served({.q_lens = {200}, .k_lens = {200}, .num_q_heads = 2, .num_kv_heads = 2}));
       Problem good(problem.shape);
       (in_q ? problem.q : problem.k).set(in_q ? 190 : 100, 1, 3, bad);
       for (const tsp_pattern_t& p : patterns()) {
@@ -199,7 +208,7 @@ TEST_P(Estimate, WhatIsNotFiniteReadsEverything) {
 }
 
 TEST_P(Estimate, TheSameOnAnyNumberOfThreads) {
-  Problem problem({.q_lens = {900}, .k_lens = {1300}, .num_q_heads = 6, .num_kv_heads = 2});
+  Problem problem(served({.q_lens = {900}, .k_lens = {1300}, .num_q_heads = 6, .num_kv_heads = 2}));
   for (const tsp_pattern_t& p : patterns(64)) {
     const BlockLists lists = estimate(backend, ctx, problem, p);
     for (int repeat = 0; repeat < 20; ++repeat) {
@@ -211,7 +220,8 @@ TEST_P(Estimate, TheSameOnAnyNumberOfThreads) {
 }
 
 TEST_P(Estimate, Bf16ProductsChangeFewBlocks) {
-  Problem problem({.q_lens = {600}, .k_lens = {600}, .q_dtype = TSP_BF16, .kv_dtype = TSP_BF16});
+  Problem problem(
+      served({.q_lens = {600}, .k_lens = {600}, .q_dtype = TSP_BF16, .kv_dtype = TSP_BF16}));
   const BlockOracle oracle(problem);
   for (const tsp_pattern_t& p : patterns(16)) {
     try {
@@ -224,7 +234,7 @@ TEST_P(Estimate, Bf16ProductsChangeFewBlocks) {
 }
 
 TEST_P(Estimate, NamesWhatIsWrong) {
-  Problem problem({.q_lens = {64}, .k_lens = {64}});
+  Problem problem(served({.q_lens = {64}, .k_lens = {64}}));
   const auto refused = [&](const std::string& sentence,
                            const std::function<void(tsp_pattern_t&)>& spoil) {
     for (tsp_pattern_t p : patterns()) {

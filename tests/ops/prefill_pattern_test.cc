@@ -6,15 +6,15 @@
 namespace tsp::test {
 namespace {
 
-tsp_pattern_t pattern(int32_t kind, int32_t share = TSP_SHARE_HEAD) {
+tsp_pattern_t pattern(int32_t kind, int32_t share = TSP_SHARE_HEAD, int32_t block = 16) {
   tsp_pattern_t p;
   tsp_pattern_init(&p, kind);
-  p.block = 16;
+  p.block = block;
   p.share = share;
   p.stride = 4;
   p.threshold = 0.6f;
   p.gamma = 0.45f;
-  p.min_budget = 32;
+  p.min_budget = 2 * block;
   p.vertical = 35;
   p.slash = 60;
   p.alpha = 0.9f;
@@ -42,29 +42,48 @@ size_t listed(const BlockLists& lists) {
   return count;
 }
 
-const std::vector<Shape>& shapes() {
-  static const std::vector<Shape> all = {
-      {.q_lens = {300}, .k_lens = {300}, .num_q_heads = 4, .num_kv_heads = 2, .logit_scale = 3},
-      {.q_lens = {90, 60},
-       .k_lens = {200, 333},
-       .num_q_heads = 4,
-       .num_kv_heads = 2,
-       .dim = 80,
-       .kv_dtype = TSP_F16,
-       .kv_layout = Layout::kPaged,
-       .logit_scale = 3},
-  };
-  return all;
-}
-
-class PrefillPattern : public OpTest {};
+/// The kinds whose lists a backend attends, and shapes that have blocks to leave out.
+class PrefillPattern : public OpTest {
+ protected:
+  /// CUDA attends blocks of 128, and no single columns.
+  int32_t block() const { return backend.is_cuda() ? 128 : 16; }
+  std::vector<int32_t> kinds() const {
+    std::vector<int32_t> all;
+    for (int32_t kind = TSP_PATTERN_XATTENTION; kind <= TSP_PATTERN_FLASH; ++kind) {
+      if (!backend.is_cuda() || kind != TSP_PATTERN_MINFERENCE) all.push_back(kind);
+    }
+    return all;
+  }
+  std::vector<Shape> shapes() const {
+    std::vector<Shape> all = {
+        {.q_lens = {300}, .k_lens = {300}, .num_q_heads = 4, .num_kv_heads = 2, .logit_scale = 3},
+        {.q_lens = {90, 60},
+         .k_lens = {200, 333},
+         .num_q_heads = 4,
+         .num_kv_heads = 2,
+         .dim = 80,
+         .kv_dtype = TSP_F16,
+         .kv_layout = Layout::kPaged,
+         .logit_scale = 3},
+    };
+    for (Shape& shape : all) {
+      if (!backend.is_cuda()) continue;
+      for (int32_t& len : shape.q_lens) len *= 6;
+      for (int32_t& len : shape.k_lens) len *= 6;
+      const int32_t dtype = shape.kv_dtype == TSP_F16 ? TSP_F16 : TSP_BF16;
+      shape.q_dtype = shape.kv_dtype = shape.out_dtype = dtype;
+      shape.dim = shape.dim > 64 ? 128 : 64;
+    }
+    return all;
+  }
+};
 
 TEST_P(PrefillPattern, IsSelectThenEstimateThenAttend) {
   for (const Shape& shape : shapes()) {
-    for (int32_t kind = TSP_PATTERN_XATTENTION; kind <= TSP_PATTERN_FLASH; ++kind) {
+    for (const int32_t kind : kinds()) {
       for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP}) {
         Problem problem(shape);
-        const tsp_pattern_t p = pattern(kind, share);
+        const tsp_pattern_t p = pattern(kind, share, block());
         const Options options = {.window = 16,
                                  .min_tokens = 20,
                                  .share = TSP_SHARE_KV_GROUP,
@@ -72,14 +91,7 @@ TEST_P(PrefillPattern, IsSelectThenEstimateThenAttend) {
                                  .dropped = TSP_DROPPED_LOCAL,
                                  .band = 33,
                                  .sink = 3};
-        AttendResult found;
-        try {
-          found = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
-        } catch (const std::runtime_error& error) {
-          ASSERT_TRUE(backend.is_cuda()) << error.what();
-          EXPECT_NE(std::string(error.what()).find("pattern.kind"), std::string::npos);
-          return;
-        }
+        const AttendResult found = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
         ASSERT_LT(found.sets[0][0].size(), static_cast<size_t>(shape.k_lens[0]));
         const BlockLists lists = estimate(backend, ctx, problem, p, &found.sets);
         const Blocks blocks = given(lists, p.block);
@@ -96,11 +108,10 @@ TEST_P(PrefillPattern, IsSelectThenEstimateThenAttend) {
 }
 
 TEST_P(PrefillPattern, WithoutChoiceIsEstimateThenAttendOfEveryToken) {
-  if (backend.is_cuda()) GTEST_SKIP() << "this backend has no patterns";
   for (const Shape& shape : shapes()) {
-    for (int32_t kind = TSP_PATTERN_XATTENTION; kind <= TSP_PATTERN_FLASH; ++kind) {
+    for (const int32_t kind : kinds()) {
       Problem problem(shape);
-      const tsp_pattern_t p = pattern(kind);
+      const tsp_pattern_t p = pattern(kind, TSP_SHARE_HEAD, block());
       const Options options = {.coverage = 0};
       const AttendResult found = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
       const BlockLists lists = estimate(backend, ctx, problem, p);
@@ -114,10 +125,9 @@ TEST_P(PrefillPattern, WithoutChoiceIsEstimateThenAttendOfEveryToken) {
 }
 
 TEST_P(PrefillPattern, ThatReadsEverythingIsPrefillWithoutOneBitForBit) {
-  if (backend.is_cuda()) GTEST_SKIP() << "this backend has no patterns";
   for (const Shape& shape : shapes()) {
     Problem problem(shape);
-    tsp_pattern_t p = pattern(TSP_PATTERN_POOLED);
+    tsp_pattern_t p = pattern(TSP_PATTERN_POOLED, TSP_SHARE_HEAD, block());
     p.threshold = 1;
     const Options options = {
         .window = 16, .min_tokens = 20, .share = TSP_SHARE_KV_GROUP, .coverage = 0.2f};
@@ -129,7 +139,6 @@ TEST_P(PrefillPattern, ThatReadsEverythingIsPrefillWithoutOneBitForBit) {
 }
 
 TEST_P(PrefillPattern, BadInputIsNamed) {
-  if (backend.is_cuda()) GTEST_SKIP() << "this backend has no patterns";
   Problem problem(shapes()[0]);
   const auto refusal = [&](const tsp_pattern_t& p, const Options& options,
                            const Blocks* blocks = nullptr) -> std::string {
@@ -141,19 +150,25 @@ TEST_P(PrefillPattern, BadInputIsNamed) {
     return "";
   };
   const Options by_head = {.window = 16, .min_tokens = 20, .coverage = 0.2f};
-  const tsp_pattern_t by_group = pattern(TSP_PATTERN_XATTENTION, TSP_SHARE_KV_GROUP);
+  const tsp_pattern_t by_group = pattern(TSP_PATTERN_XATTENTION, TSP_SHARE_KV_GROUP, block());
   EXPECT_NE(refusal(by_group, by_head).find("pattern.share: its 2 sets"), std::string::npos);
-  tsp_pattern_t p = pattern(TSP_PATTERN_XATTENTION);
+  tsp_pattern_t p = pattern(TSP_PATTERN_XATTENTION, TSP_SHARE_HEAD, block());
   p.threshold = 0;
   EXPECT_NE(refusal(p, by_head).find("pattern.threshold: must be in"), std::string::npos);
-  p = pattern(TSP_PATTERN_XATTENTION);
+  p = pattern(TSP_PATTERN_XATTENTION, TSP_SHARE_HEAD, block());
   p.stride = 3;
   EXPECT_NE(refusal(p, by_head).find("pattern.stride: must divide"), std::string::npos);
-  p = pattern(7);
+  p = pattern(7, TSP_SHARE_HEAD, block());
   EXPECT_NE(refusal(p, by_head).find("pattern.kind"), std::string::npos);
-  const Blocks blocks = problem.random_blocks(nullptr, TSP_SHARE_HEAD, 16, 0.5f, 0, 1);
-  p = pattern(TSP_PATTERN_XATTENTION);
+  const Blocks blocks = problem.random_blocks(nullptr, TSP_SHARE_HEAD, block(), 0.5f, 0, 1);
+  p = pattern(TSP_PATTERN_XATTENTION, TSP_SHARE_HEAD, block());
   EXPECT_NE(refusal(p, {.coverage = 0}, &blocks).find("must be null with a pattern"),
+            std::string::npos);
+  if (!backend.is_cuda()) return;
+  p = pattern(TSP_PATTERN_MINFERENCE, TSP_SHARE_HEAD, block());
+  EXPECT_NE(refusal(p, by_head).find("attends no single columns"), std::string::npos);
+  p = pattern(TSP_PATTERN_POOLED, TSP_SHARE_HEAD, 64);
+  EXPECT_NE(refusal(p, by_head).find("pattern.block: backend cuda attends blocks of 128"),
             std::string::npos);
 }
 

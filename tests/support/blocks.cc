@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <stdexcept>
 
@@ -397,28 +398,87 @@ void PrintTo(const BlockLists& lists, std::ostream* out) {
   }
 }
 
+namespace {
+
+/// A list in a backend's memory.
+Bytes words(const Backend& backend, int64_t count) {
+  return Bytes(backend, static_cast<size_t>(count) * sizeof(int32_t));
+}
+void fill(Bytes& list, int32_t value) {
+  list.write(std::vector<int32_t>(list.size() / sizeof(int32_t), value));
+}
+
+/// The sets in a backend's memory.
+class Selected {
+ public:
+  Selected(const Backend& backend, const Sets& sets, int64_t longest)
+      : lists_(static_cast<int32_t>(sets[0].size())),
+        stride_(longest),
+        indices_(words(backend, static_cast<int64_t>(sets.size()) * lists_ * longest)),
+        kept_(words(backend, static_cast<int64_t>(sets.size()))) {
+    std::vector<int32_t> indices(indices_.size() / sizeof(int32_t), -1), kept;
+    for (size_t b = 0; b < sets.size(); ++b) {
+      kept.push_back(static_cast<int32_t>(sets[b][0].size()));
+      for (size_t s = 0; s < sets[b].size(); ++s) {
+        std::copy(sets[b][s].begin(), sets[b][s].end(),
+                  indices.begin() + static_cast<int64_t>(b * sets[b].size() + s) * longest);
+      }
+    }
+    indices_.write(indices);
+    kept_.write(kept);
+  }
+  tsp_index_sets_t view() const {
+    return {indices_.as<int32_t>(), kept_.as<int32_t>(), lists_, 0, stride_, lists_ * stride_};
+  }
+
+ private:
+  int32_t lists_;
+  int64_t stride_;
+  Bytes indices_, kept_;
+};
+
+void run_estimate(const Backend& backend, tokensparse::Context& ctx,
+                  tokensparse::EstimateParams& p) {
+  const auto require = [](const tokensparse::Status& status) {
+    if (!status.ok()) throw std::runtime_error(status.message());
+  };
+  require(tokensparse::Status(tsp_estimate_workspace(ctx.get(), &p, &p.workspace_bytes)));
+  const Bytes workspace(backend, p.workspace_bytes);
+  p.workspace = workspace.data();
+  const int64_t before = num_allocations();
+  const tokensparse::Status status(tsp_estimate(ctx.get(), &p));
+  const bool allocated = num_allocations() != before;
+  require(status);
+  if (allocated && !backend.is_cuda()) throw std::runtime_error("estimate allocated");
+  if (backend.memory != nullptr) backend.memory->synchronise();
+}
+
+}  // namespace
+
 BlockLists estimate(const Backend& backend, tokensparse::Context& ctx, Problem& problem,
                     const tsp_pattern_t& pattern, const Sets* sets, int32_t precision) {
   const Shape& shape = problem.shape;
   const int32_t num_sets = num_sets_of(pattern.share, shape);
   const int32_t longest = *std::max_element(shape.k_lens.begin(), shape.k_lens.end());
   const int64_t most = longest / pattern.block + 2;
+  OnDevice dq(backend, problem.q), dk(backend, problem.k);
   tokensparse::EstimateParams p;
   p.precision = precision;
   p.pattern = pattern;
-  p.q = problem.q.view();
-  p.k = problem.k.view();
+  p.q = dq.view();
+  p.k = dk.view();
   p.batch = problem.batch();
   const auto seqs = static_cast<int64_t>(shape.k_lens.size());
-  std::vector<int32_t> blocks(static_cast<size_t>(seqs * num_sets * most * (most + 3)), -7);
-  std::vector<int32_t> counts(static_cast<size_t>(seqs * num_sets * (most + 1)), -7);
-  std::vector<int32_t> columns(static_cast<size_t>(seqs * num_sets * (longest + 30)), -7);
-  std::vector<int32_t> num_columns(static_cast<size_t>(seqs * num_sets), -7);
+  Bytes block_list = words(backend, seqs * num_sets * most * (most + 3));
+  Bytes count_list = words(backend, seqs * num_sets * (most + 1));
+  Bytes column_list = words(backend, seqs * num_sets * (longest + 30));
+  Bytes column_count = words(backend, seqs * num_sets);
+  for (Bytes* list : {&block_list, &count_list, &column_list, &column_count}) fill(*list, -7);
   tsp_block_sets_t& out = p.blocks;
-  out.blocks = blocks.data();
-  out.counts = counts.data();
-  out.columns = columns.data();
-  out.num_columns = num_columns.data();
+  out.blocks = block_list.as<int32_t>();
+  out.counts = count_list.as<int32_t>();
+  out.columns = column_list.as<int32_t>();
+  out.num_columns = column_count.as<int32_t>();
   out.block = pattern.block;
   out.num_sets = num_sets;
   out.row_stride = most + 3;
@@ -428,29 +488,13 @@ BlockLists estimate(const Backend& backend, tokensparse::Context& ctx, Problem& 
   out.count_seq_stride = num_sets * out.count_set_stride;
   out.column_set_stride = longest + 30;
   out.column_seq_stride = num_sets * out.column_set_stride;
-  std::vector<int32_t> indices, kept;
-  if (sets != nullptr) {
-    const auto lists = static_cast<int32_t>((*sets)[0].size());
-    indices.assign(static_cast<size_t>(seqs * lists * longest), -1);
-    for (size_t b = 0; b < sets->size(); ++b) {
-      kept.push_back(static_cast<int32_t>((*sets)[b][0].size()));
-      for (size_t s = 0; s < (*sets)[b].size(); ++s) {
-        std::copy((*sets)[b][s].begin(), (*sets)[b][s].end(),
-                  indices.begin() + static_cast<int64_t>(b * (*sets)[b].size() + s) * longest);
-      }
-    }
-    p.selected = {indices.data(), kept.data(), lists, 0, longest, int64_t{lists} * longest};
-  }
-  const auto require = [](const tokensparse::Status& status) {
-    if (!status.ok()) throw std::runtime_error(status.message());
-  };
-  require(tokensparse::Status(tsp_estimate_workspace(ctx.get(), &p, &p.workspace_bytes)));
-  const Bytes workspace(backend, p.workspace_bytes);
-  p.workspace = workspace.data();
-  const int64_t before = num_allocations();
-  const tokensparse::Status status(tsp_estimate(ctx.get(), &p));
-  if (num_allocations() != before) throw std::runtime_error("estimate allocated");
-  require(status);
+  std::optional<Selected> selected;
+  if (sets != nullptr) p.selected = selected.emplace(backend, *sets, longest).view();
+  run_estimate(backend, ctx, p);
+  const auto blocks = block_list.read<int32_t>();
+  const auto counts = count_list.read<int32_t>();
+  const auto columns = column_list.read<int32_t>();
+  const auto num_columns = column_count.read<int32_t>();
   BlockLists lists;
   for (int32_t b = 0; b < seqs; ++b) {
     const auto at = static_cast<size_t>(b);

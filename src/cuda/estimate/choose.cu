@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: MIT
+// estimate: masses to lists, by the rules and in the integers of core/block_choice.cc.
+#include "cuda/estimate/cut.cuh"
+#include "cuda/launch.h"
+#include "tokensparse/types.h"
+
+namespace tsp::cuda {
+namespace {
+
+constexpr int kRowThreads = 128;  // of a block that decides about a query block
+constexpr int kSetThreads = 512;  // of a block that decides about a set's lines
+// As in core/block_choice.cc.
+constexpr int kFirstColumns = 30;
+constexpr int kNearSlashes = 100;
+constexpr int kLeastSlashes = 50;
+
+/// A query block of a set, and what it reads whatever the estimate is.
+struct QueryRow {
+  const EstimateArgs& a;
+  BlockCut cut;
+  int set, m;
+
+  __device__ QueryRow(const EstimateArgs& args, int set_index, int block_index)
+      : a(args), cut(args.cuts[set_index * args.heads_per_set()]), set(set_index), m(block_index) {}
+  __device__ bool exists() const { return m < cut.query_blocks(a.block); }
+  __device__ int visible() const { return cut.visible(m, a.block); }
+  __device__ int diagonal() const { return cut.first_entry(m, a.block) / a.block; }
+  __device__ bool last() const { return m >= int64_t{cut.query_blocks(a.block)} - a.last_blocks; }
+  __device__ bool always(int n) const {
+    return n < a.sink_blocks || n >= diagonal() - a.local_blocks;
+  }
+  /// The blocks that are in, ascending.
+  template <typename In>
+  __device__ void write(Reduce<kRowThreads>& reduce, In&& in) const {
+    int32_t* const row = a.out.blocks + set * a.out.set_stride + m * a.out.row_stride;
+    int32_t count = 0;
+    for (int begin = 0; begin < visible(); begin += kRowThreads) {
+      const int n = begin + static_cast<int>(threadIdx.x);
+      int32_t here = 0;
+      const bool listed = n < visible() && in(n);
+      const int32_t rank = reduce.rank(listed, here);
+      if (listed) row[count + rank] = n;
+      count += here;
+    }
+    if (threadIdx.x == 0) a.out.counts[set * a.out.count_stride + m] = count;
+  }
+};
+
+/// xattention, pooled, flash. Grid (query blocks, sets).
+__global__ void __launch_bounds__(kRowThreads)
+    choose_map_kernel(const __grid_constant__ EstimateArgs a,
+                      const __grid_constant__ MapPart part) {
+  await_previous();
+  __shared__ Ranking<kRowThreads> ranking;
+  auto& reduce = ranking.reduce;
+  const QueryRow row(a, part.first_set + static_cast<int>(blockIdx.y),
+                     part.first_block + static_cast<int>(blockIdx.x));
+  if (!row.exists()) return;
+  const bool flash = a.kind == TSP_PATTERN_FLASH;
+  const float threshold = part.thresholds[blockIdx.y];
+  const int visible = row.visible();
+  const float* const mass =
+      a.mass + (int64_t{blockIdx.y} * part.num_blocks + blockIdx.x) * a.key_blocks;
+  const float unit = unit_of_mass(visible);
+  bool bad = false;
+  Units total = 0, given = 0, most = 0;
+  for (int n = static_cast<int>(threadIdx.x); n < visible; n += kRowThreads) {
+    bad = bad || !rankable(mass[n]);
+    const Units value = to_units(mass[n], unit);
+    total += value;
+    given += row.always(n) ? value : 0;
+    most = value > most ? value : most;
+  }
+  const bool everything =
+      __syncthreads_or(bad) != 0 || row.last() || (flash ? a.alpha <= 0.f : threshold >= 1.f);
+  if (everything) {
+    row.write(reduce, [](int) { return true; });
+    return;
+  }
+  Cut cut{kAlwaysFirst, 0};
+  if (flash) {
+    cut = {ceil_share(a.alpha, reduce.max(most)), visible};
+  } else {
+    const Units limit = ceil_share(threshold, reduce.sum(total));
+    given = reduce.sum(given);
+    const auto others = [&](int64_t n) {
+      return row.always(static_cast<int>(n)) ? 0ull : to_units(mass[n], unit);
+    };
+    if (given < limit) {
+      const auto found = ranking.reach(visible, limit - given, true, others);
+      cut = ranking.cut_at(visible, found, found.need, others);
+    }
+  }
+  row.write(reduce,
+            [&](int n) { return row.always(n) || belongs(cut, to_units(mass[n], unit), n); });
+}
+
+/// A set's lines, decided by one block.
+struct LineSet {
+  using Rank = Ranking<kSetThreads>;
+  const EstimateArgs& a;
+  const BlockCut cut;
+  const int set, local;
+  Rank& ranking;
+
+  __device__ int n() const { return cut.count; }
+  __device__ int num_blocks() const { return cut.key_blocks(a.block); }
+  __device__ const float* columns() const { return a.columns + int64_t{local} * a.k_len; }
+  __device__ const float* slashes() const { return a.slashes + int64_t{local} * a.k_len; }
+  __device__ float* sums(int kind) const {
+    return a.sums + (int64_t{local} * 2 + kind) * a.key_blocks;
+  }
+  __device__ bool all_rankable(const float* mass, int64_t count) const {
+    bool bad = false;
+    for (int64_t i = threadIdx.x; i < count; i += kSetThreads) bad = bad || !rankable(mass[i]);
+    return __syncthreads_or(bad) == 0;
+  }
+
+  /// The `wanted` strongest, the first `forced` before others.
+  __device__ Cut strongest(const float* mass, int count, int wanted, int forced) {
+    const float unit = unit_of_mass(count);
+    const auto value = [=](int64_t i) {
+      return i < forced ? kAlwaysFirst : to_units(mass[i], unit);
+    };
+    const auto found = ranking.reach(count, static_cast<Units>(min(wanted, count)), false, value);
+    return ranking.cut_at(count, found, found.need, value);
+  }
+  /// Calls fn(i, whether it belongs, how many that belong come before); returns how many do.
+  template <typename Fn>
+  __device__ int in_order(const float* mass, int count, int forced, const Cut& in, Fn&& fn) {
+    const float unit = unit_of_mass(count);
+    int32_t before = 0;
+    for (int begin = 0; begin < count; begin += kSetThreads) {
+      const int i = begin + static_cast<int>(threadIdx.x);
+      int32_t here = 0;
+      const bool yes =
+          i < count && belongs(in, i < forced ? kAlwaysFirst : to_units(mass[i], unit), i);
+      const int32_t rank = ranking.reduce.rank(yes, here);
+      if (i < count) fn(i, yes, before + rank);
+      before += here;
+    }
+    return before;
+  }
+
+  __device__ void vertical_slash() {
+    const Cut columns_in = strongest(columns(), n(), max(a.vertical, kFirstColumns), kFirstColumns);
+    int32_t* const out = a.out.columns + set * a.out.column_stride;
+    const int count =
+        in_order(columns(), n(), kFirstColumns, columns_in, [&](int t, bool yes, int rank) {
+          if (yes) out[rank] = t;
+        });
+    if (threadIdx.x == 0) a.out.num_columns[set] = count;
+    const Cut slashes_in = strongest(slashes(), n(), max(a.slash, kLeastSlashes), kNearSlashes);
+    int32_t* const rank_of = a.slash_rank + int64_t{local} * (a.k_len + 1);
+    const int all = in_order(slashes(), n(), kNearSlashes, slashes_in,
+                             [&](int d, bool, int rank) { rank_of[d] = rank; });
+    if (threadIdx.x == 0) rank_of[n()] = all;
+  }
+
+  /// Entries ascending.
+  __device__ void sum_blocks(const float* mass, float* out) const {
+    for (int i = static_cast<int>(threadIdx.x); i < num_blocks(); i += kSetThreads) {
+      float sum = 0.f;
+      for (int t = i * a.block; t < min((i + 1) * a.block, n()); ++t) sum += mass[t];
+      out[i] = sum;
+    }
+    __syncthreads();
+  }
+  /// 0 log 0 = 0.
+  static __device__ double part_of_divergence(double x, double mean) {
+    return x > 0 ? 0.5 * x * log(x / mean) : 0.0;
+  }
+  __device__ bool pooled_fits() {
+    const float* const guess = a.guess + int64_t{local} * a.key_blocks;
+    if (!all_rankable(guess, num_blocks())) return false;
+    double divergence = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < num_blocks(); i += kSetThreads) {
+      const double found = static_cast<double>(sums(0)[i]), guessed = static_cast<double>(guess[i]);
+      const double mean = (found + guessed) / 2;
+      divergence += part_of_divergence(found, mean) + part_of_divergence(guessed, mean);
+    }
+    divergence = ranking.reduce.sum(divergence);
+    return sqrt(divergence > 0 ? divergence : 0.0) < static_cast<double>(a.tau);
+  }
+  __device__ Units total_of(const float* mass, int count, float unit) {
+    Units total = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kSetThreads) {
+      total += to_units(mass[i], unit);
+    }
+    return ranking.reduce.sum(total);
+  }
+  /// How many of the strongest entries it takes to have more than gamma of the mass, in blocks.
+  __device__ int blocks_to_cover(const float* mass) {
+    const float unit = unit_of_mass(n());
+    const Units total = total_of(mass, n(), unit);
+    const Units limit = floor_share(a.gamma, total);
+    int64_t count = n();
+    if (total > limit) {
+      const auto found =
+          ranking.reach(n(), limit + 1, true, [=](int64_t i) { return to_units(mass[i], unit); });
+      count = found.above + found.need;
+    }
+    return static_cast<int>(count / a.block) + 1;
+  }
+  __device__ void choose_blocks(int kind, int wanted) {
+    uint8_t* const in = a.line_blocks + (int64_t{local} * 2 + kind) * a.key_blocks;
+    const Cut cut_in = strongest(sums(kind), num_blocks(), wanted, 1);
+    in_order(sums(kind), num_blocks(), 1, cut_in, [&](int i, bool yes, int) { in[i] = yes; });
+  }
+
+  __device__ int64_t num_pairs() const { return int64_t{num_blocks()} * cut.query_blocks(a.block); }
+  __device__ float pair_mass(int64_t index) const {
+    const auto m = static_cast<int>(index / num_blocks());
+    const auto i = static_cast<int>(index - int64_t{m} * num_blocks());
+    if (i >= cut.visible(m, a.block)) return 0.f;
+    return a.mass[(int64_t{local} * a.query_blocks + m) * a.key_blocks + i];
+  }
+  /// The strongest pairs while their mass stays within gamma; false: not rankable.
+  __device__ bool choose_pairs(Cut& pairs) {
+    const float unit = unit_of_mass(num_pairs());
+    bool bad = false;
+    Units total = 0;
+    for (int64_t i = threadIdx.x; i < num_pairs(); i += kSetThreads) {
+      const float mass = pair_mass(i);
+      bad = bad || !rankable(mass);
+      total += to_units(mass, unit);
+    }
+    if (__syncthreads_or(bad) != 0) return false;
+    total = ranking.reduce.sum(total);
+    const Units limit = floor_share(a.gamma, total);
+    pairs = {0, num_pairs()};
+    if (total <= limit) return true;
+    const auto value = [&](int64_t i) { return to_units(pair_mass(i), unit); };
+    const auto found = ranking.reach(num_pairs(), limit + 1, true, value);
+    pairs = ranking.cut_at(num_pairs(), found, found.need - 1, value);
+    return true;
+  }
+
+  /// False: everything is read.
+  __device__ bool flexprefill(LineChoice& choice) {
+    const int budget = (a.min_budget + a.block - 1) / a.block;
+    if (a.gamma >= 1.f || n() <= max(int64_t{2} * a.block, int64_t{budget} * a.block)) return false;
+    sum_blocks(columns(), sums(0));
+    sum_blocks(slashes(), sums(1));
+    const bool pooled = pooled_fits();
+    Cut pairs{kAlwaysFirst, 0};
+    if (pooled && !choose_pairs(pairs)) return false;
+    const int least = max(1, budget);
+    choose_blocks(0, pooled ? least : max(least, blocks_to_cover(columns())));
+    choose_blocks(1, pooled ? least : max(least, blocks_to_cover(slashes())));
+    choice.pooled = pooled ? 1 : 0;
+    choice.pairs = pairs;
+    return true;
+  }
+};
+
+/// Grid: sets.
+__global__ void __launch_bounds__(kSetThreads)
+    choose_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set) {
+  await_previous();
+  __shared__ LineSet::Rank ranking;
+  const int local = static_cast<int>(blockIdx.x);
+  const int set = first_set + local;
+  LineSet lines{a, a.cuts[set * a.heads_per_set()], set, local, ranking};
+  if (lines.cut.queries() == 0) return;
+  LineChoice choice{0, 0, {kAlwaysFirst, 0}};
+  bool read = lines.all_rankable(lines.columns(), lines.n());
+  read = lines.all_rankable(lines.slashes(), lines.n()) && read;
+  if (read && a.kind == TSP_PATTERN_MINFERENCE) lines.vertical_slash();
+  if (read && a.kind == TSP_PATTERN_FLEXPREFILL) read = lines.flexprefill(choice);
+  choice.everything = read ? 0 : 1;
+  if (threadIdx.x == 0) a.choices[local] = choice;
+}
+
+/// Grid (query blocks, sets).
+__global__ void __launch_bounds__(kRowThreads)
+    write_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set) {
+  await_previous();
+  __shared__ Reduce<kRowThreads> reduce;
+  const int local = static_cast<int>(blockIdx.y);
+  const QueryRow row(a, first_set + local, static_cast<int>(blockIdx.x));
+  if (!row.exists()) return;
+  const LineChoice choice = a.choices[local];
+  if (choice.everything != 0 || row.last()) {
+    row.write(reduce, [](int) { return true; });
+    return;
+  }
+  const int last = row.cut.last_entry(row.m, a.block);
+  if (a.kind == TSP_PATTERN_MINFERENCE) {
+    const int first = row.cut.first_entry(row.m, a.block);
+    const int32_t* const rank = a.slash_rank + int64_t{local} * (a.k_len + 1);
+    row.write(reduce, [&](int n) {
+      // Distances that lead from the query block into block n.
+      const int nearest = max(0, first - n * a.block - a.block + 1);
+      const int farthest = last - n * a.block;
+      return row.always(n) || rank[farthest + 1] > rank[nearest];
+    });
+    return;
+  }
+  const uint8_t* const columns = a.line_blocks + int64_t{local} * 2 * a.key_blocks;
+  const uint8_t* const slashes = columns + a.key_blocks;
+  const int key_blocks = row.cut.key_blocks(a.block);
+  const float unit = unit_of_mass(int64_t{key_blocks} * row.cut.query_blocks(a.block));
+  const float* const mass = a.mass + (int64_t{local} * a.query_blocks + row.m) * a.key_blocks;
+  row.write(reduce, [&](int n) {
+    const int near = row.diagonal() - n;
+    if (row.always(n) || columns[n] != 0 || slashes[row.visible() - 1 - n] != 0) return true;
+    if (near >= 0 && slashes[near] != 0) return true;
+    return choice.pooled != 0 &&
+           belongs(choice.pairs, to_units(mass[n], unit), int64_t{row.m} * key_blocks + n);
+  });
+}
+
+dim3 grid_of(int32_t blocks, int32_t sets) {
+  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(sets));
+}
+
+}  // namespace
+
+tsp_status_t launch_choose_map(const EstimateArgs& a, const MapPart& part, cudaStream_t stream) {
+  return launch("estimate: choose", choose_map_kernel, grid_of(part.num_blocks, part.num_sets),
+                dim3(kRowThreads), 0, stream, a, part);
+}
+
+tsp_status_t launch_choose_lines(const EstimateArgs& a, const MapPart& part, cudaStream_t stream) {
+  const int first = part.first_set;
+  TSP_RETURN_IF_ERROR(launch("estimate: choose lines", choose_lines_kernel,
+                             dim3(static_cast<unsigned>(part.num_sets)), dim3(kSetThreads), 0,
+                             stream, a, first));
+  return launch("estimate: write lines", write_lines_kernel, grid_of(a.query_blocks, part.num_sets),
+                dim3(kRowThreads), 0, stream, a, first);
+}
+
+}  // namespace tsp::cuda
