@@ -50,7 +50,8 @@ void load_segments(const EstimateTile& tile, const EstimateScratch<Arith>& s) {
 }
 
 /// Scores of a row's first `count` keys to weights; all NaN where a score is not finite.
-TSP_INLINE void softmax_row(float* row, int32_t count, float scale) {
+TSP_INLINE void softmax_row(float* row, int32_t count, float scale, float* divisor_top,
+                            float* divisor_sum) {
   const Span span = {0, count};
   const int32_t last = (count - 1) / kLanes * kLanes;
   Vec check = zero();
@@ -59,7 +60,8 @@ TSP_INLINE void softmax_row(float* row, int32_t count, float scale) {
   mask_span(row, span);
   Vec top = load(row + last);
   for (int32_t j = 0; j < last; j += kLanes) top = vmax(top, load(row + j));
-  const Vec shift = set1(-reduce_max(top) * scale);
+  *divisor_top = reduce_max(top) * scale;
+  const Vec shift = set1(-*divisor_top);
   const Vec scales = set1(scale);
   Vec sum = zero();
   for (int32_t j = 0; j <= last; j += kLanes) {
@@ -68,12 +70,13 @@ TSP_INLINE void softmax_row(float* row, int32_t count, float scale) {
     store(row + j, w);
   }
   const bool finite = reduce_add(check) == 0.0f;
-  const Vec factor = set1(finite ? 1.0f / reduce_add(sum) : __builtin_nanf(""));
+  *divisor_sum = reduce_add(sum);
+  const Vec factor = set1(finite ? 1.0f / *divisor_sum : __builtin_nanf(""));
   for (int32_t j = 0; j <= last; j += kLanes) store(row + j, fma(load(row + j), factor, zero()));
 }
 
 template <typename Arith>
-void softmax_rows(const EstimateTile& tile) {
+void softmax_rows(EstimateTile& tile) {
   const EstimateScratch<Arith> s(tile.scratch, tile.q.dim, tile.num_segments);
   load_segments<Arith>(tile, s);
   const int32_t depth = units_of<Arith>(tile.q.dim) * tile.num_segments;
@@ -94,7 +97,8 @@ void softmax_rows(const EstimateTile& tile) {
   }
   Arith::end();
   for (int32_t r = 0; r < tile.num_rows; ++r) {
-    softmax_row(tile.weights + r * tile.weight_stride, tile.hi[r], tile.scale_log2);
+    softmax_row(tile.weights + r * tile.weight_stride, tile.hi[r], tile.scale_log2, &tile.tops[r],
+                &tile.sums[r]);
   }
 }
 

@@ -2,6 +2,9 @@
 // estimate: packs the keys of a wave of KV heads in the form that the pattern multiplies them, then
 // runs the query blocks of every block set against them. Antidiagonal sums are one product of rows
 // `stride` times as long. Waves bound the memory; nothing depends on the threads.
+#include <cmath>
+#include <limits>
+
 #include "cpu/estimate_rows.h"
 
 namespace tsp::cpu {
@@ -17,6 +20,7 @@ struct Scratch {
   float* means;
   float* weights;
   float* mass;     // [blocks of an item, key blocks]
+  float* joint;    // [key blocks]; flash
   float* columns;  // [Tk], as are the next; lines only
   float* slashes;
   float* guess;    // [key blocks]; flexprefill, as are the next
@@ -61,6 +65,7 @@ Scratch take_scratch(const EstimateCall& call, Workspace<>& arena) {
       arena.take<float>(lines ? std::max(map_weights, line_tile_rows(call) * weight_stride(call))
                               : tile_rows * weight_stride(call));
   s.mass = arena.take<float>(blocks_in_item(call) * blocks);
+  s.joint = arena.take<float>(call.p.pattern.kind == TSP_PATTERN_FLASH ? blocks : 0);
   s.columns = arena.take<float>(lines ? call.longest : 0);
   s.slashes = arena.take<float>(lines ? call.longest : 0);
   s.guess = arena.take<float>(flex ? blocks : 0);
@@ -117,6 +122,42 @@ void add_blocks(const float* weights, int32_t hi, int32_t per_block, float* mass
   }
 }
 
+/// Key blocks that end at or before query entry i.
+int32_t seen_blocks(const BlockRows& rows, int32_t i) {
+  return (rows.first_query + i + 1) / rows.block;
+}
+
+/// One softmax over the rows of a query block, of a softmax each.
+class JointRows {
+ public:
+  JointRows(float* mass, int32_t n) : mass_(mass), n_(n) { begin(); }
+  void begin() {
+    std::fill_n(mass_, n_, 0.0f);
+    top_ = -std::numeric_limits<float>::infinity();
+    total_ = 0;
+  }
+  /// A row's weights and their common divisor, sum * 2^top.
+  void add(const float* weights, int32_t count, float top, float sum) {
+    if (top > top_) {
+      const float factor = std::exp2(top_ - top);
+      for (int32_t n = 0; n < n_; ++n) mass_[n] *= factor;
+      total_ *= factor;
+      top_ = top;
+    }
+    const float share = sum * std::exp2(top - top_);
+    for (int32_t n = 0; n < count; ++n) mass_[n] += weights[n] * share;
+    total_ += share;
+  }
+  void end(float* mass, int32_t count) const {
+    for (int32_t n = 0; total_ != 0 && n < count; ++n) mass[n] += mass_[n] / total_;
+  }
+
+ private:
+  float* mass_;
+  int32_t n_;
+  float top_ = 0, total_ = 0;
+};
+
 /// Masses of the query blocks m0 .. m1 - 1 of a set, `stride` floats apart.
 void mass_of(const Set& set, int32_t m0, int32_t m1, const Scratch& s, float* mass,
              int64_t stride) {
@@ -131,6 +172,7 @@ void mass_of(const Set& set, int32_t m0, int32_t m1, const Scratch& s, float* ma
   set.for_each_head([&](int32_t head, const KeyUnit& unit, const unsigned char* keys) {
     EstimateTile tile = new_tile(call, s, keys, ceil_div(ceil_div(rows.count, key_step), 16) * 16);
     if (queries == Source::kGroups) tile.scale_log2 /= static_cast<float>(call.p.pattern.stride);
+    JointRows joint(s.joint, queries == Source::kEntries ? rows.num_key_blocks() : 0);
     for (int32_t first = m0 * in_block; first < end; first += kEstimateRows) {
       const int32_t count = std::min(kEstimateRows, end - first);
       give_rows(call, unit, head, queries, rows.first_query, first, count, s.means, s.q_offset,
@@ -139,18 +181,31 @@ void mass_of(const Set& set, int32_t m0, int32_t m1, const Scratch& s, float* ma
         const int32_t group_end = rows.first_query + (first + r + 1) * key_step;
         tile.hi[r] = queries == Source::kGroups
                          ? (std::min(group_end, rows.count) - 1) / key_step + 1
-                         : rows.visible((first + r) / in_block);
+                     : queries == Source::kEntries ? std::max(1, seen_blocks(rows, first + r))
+                                                   : rows.visible((first + r) / in_block);
       }
       call.k.softmax_rows(tile);
       for (int32_t r = 0; r < count; ++r) {
-        add_blocks(s.weights + r * tile.weight_stride, tile.hi[r], per_block,
-                   mass + ((first + r) / in_block - m0) * stride);
+        const float* const weights = s.weights + r * tile.weight_stride;
+        const int32_t m = (first + r) / in_block;
+        float* const of_block = mass + (m - m0) * stride;
+        if (queries != Source::kEntries) {
+          add_blocks(weights, tile.hi[r], per_block, of_block);
+          continue;
+        }
+        if ((first + r) % in_block == 0) joint.begin();
+        const int32_t seen = seen_blocks(rows, first + r);
+        if (seen > 0) joint.add(weights, seen, tile.tops[r], tile.sums[r]);
+        if ((first + r + 1) % in_block == 0 || first + r + 1 == end) {
+          joint.end(of_block, rows.visible(m));
+        }
       }
     }
   });
   for (int32_t m = m0; m < m1; ++m) {
     const int32_t count = std::min(in_block, end - m * in_block);
-    const float factor = 1.0f / static_cast<float>(count * set.num_heads());
+    const int32_t parts = queries == Source::kEntries ? 1 : count;
+    const float factor = 1.0f / static_cast<float>(parts * set.num_heads());
     for (int32_t n = 0; n < rows.visible(m); ++n) mass[(m - m0) * stride + n] *= factor;
   }
 }

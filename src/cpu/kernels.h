@@ -85,6 +85,9 @@ struct EstimateTile {
   int64_t weight_stride;
   void* scratch;  // estimate_scratch_bytes(dim, num_segments), 64-byte aligned
   int32_t hi[kEstimateRows];
+  // Out: the weights' common divisor is sums * 2^tops.
+  float tops[kEstimateRows];
+  float sums[kEstimateRows];
 };
 
 struct Kernels {
@@ -105,7 +108,7 @@ struct Kernels {
   void (*score_tile)(const ScoreTile& tile);
 
   size_t (*estimate_scratch_bytes)(int32_t dim, int32_t num_segments);
-  void (*softmax_rows)(const EstimateTile& tile);
+  void (*softmax_rows)(EstimateTile& tile);
 };
 
 extern const Kernels kernels_scalar;

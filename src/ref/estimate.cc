@@ -131,15 +131,44 @@ void sum_antidiagonals(const Head& h, int32_t m, const Memory& memory) {
   }
 }
 
-/// memory.row[n] = softmax of scale * query . mean of k over block n, n < count.
+/// scale * query . mean of k over block n.
+double logit_of_block(const Head& h, const double* query, int32_t n, const Memory& memory) {
+  h.mean_of_keys(n, memory.k_mean);
+  double sum = 0;
+  for (int64_t d = 0; d < h.p.k.dim; ++d) sum += query[d] * memory.k_mean[d];
+  return static_cast<double>(h.p.scale) * sum;
+}
+
+/// memory.row[n] = softmax of the logits of block n, n < count.
 void weigh_blocks(const Head& h, const double* query, int32_t count, const Memory& memory) {
-  for (int32_t n = 0; n < count; ++n) {
-    h.mean_of_keys(n, memory.k_mean);
-    double sum = 0;
-    for (int64_t d = 0; d < h.p.k.dim; ++d) sum += query[d] * memory.k_mean[d];
-    memory.row[n] = static_cast<double>(h.p.scale) * sum;
-  }
+  for (int32_t n = 0; n < count; ++n) memory.row[n] = logit_of_block(h, query, n, memory);
   softmax(memory.row, count);
+}
+
+/// memory.head[n] = what block n has of the softmax over all entries of query block m together and
+/// the blocks that end at or before them.
+void sum_seen_blocks(const Head& h, int32_t m, const Memory& memory) {
+  double top = -std::numeric_limits<double>::infinity();
+  double total = 0;
+  bool finite = true;
+  const int32_t visible = h.rows.visible(m);
+  for (int32_t e = h.rows.first_entry(m); e <= h.rows.last_entry(m); ++e) {
+    h.mean_of_queries(e, e + 1, memory.q_mean);
+    for (int32_t n = 0; n < (e + 1) / h.rows.block; ++n) {
+      const double x = logit_of_block(h, memory.q_mean, n, memory);
+      finite = finite && std::isfinite(x);
+      if (x > top) {
+        const double factor = std::exp(top - x);
+        for (int32_t i = 0; i < visible; ++i) memory.head[i] *= factor;
+        total *= factor;
+        top = x;
+      }
+      memory.head[n] += std::exp(x - top);
+      total += std::exp(x - top);
+    }
+  }
+  if (!finite) total = std::numeric_limits<double>::quiet_NaN();
+  for (int32_t n = 0; total != 0 && n < visible; ++n) memory.head[n] /= total;
 }
 
 /// memory.head[n] += what block n has of query block m.
@@ -148,12 +177,10 @@ void sum_block(const Head& h, int32_t m, const Memory& memory) {
   const int32_t end = h.rows.last_entry(m) + 1;
   const int32_t visible = h.rows.visible(m);
   if (h.p.pattern.kind == TSP_PATTERN_XATTENTION) return sum_antidiagonals(h, m, memory);
-  const int32_t step = h.p.pattern.kind == TSP_PATTERN_FLASH ? 1 : end - begin;
-  for (int32_t e = begin; e < end; e += step) {
-    h.mean_of_queries(e, e + step, memory.q_mean);
-    weigh_blocks(h, memory.q_mean, visible, memory);
-    for (int32_t n = 0; n < visible; ++n) memory.head[n] += memory.row[n] * step / (end - begin);
-  }
+  if (h.p.pattern.kind == TSP_PATTERN_FLASH) return sum_seen_blocks(h, m, memory);
+  h.mean_of_queries(begin, end, memory.q_mean);
+  weigh_blocks(h, memory.q_mean, visible, memory);
+  for (int32_t n = 0; n < visible; ++n) memory.head[n] += memory.row[n];
 }
 
 void sum_lines(const Head& h, const Memory& memory) {

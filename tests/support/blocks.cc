@@ -150,11 +150,17 @@ class Restated {
     const int32_t i0 = begin(m) - e0_;
     const int32_t i1 = end(m) - e0_;
     if (p_.kind != TSP_PATTERN_FLASH) return pooled_row(x, i0, i1, visible(m));
-    Row mass(static_cast<size_t>(visible(m)));
+    Row pairs;
+    std::vector<size_t> block_of;
     for (int32_t i = i0; i < i1; ++i) {
-      const Row row = pooled_row(x, i, i + 1, visible(m));
-      for (size_t c = 0; c < row.size(); ++c) mass[c] += row[c] / (i1 - i0);
+      for (int32_t c = 0; (c + 1) * p_.block <= e0_ + i + 1; ++c) {
+        pairs.push_back(mean(x, i, i + 1, c));
+        block_of.push_back(static_cast<size_t>(c));
+      }
     }
+    Row mass(static_cast<size_t>(visible(m)));
+    if (!pairs.empty()) softmax(pairs);
+    for (size_t at = 0; at < pairs.size(); ++at) mass[block_of[at]] += pairs[at];
     return mass;
   }
   static void add(Row& to, const Row& row, int32_t heads) {

@@ -29,6 +29,36 @@ __device__ __forceinline__ float max_or_nan(const float* row, int n, Reduce<kThr
   return __syncthreads_or(bad) != 0 ? NAN : max;
 }
 
+/// One softmax over rows begin .. end - 1 of a head and the blocks that end at or before them,
+/// whose sums over rows are added to mass. By the whole block; a thread owns columns.
+__device__ __forceinline__ void add_joint(float* rows, int64_t stride, int num_rows,
+                                          int first_entry, int block, int visible,
+                                          Reduce<kMassThreads>& reduce, float* mass) {
+  const auto first_seeing = [&](int n) { return max(0, (n + 1) * block - 1 - first_entry); };
+  float max = -INFINITY;
+  bool bad = false;
+  for (int n = static_cast<int>(threadIdx.x); n < visible; n += kMassThreads) {
+    for (int r = first_seeing(n); r < num_rows; ++r) {
+      const float x = rows[r * stride + n];
+      bad = bad || !isfinite(x);
+      max = fmaxf(max, x);
+    }
+  }
+  max = reduce.max(max);
+  if (__syncthreads_or(bad) != 0) max = NAN;
+  float total = 0.f;
+  for (int n = static_cast<int>(threadIdx.x); n < visible; n += kMassThreads) {
+    float sum = 0.f;
+    for (int r = first_seeing(n); r < num_rows; ++r) sum += exp2_fast(rows[r * stride + n] - max);
+    rows[n] = sum;
+    total += sum;
+  }
+  total = reduce.sum(total);
+  for (int n = static_cast<int>(threadIdx.x); n < visible; n += kMassThreads) {
+    mass[n] += total == 0.f ? 0.f : rows[n] / total;
+  }
+}
+
 /// Grid (query blocks, sets).
 __global__ void __launch_bounds__(kMassThreads)
     mass_kernel(const __grid_constant__ EstimateArgs a, const __grid_constant__ LogitRows rows,
@@ -53,6 +83,12 @@ __global__ void __launch_bounds__(kMassThreads)
   for (int n = static_cast<int>(threadIdx.x); n < visible; n += kMassThreads) mass[n] = 0.f;
   for (int h = 0; h < heads; ++h) {
     const int local_head = set * heads + h - rows.first_head;
+    if (rows.of == RowsOf::kFlash) {
+      add_joint(
+          a.logits + (int64_t{local_head} * rows.num_rows + begin - rows.first_row) * rows.stride,
+          rows.stride, end - begin, cut.first_query + begin, a.block, visible, reduce, mass);
+      continue;
+    }
     for (int r = begin; r < end; ++r) {
       float* const row =
           a.logits + (int64_t{local_head} * rows.num_rows + r - rows.first_row) * rows.stride;
@@ -74,7 +110,8 @@ __global__ void __launch_bounds__(kMassThreads)
       }
     }
   }
-  const float factor = 1.f / static_cast<float>((end - begin) * heads);
+  const int parts = rows.of == RowsOf::kFlash ? 1 : end - begin;
+  const float factor = 1.f / static_cast<float>(parts * heads);
   for (int n = static_cast<int>(threadIdx.x); n < visible; n += kMassThreads) mass[n] *= factor;
 }
 
