@@ -255,7 +255,7 @@ struct LineSet {
 };
 
 /// Grid: sets.
-__global__ void __launch_bounds__(kSetThreads)
+__global__ void __launch_bounds__(kSetThreads, 1)
     choose_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set) {
   await_previous();
   __shared__ LineSet::Rank ranking;

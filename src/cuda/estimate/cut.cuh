@@ -49,7 +49,7 @@ struct Ranking {
   /// The fewest of the strongest whose weight reaches `limit` (1 .. the weight of all). `value_of`
   /// gives an index's value; a mass weighs itself, else each weighs 1.
   template <typename ValueOf>
-  __device__ Found reach(int64_t n, Units limit, bool by_mass, ValueOf&& value_of) {
+  __device__ __forceinline__ Found reach(int64_t n, Units limit, bool by_mass, ValueOf&& value_of) {
     __syncthreads();
     if (threadIdx.x == 0) {
       rest = limit;
@@ -63,15 +63,22 @@ struct Ranking {
       }
       __syncthreads();
       const Units leading = prefix;
-      for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-        const Units value = value_of(i);
-        if (shift < 56 && value >> (shift + 8) != leading) continue;
-        const int bin = static_cast<int>(value >> shift & 255);
-        atomicAdd(&bins[bin], by_mass ? value : 1ull);
-        atomicAdd(&numbers[bin], 1u);
+      for (int64_t begin = 0; begin < n; begin += kBatch * kThreads) {
+        Units values[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int64_t i = begin + j * kThreads + threadIdx.x;
+          values[j] = i < n ? value_of(i) : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const bool there = begin + j * kThreads + threadIdx.x < n &&
+                             (shift == 56 || values[j] >> (shift + 8) == leading);
+          add(there ? static_cast<int>(values[j] >> shift & 255) : -1, values[j], by_mass);
+        }
       }
       __syncthreads();
-      if (threadIdx.x < 32) descend();
+      if (threadIdx.x < 32) descend(by_mass);
       __syncthreads();
     }
     Found found{prefix, static_cast<int64_t>(above), static_cast<int64_t>(equals), 0};
@@ -81,7 +88,8 @@ struct Ranking {
 
   /// The first `need` of those equal to found.value, as a cut.
   template <typename ValueOf>
-  __device__ Cut cut_at(int64_t n, const Found& found, int64_t need, ValueOf&& value_of) {
+  __device__ __forceinline__ Cut cut_at(int64_t n, const Found& found, int64_t need,
+                                        ValueOf&& value_of) {
     if (need >= found.equals) return {found.value, n};
     int64_t seen = 0;
     for (int64_t begin = 0; begin < n; begin += kThreads) {
@@ -98,18 +106,44 @@ struct Ranking {
   }
 
  private:
+  static constexpr int kBatch = 4;  // loads in flight
+
+  /// A value per lane, bin < 0: none. Masses lie close together, so whole warps often meet in one
+  /// bin, where 64-bit additions in shared memory would wait for each other.
+  __device__ __forceinline__ void add(int bin, Units value, bool by_mass) {
+    int same = 0;
+    __match_all_sync(~0u, bin, &same);
+    if (same == 0) {
+      if (bin < 0) return;
+      atomicAdd(&numbers[bin], 1u);
+      if (by_mass) atomicAdd(&bins[bin], value);
+      return;
+    }
+    if (bin < 0) return;
+    if (by_mass) {
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    }
+    if (threadIdx.x % 32 != 0) return;
+    atomicAdd(&numbers[bin], 32u);
+    if (by_mass) atomicAdd(&bins[bin], value);
+  }
+
   /// One warp: the bin in which the weight of the strongest reaches the rest. Lane i has the bins
   /// 255 - 8 i downwards.
-  __device__ void descend() {
+  __device__ void descend(bool by_mass) {
     constexpr int kEach = kBins / 32;
     const int lane = static_cast<int>(threadIdx.x);
     const int first = kBins - 1 - lane * kEach;
     Units sum = 0, before;
     uint32_t number = 0;
+    const auto weight = [&](int bin) { return by_mass ? bins[bin] : Units{numbers[bin]}; };
     for (int i = 0; i < kEach; ++i) {
-      sum += bins[first - i];
+      sum += weight(first - i);
       number += numbers[first - i];
     }
+    const Units wanted = rest;
+    __syncwarp();  // before one lane writes the rest
     Units upto = sum;
     uint32_t numbers_upto = number;
 #pragma unroll
@@ -121,16 +155,16 @@ struct Ranking {
         numbers_upto += other_number;
       }
     }
-    const uint32_t reached = __ballot_sync(~0u, upto >= rest);
+    const uint32_t reached = __ballot_sync(~0u, upto >= wanted);
     if (lane != (reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1)) return;
     before = upto - sum;
     uint32_t numbers_before = numbers_upto - number;
     int bin = first;
-    for (int i = 0; i < kEach - 1 && before + bins[bin] < rest; ++i, --bin) {
-      before += bins[bin];
+    for (int i = 0; i < kEach - 1 && before + weight(bin) < wanted; ++i, --bin) {
+      before += weight(bin);
       numbers_before += numbers[bin];
     }
-    rest -= before;
+    rest = wanted - before;
     above += numbers_before;
     equals = numbers[bin];
     prefix = prefix << 8 | static_cast<Units>(bin);
