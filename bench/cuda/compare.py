@@ -46,6 +46,7 @@ def load_package(library):
     os.environ["TOKENSPARSE_LIBRARY"] = str(pathlib.Path(library).resolve())
     sys.path.insert(0, str(ROOT / "adapters/python/src"))
     import tokensparse._arrays
+    import tokensparse._blocks
     import tokensparse._library
 
     return tokensparse
@@ -56,6 +57,7 @@ class Device:
 
     def __init__(self, package, isa=None):
         self.library, self._arrays = package._library, package._arrays
+        self._blocks = package._blocks
         self._context = package.Context("cuda", isa=isa)
         self._context.set_stream(torch.cuda.current_stream().cuda_stream)
         self.isa = self._context.isa
@@ -70,6 +72,10 @@ class Device:
         sets, longest = indices.shape
         return self.library.IndexSets(indices.data_ptr(), kept.data_ptr(), sets, 0, longest,
                                       sets * longest)
+
+    def pattern(self, kind, sets):
+        """A block pattern with its method's own parameters."""
+        return self._blocks.pattern_of(kind, sets, {}, [])
 
     def prepare(self, name, **fields):
         """Fills params and allocates the workspace; returns a call without arguments."""
@@ -265,6 +271,48 @@ def bench_blocks(ctx, name, tokens, share, report):
           f"{turn['dense_ours']['ms']:.3f} ms: {ratio:.2f} times dense x share", flush=True)
 
 
+def bench_patterns(ctx, name, tokens, report):
+    """Each block pattern: its estimate and attention by its lists, beside dense attention."""
+    q_heads, kv_heads, dim = SHAPES[name]
+    q, k, v = workload(tokens, q_heads, kv_heads, dim, torch.bfloat16)
+    tiles = (tokens + 127) // 128
+
+    def room(*shape):
+        return torch.zeros(shape, dtype=torch.int32, device="cuda")
+
+    lists, counts = room(q_heads, tiles, tiles), room(q_heads, tiles)
+    columns, num_columns = room(q_heads, tokens), room(q_heads)
+    named = dict(blocks=lists.data_ptr(), counts=counts.data_ptr(), block=128, num_sets=q_heads,
+                 row_stride=tiles, set_stride=tiles * tiles, count_set_stride=tiles)
+    out = torch.empty_like(q)
+    dense = ctx.prepare("attend", q=q, k=k, v=v, out=out)
+    for kind in ("xattention", "flexprefill", "minference", "pooled", "flash"):
+        pattern = ctx.pattern(kind, q_heads)
+        with_columns = ctx.library.BlockSets(
+            **named, columns=columns.data_ptr(), num_columns=num_columns.data_ptr(),
+            column_set_stride=tokens)
+        runs = {"dense_ours": dense,
+                "estimate": ctx.prepare("estimate", q=q, k=k, pattern=pattern,
+                                        blocks=with_columns)}
+        runs["estimate"]()
+        part = int(counts.sum()) / (q_heads * tiles * (tiles + 1) / 2)
+        if kind != "minference":  # its single columns are not attended here
+            blocks = ctx.library.BlockSets(**named)
+            runs["blocks"] = ctx.prepare("attend", q=q, k=k, v=v, out=out, blocks=blocks)
+            runs["prefill"] = ctx.prepare("prefill", q=q, k=k, v=v, out=out, coverage=0.0,
+                                          pattern=pattern)
+        turn = in_turn(runs, 7 if tokens > 65536 else 15)
+        extra = runs["estimate"].memory.numel() / 2 ** 30
+        report["pattern_cases"].append({"shape": name, "tokens": tokens, "pattern": kind,
+                                        "heads": [q_heads, kv_heads], "dim": dim,
+                                        "share_of_blocks": part, "estimate_extra_gib": extra,
+                                        "in_turn": turn})
+        dense_ms = turn["dense_ours"]["ms"]
+        print(f"{name} {tokens:>7} {kind:11} {part:.3f} of the blocks, " + ", ".join(
+            f"{label} {entry['ms']:.3f} ms ({entry['ms'] / dense_ms:.3f} of dense)"
+            for label, entry in turn.items() if label != "dense_ours"), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", default="build/cuda/src/libtokensparse.so")
@@ -276,6 +324,7 @@ def main():
     parser.add_argument("--local-tokens", nargs="*", type=int,
                         default=[2048, 4096, 8192, 32768, 131072])
     parser.add_argument("--block-tokens", nargs="*", type=int, default=[8192, 32768, 131072])
+    parser.add_argument("--pattern-tokens", nargs="*", type=int, default=[8192, 32768, 131072])
     parser.add_argument("--block-share", type=float, default=0.25)
     parser.add_argument("--local-keep", type=float, default=0.25)
     parser.add_argument("--reference", help="checkout of the method's published code")
@@ -292,7 +341,8 @@ def main():
               "date": datetime.date.today().isoformat(), "torch": torch.__version__,
               "cudnn": torch.backends.cudnn.version(), "keep": args.keep,
               "copy_tb_per_s": machine.bytes_per_s / 1e12, "matmul_tflops": machine.flops / 1e12,
-              "local_keep": args.local_keep, "cases": [], "local_cases": [], "block_cases": []}
+              "local_keep": args.local_keep, "cases": [], "local_cases": [], "block_cases": [],
+              "pattern_cases": []}
     print(f"{report['card']}, {ctx.isa}, copy {report['copy_tb_per_s']:.2f} TB/s, matmul "
           f"{report['matmul_tflops']:.0f} TFLOP/s", flush=True)
 
@@ -308,6 +358,10 @@ def main():
             save()
         for tokens in args.block_tokens:
             bench_blocks(ctx, name, tokens, args.block_share, report)
+            torch.cuda.empty_cache()
+            save()
+        for tokens in args.pattern_tokens:
+            bench_patterns(ctx, name, tokens, report)
             torch.cuda.empty_cache()
             save()
         for tokens in args.tokens:
