@@ -24,11 +24,10 @@ TSP_API void tsp_pattern_init(tsp_pattern_t* pattern, int32_t kind);
 ///   the softmax runs over the groups that begin at or before the last entry of group i.
 /// pooled (the core of SpargeAttn, arXiv 2502.18137):
 ///   mass[m, n] = softmax_n(scale * mean of q over block m . mean of k over block n)
-///   In both n runs over the blocks up to the query block's last entry.
+///   Here and above n runs over the blocks up to the query block's last entry.
 /// flash (the rule of FlashPrefill, arXiv 2603.06199):
-///   mass[m, n] = sum over i of the softmax of scale * q[i] . mean of k over block n, taken over
-///   all pairs of an entry i of query block m and a block n that ends at or before it (n * B + B -
-///   1 <= i); without such an entry 0
+///   mass[m, n] = sum over i of one softmax of scale * q[i] . mean of k over block n, over every
+///   entry i of query block m with every block n that ends by it (n * B + B - 1 <= i); else 0
 /// minference (arXiv 2407.02490, vertical-slash): with A the causal softmax rows of the last
 ///   w = min(64, query entries) queries,
 ///   column[t] = mean over rows of A[., t]; slash[d] = mean over rows e of A[e, e - d].
