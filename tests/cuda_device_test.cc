@@ -197,6 +197,9 @@ TEST_P(CudaDevice, WhenItPaysLongSequencesAreSparseAndShortOnesExact) {
     EXPECT_EQ(result->sets[0], all[0]) << "few keys";
     EXPECT_EQ(result->sets[2], all[2]) << "few queries";
   }
+  int32_t keys = 0, rows = 0;
+  ASSERT_EQ(tsp_prefill_paying(ctx.get(), &keys, &rows), TSP_OK);
+  EXPECT_TRUE(300 < keys && keys <= 9000 && 40 < rows && rows <= 9000) << keys << " " << rows;
   options.when = TSP_WHEN_ALWAYS;
   EXPECT_EQ(problem.prefill(backend, ctx, options, &given).sets, given);
 }

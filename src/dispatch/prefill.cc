@@ -379,6 +379,10 @@ tsp_status_t tsp_prefill(tsp_context_t* ctx, const tsp_prefill_params_t* params)
 
 tsp_status_t tsp_prefill_paying(tsp_context_t* ctx, int32_t* keys, int32_t* rows) {
   TSP_RETURN_IF_ERROR(tsp::check_context(ctx));
+  if (keys == nullptr || rows == nullptr) {
+    return tsp::fail(TSP_INVALID_ARGUMENT, "%s: must not be null",
+                     keys == nullptr ? "keys" : "rows");
+  }
   *keys = ctx->ops->paying_keys;
   *rows = ctx->ops->paying_rows;
   return TSP_OK;

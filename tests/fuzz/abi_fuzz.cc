@@ -432,6 +432,8 @@ void fuzz_prefill(Case& c) {
     p.pattern.share = c.bytes.pick({0, 0, 1, 2, 3});
     if (!c.bytes.one_in(4)) p.blocks.blocks = nullptr;
   }
+  int64_t tally[2] = {};
+  if (c.bytes.one_in(3)) p.tally = tally;
   spoil_size(c, p);
   call(c, p, {&p.q, &p.k, &p.v, &p.out}, tsp_prefill_workspace, tsp_prefill);
 }

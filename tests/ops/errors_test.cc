@@ -2,6 +2,7 @@
 // Bad input through the C ABI: one sentence that names the argument, the rule and the value.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <functional>
 #include <limits>
 
@@ -357,7 +358,27 @@ TEST_F(Errors, NameTheOpThatABackendLeavesOut) {
   EXPECT_TRUE(tokensparse::prefill(ctx, p).ok());
 }
 
+TEST_F(Errors, NameWhatATallyCannotBe) {
+  alignas(8) std::array<int64_t, 3> tally{};
+  expect(
+      [&](auto& b) {
+        b.tally = tally.data();
+        tsp_pattern_init(&b.pattern, TSP_PATTERN_POOLED);
+      },
+      "tally: must be null with a pattern: the pairs of blocks are not told");
+  tokensparse::PrefillParams bad = p;
+  bad.tally = reinterpret_cast<int64_t*>(reinterpret_cast<char*>(tally.data()) + 4);
+  EXPECT_EQ(tokensparse::prefill(ctx, bad).message().substr(0, 36),
+            "tally: must be aligned to 8 bytes, g");
+  bad.tally = reinterpret_cast<int64_t*>(out.data());
+  EXPECT_EQ(tokensparse::prefill(ctx, bad).message().substr(0, 27), "out: must not overlap tally");
+  EXPECT_EQ(tally, (std::array<int64_t, 3>{}));
+}
+
 TEST_F(Errors, NameWhatIsNull) {
+  int32_t keys = 1;
+  EXPECT_EQ(tsp_prefill_paying(ctx.get(), &keys, nullptr), TSP_INVALID_ARGUMENT);
+  EXPECT_STREQ(tsp_last_error(), "rows: must not be null");
   EXPECT_EQ(tsp_prefill(ctx.get(), nullptr), TSP_INVALID_ARGUMENT);
   EXPECT_STREQ(tsp_last_error(), "params: must not be null");
   EXPECT_EQ(tsp_prefill(nullptr, &p), TSP_INVALID_ARGUMENT);

@@ -168,6 +168,8 @@ class Engine:
     def batches(self, prompt):
         """Greedy tokens of prompts, of a mixed batch twice, of 64 requests."""
         compared = [n for n in self.asked["tokens"] if n <= self.asked["compared"]]
+        if not compared:
+            return
         longest = max(compared)
         found = {str(n): [prompt[:n]] for n in compared}
         found["mixed"] = [prompt[:n] for n in (7, 65, 300, 64, 1200, longest // 2, 33)]
