@@ -14,16 +14,19 @@ vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix c
   graphs        prompts inside full CUDA graphs: nothing of ours runs in a replay, and it is counted
   http-stock, http   `vllm serve`: 64 requests at once, and our counters at /metrics
 Each part is a process of its own with a time limit; the JSON file is written after each. A part that
-the file has already is not run again (--again runs it), so a run that was cut off goes on.
+the file has already is not run again (--again runs it), so a run that was cut off goes on. With
+--at-once all parts start together, which is most of their time, and then measure in turn.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -188,11 +191,13 @@ def main():
     parser.add_argument("--keep", type=float, default=0.43, help="share of the tokens in `kept`")
     parser.add_argument("--text", help="file to take the prompt from; needs the model's tokenizer")
     parser.add_argument("--memory", type=float, default=0.4, help="gpu_memory_utilization")
+    parser.add_argument("--cache-gib", type=float, help="of K and V, in the place of --memory")
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--seconds", type=float, default=3600, help="of all parts together")
     parser.add_argument("--part-seconds", type=float, default=600, help="of one part")
+    parser.add_argument("--at-once", action="store_true", help="start all parts together")
     parser.add_argument("--again", action="store_true", help="run parts that the file has, too")
     parser.add_argument("--json", help="file to keep the figures in")
     parser.add_argument("--against", help="JSON file of another run (one card beside two)")
@@ -212,22 +217,31 @@ def main():
         if folder == "random":
             make_model(made, max(options.tokens))
             folder = made
-        for name in options.parts:
-            if not options.again and report["parts"].get(name, {}).get("status") == "ok":
-                continue
+        alone = threading.Lock()
+
+        def run(name):
             left = options.seconds - (time.time() - began)
             if left < 20:
                 print(f"part {name}: no time left", flush=True)
                 failed.append(name)
-                continue
+                return
             found = run_part(name, folder, made, options, min(left, options.part_seconds))
-            report["parts"][name] = found
-            if found["status"] != "ok":
-                failed.append(name)
-            report["compared"] = compare(report["parts"], other)
-            if options.json:
-                Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-                Path(options.json).write_text(json.dumps(report, indent=1))
+            with alone:
+                report["parts"][name] = found
+                if found["status"] != "ok":
+                    failed.append(name)
+                report["compared"] = compare(report["parts"], other)
+                if options.json:
+                    Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+                    Path(options.json).write_text(json.dumps(report, indent=1))
+
+        parts = [
+            name
+            for name in options.parts
+            if options.again or report["parts"].get(name, {}).get("status") != "ok"
+        ]
+        with concurrent.futures.ThreadPoolExecutor(len(PARTS) if options.at_once else 1) as pool:
+            list(pool.map(run, parts))
     for row in report.get("compared", []):
         print(json.dumps(row))
     if failed:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """One engine of vllm_cuda.py, in each of its modes: called by it with what it wants as JSON."""
 
+import contextlib
+import fcntl
 import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -68,6 +71,17 @@ def report_of(worker):
     }
 
 
+@contextlib.contextmanager
+def cards_alone(asked):
+    """Parts that run at once measure one after the other on the cards they share."""
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
+    with contextlib.ExitStack() as held:
+        for card in sorted(cards[: asked["tensor_parallel"]]):
+            path = Path(tempfile.gettempdir(), f"tokensparse-vllm-card-{card}.lock")
+            fcntl.flock(held.enter_context(open(path, "w")), fcntl.LOCK_EX)
+        yield
+
+
 class Engine:
     """The engine of a part."""
 
@@ -85,6 +99,8 @@ class Engine:
         more = {"load_format": "dummy"} if asked["model"] == "random" else {}
         if asked["eager"]:
             more["enforce_eager"] = True
+        if asked["cache_gib"]:
+            more["kv_cache_memory_bytes"] = int(asked["cache_gib"] * 2**30)
         if asked["part"] == "graphs":
             more["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL"}
         self.llm = vllm.LLM(
@@ -209,8 +225,15 @@ def main():
     vocabulary = json.loads(Path(asked["folder"], "config.json").read_text())["vocab_size"]
     prompt = prompt_of(asked, vocabulary)
     engine = Engine(asked)
+    with cards_alone(asked):
+        measure(engine, asked, prompt)
+
+
+def measure(engine, asked, prompt):
+    """All of the part."""
     if asked["part"] == "graphs":
-        return full_graphs(engine, prompt)
+        full_graphs(engine, prompt)
+        return
     for mode in asked["modes"]:
         start = time.time()
         engine.configure(mode)

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from vllm_engines import is_stock, prompt_of, variables_of
+from vllm_engines import cards_alone, is_stock, prompt_of, variables_of
 
 LONGEST = 12288  # every eighth request: long enough to be sparse
 NEW_TOKENS = 8
@@ -50,6 +50,7 @@ def counters(url):
 def main():
     asked = json.loads(sys.argv[1])
     [mode] = asked["modes"]
+    port = asked["port"] + is_stock(mode)  # both may run at once
 
     def say(**what):
         with open(asked["said"], "a", encoding="utf-8") as file:
@@ -59,9 +60,11 @@ def main():
     vocabulary = json.loads(Path(asked["folder"], "config.json").read_text())["vocab_size"]
     prompt = prompt_of({**asked, "tokens": [LONGEST]}, vocabulary)
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", asked["folder"]]
-    command += ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(asked["port"])]
+    command += ["--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "bfloat16", "--max-model-len", "16384"]
     command += ["--gpu-memory-utilization", str(asked["memory"])]
+    if asked["cache_gib"]:
+        command += ["--kv-cache-memory-bytes", str(int(asked["cache_gib"] * 2**30))]
     command += ["--attention-backend", "FLASH_ATTN" if is_stock(mode) else "CUSTOM"]
     command += ["--tensor-parallel-size", str(asked["tensor_parallel"])]
     if asked["model"] == "random":
@@ -70,7 +73,7 @@ def main():
         command.append("--enforce-eager")
     start = time.time()
     server = subprocess.Popen(command, env={**os.environ, **variables_of(mode, asked)})
-    base = f"http://127.0.0.1:{asked['port']}"
+    base = f"http://127.0.0.1:{port}"
     try:
         wait_for(server, f"{base}/health")
         say(mode=mode, server_up_seconds=round(time.time() - start, 1), command=" ".join(command[3:]))
@@ -82,10 +85,10 @@ def main():
             found = json.loads(fetch(f"{base}/v1/completions", body))
             return found["choices"][0]["text"], time.perf_counter() - began
 
-        ask([17, *prompt[1:5000]])
         lengths = [LONGEST if i % 8 == 7 else 256 + i * 61 for i in range(64)]
         requests = [[300 + i, *prompt[1:length]] for i, length in enumerate(lengths)]
-        with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        with cards_alone(asked), concurrent.futures.ThreadPoolExecutor(64) as pool:
+            list(pool.map(ask, [[17 + i, *prompt[1:5000]] for i in range(8)]))
             began = time.perf_counter()
             answers = list(pool.map(ask, requests))
             seconds = time.perf_counter() - began
@@ -96,7 +99,7 @@ def main():
             prompt_tokens=sum(lengths),
             answered=len(answers),
             slowest_seconds=round(max(took for _, took in answers), 4),
-            answers=[text.split() for text, _ in answers],
+            answers=[text.replace("w", " w").split() for text, _ in answers],
         )
         if not is_stock(mode):
             say(mode=mode, metrics=counters(f"{base}/metrics"))

@@ -120,10 +120,11 @@ def planned_call(kv_heads=2, **changes):
     run = Run(0, 2, slice(5, 175), (0, 100, 170), (0, 200, 400), 100, long=True)
     output = torch.full_like(query, float("nan"))
     call = planned.Planned(run, setting, 32**-0.5, query, tuple(pages), table, output)
-    tallies = tally.Tallies(torch.device("cpu"))
-    slot = tallies.new()
-    call(query, tuple(pages), output, tallies.address(slot))
-    tallies.follow()
+    with torch.inference_mode():
+        tallies = tally.Tallies(torch.device("cpu"))
+        slot = tallies.new()
+        call(query, tuple(pages), output, tallies.address(slot))
+        tallies.follow()
     assert tallies.behind() == tallies.read()
     expected, kept = [], []
     for request, (rows, keys) in enumerate(((slice(5, 105), 200), (slice(105, 175), 200))):

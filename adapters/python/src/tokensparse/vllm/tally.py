@@ -14,8 +14,9 @@ class Tallies:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.counters = torch.zeros(_SLOTS, 2, dtype=torch.int64, device=device)
-        self._copy = torch.zeros(_SLOTS, 2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        with torch.inference_mode(False):  # made in a forward pass, cleared outside of one
+            self.counters = torch.zeros(_SLOTS, 2, dtype=torch.int64, device=device)
+            self._copy = torch.zeros(_SLOTS, 2, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.used = 0
 
     def new(self) -> int:
