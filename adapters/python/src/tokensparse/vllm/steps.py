@@ -307,8 +307,8 @@ def _follow(asked: threading.Event) -> None:
             time.sleep(_PUBLISH_EVERY)
             try:
                 found = collect(reset=False, wait=False)
-            except RuntimeError:  # a layer has counted a first call of a kind meanwhile
-                continue
+            except (RuntimeError, IndexError, AttributeError):
+                continue  # meanwhile a layer counted its first call, or took another setting
             told = metrics.totals(found)
             if told == before:
                 break
