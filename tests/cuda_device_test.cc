@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "tests/support/problem.h"
+#include "tokensparse/estimate.h"
 
 namespace tsp::test {
 namespace {
@@ -42,7 +43,7 @@ class CudaDevice : public ::testing::TestWithParam<Backend> {
 class DevicePrefill {
  public:
   DevicePrefill(const Backend& backend, tokensparse::Context& ctx, Problem& problem,
-                const Options& options)
+                const Options& options, const tsp_pattern_t* pattern = nullptr)
       : ctx_(ctx),
         out(problem.shape.out_dtype, problem.shape.q_lens, problem.shape.num_q_heads,
             problem.shape.dim),
@@ -59,6 +60,7 @@ class DevicePrefill {
     p_.dropped = options.dropped;
     p_.band = options.band;
     p_.sink = options.sink;
+    if (pattern != nullptr) p_.pattern = *pattern;
     p_.q = q_.view();
     p_.k = k_.view();
     p_.v = v_.view();
@@ -313,7 +315,9 @@ TEST_P(CudaDevice, NothingSynchronises) {
   require(cudaStreamDestroy(stream));
 }
 
-TEST_P(CudaDevice, AGraphReplaysWithNewContent) {
+/// Captures prefill once and replays it on tensors of other content.
+void expect_replays(const Backend& backend, tokensparse::Context& ctx,
+                    const tsp_pattern_t* pattern) {
   cudaStream_t stream = nullptr;
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   ASSERT_EQ(tsp_context_set_stream(ctx.get(), stream), TSP_OK);
@@ -321,7 +325,7 @@ TEST_P(CudaDevice, AGraphReplaysWithNewContent) {
       .min_tokens = 200, .coverage = 0.1f, .dropped = TSP_DROPPED_LOCAL, .band = 100, .sink = 32};
   Shape shape = bf16_shape(2500, 2500, 8, 2, 128);
   Problem first(shape);
-  DevicePrefill prefill(backend, ctx, first, options);
+  DevicePrefill prefill(backend, ctx, first, options, pattern);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
@@ -343,12 +347,26 @@ TEST_P(CudaDevice, AGraphReplaysWithNewContent) {
     require(cudaGraphLaunch(exec, stream));
     require(cudaStreamSynchronize(stream));
     counts.push_back(prefill.kept());
-    EXPECT_EQ(prefill.bits(), problem.prefill(backend, ctx, options).out.bits()) << seed;
+    const AttendResult alone = problem.prefill(backend, ctx, options, nullptr, nullptr, pattern);
+    EXPECT_EQ(prefill.bits(), alone.out.bits()) << seed;
   }
   EXPECT_NE(counts[0], counts[2]);
   require(cudaGraphExecDestroy(exec));
   require(cudaGraphDestroy(graph));
+  ASSERT_EQ(tsp_context_set_stream(ctx.get(), nullptr), TSP_OK);
   require(cudaStreamDestroy(stream));
+}
+
+TEST_P(CudaDevice, AGraphReplaysWithNewContent) { expect_replays(backend, ctx, nullptr); }
+
+TEST_P(CudaDevice, AGraphOfABlockPatternReplaysWithNewContent) {
+  for (const int32_t kind :
+       {TSP_PATTERN_XATTENTION, TSP_PATTERN_FLEXPREFILL, TSP_PATTERN_POOLED, TSP_PATTERN_FLASH}) {
+    tsp_pattern_t pattern;
+    tsp_pattern_init(&pattern, kind);
+    pattern.min_budget = 256;
+    expect_replays(backend, ctx, &pattern);
+  }
 }
 
 TEST_P(CudaDevice, TwoStreamsAtOnceDoNotMeet) {

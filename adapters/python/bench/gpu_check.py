@@ -54,6 +54,27 @@ def dense_attention_equals_the_specification():
 
 
 @check
+def estimates_list_what_the_specification_does():
+    reference = tokensparse.Context("ref")
+    q, k, _ = tensors(q_len=500, k_len=700)
+    for pattern in ("xattention", "flexprefill", "minference", "pooled", "flash"):
+        options = dict(block=16, min_budget=32, vertical=40, slash=60)
+        found = [
+            tokensparse.estimate(*where, pattern, context=context, **options)
+            for where, context in (((q.cuda(), k.cuda()), None), ((q, k), reference))
+        ]
+        maps = []
+        for lists in found:
+            wide = torch.zeros(*lists.blocks.shape[:3], 44 + 1, dtype=torch.bool)
+            at = torch.arange(lists.blocks.shape[3])
+            there = at < lists.counts.cpu()[..., None]
+            wide.scatter_(3, lists.blocks.cpu().long().where(there, torch.tensor(44)), True)
+            maps.append(wide[..., :44])
+        apart = (maps[0] ^ maps[1]).sum() / maps[1].sum()
+        assert apart < 0.01, f"{pattern}: {float(apart):.3f} of the blocks differ"
+
+
+@check
 def sparse_prefill_equals_the_specification():
     host = tensors()
     out, found = tokensparse.prefill(*(x.cuda() for x in host), return_selection=True, **SPARSE)
