@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
-// One wrapper per instruction of sm_90a: wgmma on tiles in shared memory, its fences, the proxy
-// fence. Tiles have rows of 128 bytes (64 elements) in the 128-byte swizzle: 16-byte chunk c of row
-// r lies at chunk c ^ (r % 8).
+// One wrapper per instruction of sm_90a: wgmma, its fences, the proxy fence. Tiles in shared memory
+// have rows of 128 bytes (64 elements) in the 128-byte swizzle: 16-byte chunk c of row r lies at
+// chunk c ^ (r % 8).
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "cuda/ptx.cuh"
 
@@ -15,6 +14,15 @@ namespace tsp::cuda {
 /// swizzle. Adding 2 to it moves 16 elements (32 bytes) along a row.
 __device__ __forceinline__ uint64_t tile_descriptor(uint32_t shared_address) {
   return (uint64_t{1} << 62) | (uint64_t{64} << 32) | (uint64_t{1} << 16) |
+         ((shared_address & 0x3ffffu) >> 4);
+}
+
+/// Descriptor of a tile [keys, columns] that is multiplied over its keys (transposed operand):
+/// column blocks of 64 lie `block_bytes` apart, groups of eight keys 1,024. Adding 128 to it moves
+/// 16 keys.
+__device__ __forceinline__ uint64_t transposed_descriptor(uint32_t shared_address,
+                                                          uint32_t block_bytes) {
+  return (uint64_t{1} << 62) | (uint64_t{64} << 32) | (uint64_t{block_bytes >> 4} << 16) |
          ((shared_address & 0x3ffffu) >> 4);
 }
 
@@ -42,18 +50,25 @@ __device__ __forceinline__ void pin(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/// wgmma.mma_async m64n128k16: d = a b^T (+ d), both K-major. Row lane / 4 + 8 h + 16 * warp and
-/// column 8 j + 2 (lane % 4) + c of the product are d[4 j + 2 h + c].
+/// The part of the instruction's name that says what a and b hold.
 template <typename Type>
-__device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b,
-                                                 int accumulate);
+struct WgmmaOperands;
 template <>
-__device__ __forceinline__ void wgmma_m64n128k16<Bf16>(float (&d)[64], uint64_t a, uint64_t b,
-                                                       int accumulate) {
+struct WgmmaOperands<Bf16> {
+  static constexpr char kNames[] = ".bf16.bf16";
+};
+template <>
+struct WgmmaOperands<F16> {
+  static constexpr char kNames[] = ".f16.f16";
+};
+
+/// wgmma.mma_async m64n{64,128}k16: d = a b^T (+ d), both K-major tiles. Row lane / 4 + 8 h + 16 *
+/// warp and column 8 j + 2 (lane % 4) + c of the product are d[4 j + 2 h + c].
+template <typename Type>
+__device__ __forceinline__ void wgmma(float (&d)[64], uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32%67 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
@@ -69,70 +84,67 @@ __device__ __forceinline__ void wgmma_m64n128k16<Bf16>(float (&d)[64], uint64_t 
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-      : "l"(a), "l"(b), "r"(accumulate));
+      : "l"(a), "l"(b), "r"(accumulate), "C"(WgmmaOperands<Type>::kNames));
 }
-template <>
-__device__ __forceinline__ void wgmma_m64n128k16<F16>(float (&d)[64], uint64_t a, uint64_t b,
-                                                      int accumulate) {
+template <typename Type>
+__device__ __forceinline__ void wgmma(float (&d)[32], uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{"
+      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32%35 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, 0, 0;}\n"
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, p, 1, 1, 0, 0;}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
-        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
-        "+f"(d[63])
-      : "l"(a), "l"(b), "r"(accumulate));
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "l"(a), "l"(b), "r"(accumulate), "C"(WgmmaOperands<Type>::kNames));
 }
 
-/// wgmma.mma_async m64n64k16: the same over 64 columns.
-template <typename Type>
-__device__ __forceinline__ void wgmma_m64n64k16(float (&d)[32], uint64_t a, uint64_t b,
-                                                int accumulate);
-template <>
-__device__ __forceinline__ void wgmma_m64n64k16<Bf16>(float (&d)[32], uint64_t a, uint64_t b,
-                                                      int accumulate) {
+/// The same with the left operand in registers. kTransposed: b is a transposed_descriptor, else a
+/// tile_descriptor. A row of a: registers 0 and 2 of lanes 4 row .. 4 row + 3; the eighth row after
+/// it: registers 1 and 3; as mma.sync has it.
+template <typename Type, bool kTransposed>
+__device__ __forceinline__ void wgmma(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
+                                      int accumulate) {
   asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{"
+      "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32%71 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, 0, 0;}\n"
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, %70;}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
-        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "l"(a), "l"(b), "r"(accumulate));
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+        "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransposed),
+        "C"(WgmmaOperands<Type>::kNames));
 }
-template <>
-__device__ __forceinline__ void wgmma_m64n64k16<F16>(float (&d)[32], uint64_t a, uint64_t b,
-                                                     int accumulate) {
+template <typename Type, bool kTransposed>
+__device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                      int accumulate) {
   asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{"
+      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32%39 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, 0, 0;}\n"
+      "{%32, %33, %34, %35}, %36, p, 1, 1, %38;}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-      : "l"(a), "l"(b), "r"(accumulate));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransposed),
+        "C"(WgmmaOperands<Type>::kNames));
 }
 
 }  // namespace tsp::cuda

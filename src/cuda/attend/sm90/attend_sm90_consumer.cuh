@@ -7,7 +7,7 @@
 
 #include "cuda/attend/sm90/attend_sm90_tile.cuh"
 #include "cuda/sm80/mma.cuh"
-#include "cuda/sm90/wgmma_rows.cuh"
+#include "cuda/sm90/wgmma.cuh"
 
 namespace tsp::cuda {
 
@@ -75,12 +75,12 @@ struct Sm90Consumer {
     for (int step = 0; step < kQSteps; ++step) {
       const uint64_t k_step = k + step / 4 * (Tile::kKvBlockBytes / 16) + step % 4 * 2;
       if constexpr (kHoldsQueries) {
-        wgmma_rows<Type, false>(s, q[step], k_step, step > 0);
+        wgmma<Type, false>(s, q[step], k_step, step > 0);
       } else {
         const uint64_t from =
             tile_descriptor(shared_address(shared.q) + static_cast<uint32_t>(group) * 64 * 128);
-        wgmma_m64n128k16<Type>(s, from + step / 4 * (Tile::kQBlockBytes / 16) + step % 4 * 2,
-                               k_step, step > 0);
+        wgmma<Type>(s, from + step / 4 * (Tile::kQBlockBytes / 16) + step % 4 * 2, k_step,
+                    step > 0);
       }
     }
     wgmma_commit();
@@ -94,7 +94,7 @@ struct Sm90Consumer {
                        static_cast<uint32_t>(v_at.index) * (Tile::kKvBytes / 16);
 #pragma unroll
     for (int step = 0; step < kPSteps; ++step) {
-      wgmma_rows<Type, true>(o, p[step], v + step * 128, 1);
+      wgmma<Type, true>(o, p[step], v + step * 128, 1);
     }
     wgmma_commit();
   }

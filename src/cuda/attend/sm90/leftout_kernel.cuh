@@ -11,7 +11,7 @@
 #include "cuda/launch.h"
 #include "cuda/sm90/mbarrier.cuh"
 #include "cuda/sm90/tma.cuh"
-#include "cuda/sm90/wgmma_rows.cuh"
+#include "cuda/sm90/wgmma.cuh"
 
 namespace tsp::cuda {
 
@@ -156,7 +156,7 @@ struct WideLeftOut {
       const uint64_t k_tile = tile_descriptor(k + block * kLeftOutKeys * 128);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        wgmma_m64n64k16<Type>(s, q_tile + step * 2, k_tile + step * 2, block + step > 0);
+        wgmma<Type>(s, q_tile + step * 2, k_tile + step * 2, block + step > 0);
       }
     }
     wgmma_commit();
@@ -217,7 +217,7 @@ struct WideLeftOut {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kLeftOutKeys / 16; ++step) {
-      wgmma_rows<Type, true>(o, p[step], v + step * 128, 1);
+      wgmma<Type, true>(o, p[step], v + step * 128, 1);
     }
     wgmma_commit();
   }

@@ -44,7 +44,7 @@ struct WideTile {
       const uint64_t b_tile = tile_descriptor(b + half * kHalfBytes);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        wgmma_m64n128k16<Type>(d, a_tile + step * 2, b_tile + step * 2, half + step > 0);
+        wgmma<Type>(d, a_tile + step * 2, b_tile + step * 2, half + step > 0);
         if (half * 4 + step == kHalves * 2 - 1) wgmma_commit();
       }
     }
