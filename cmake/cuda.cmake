@@ -12,6 +12,9 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 find_package(CUDAToolkit 13.0 REQUIRED)
 
+option(TOKENSPARSE_CUDA_RACECHECK
+       "Barriers of Hopper's kernels as compute-sanitizer's racecheck follows them: every lane arrives"
+       OFF)
 option(TOKENSPARSE_CUDA_MIN "One instance per kernel (bf16, head dim 128): a quick compile check" OFF)
 
 # sm_80 code runs on every later chip; sm_90 is compiled for its own scheduling.
@@ -26,6 +29,9 @@ endif()
 set(TSP_CUDA_SM90_FLAGS -Werror=all-warnings -gencode=arch=compute_90a,code=sm_90a)
 if(TOKENSPARSE_CUDA_MIN)
   list(APPEND TSP_CUDA_SM90_FLAGS -Xptxas=-v)
+endif()
+if(TOKENSPARSE_CUDA_RACECHECK)
+  list(APPEND TSP_CUDA_SM90_FLAGS -DTSP_CUDA_RACECHECK)
 endif()
 
 # cuDNN: headers only. `pip install nvidia-cudnn-frontend` has the first; the second comes with

@@ -11,6 +11,9 @@ set(cuda_kernels cuda/select/select.cu cuda/select/tally.cu cuda/compress/compre
                  cuda/estimate/mass.cu cuda/estimate/means.cu cuda/estimate/products.cu
                  cuda/attend/leftout_rows.cu cuda/attend/poison.cu)
 set(cuda_sm90_kernels cuda/select/sm90/select.cu)
+if(TOKENSPARSE_CUDA_MIN)  # nobody calls it there: of all kernels it has the fewest registers to spare
+  list(APPEND cuda_sm90_kernels cuda/attend/sm90/attend_bf16_d64.cu)
+endif()
 foreach(instance IN LISTS cuda_instances)
   list(APPEND cuda_sm90_kernels cuda/score/sm90/score_${instance}.cu
                                 cuda/attend/sm90/attend_${instance}.cu

@@ -19,6 +19,19 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier))
                : "memory");
 }
+/// How many arrivals arrive_warp() counts for.
+#ifdef TSP_CUDA_RACECHECK
+constexpr int kWarpArrivals = 32;
+#else
+constexpr int kWarpArrivals = 1;
+#endif
+/// This warp's arrival, once all its lanes are here. One lane speaks for them, since arrivals are
+/// atomics on one word; but racecheck does not follow the other lanes' reads through __syncwarp to
+/// that lane's arrival (tests/cuda_racecheck_probe.cu shows it), so in a build for it all arrive.
+__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
+  __syncwarp();
+  if (kWarpArrivals > 1 || threadIdx.x % 32 == 0) arrive(barrier);
+}
 /// mbarrier.try_wait.parity, until the phase of that parity has ended.
 __device__ __forceinline__ void wait_for(uint64_t* barrier, int parity) {
   asm volatile(

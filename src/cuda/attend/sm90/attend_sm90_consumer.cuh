@@ -30,14 +30,22 @@ struct Sm90Consumer {
   RingPlace<kSm90Tasks> task_at;
   RingPlace<1> q_at;
   int group;  // of the consumers
-  int lane;
-  int row;  // of the query tile: the first of this thread's
 
   __device__ __forceinline__ Sm90Consumer(const AttendSm90Args& args, Shared& storage)
       : a(args), shared(storage) {
     group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0) - 1;
-    lane = static_cast<int>(threadIdx.x) % 32;
-    row = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
+  }
+
+  /// Read anew by every step that wants it: none is common, and registers are short.
+  static __device__ __forceinline__ int thread() {
+    int id;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(id));
+    return id;
+  }
+  /// Of the query tile: the first row of the warp of `thread`, and the first of the thread itself.
+  static __device__ __forceinline__ int warp_row(int thread) { return thread / 32 * 16 - 64; }
+  static __device__ __forceinline__ int own_row(int thread) {
+    return warp_row(thread) + thread % 32 / 4;
   }
 
   /// The consumers take turns at the tensor cores: one's exponentials run under the other's
@@ -58,11 +66,10 @@ struct Sm90Consumer {
            static_cast<uint32_t>(step / 4 * block_bytes);
   }
 
-  /// The warp's rows of Q, channels 16 step and following: the left operand of a product.
-  __device__ __forceinline__ void load_queries(uint32_t (&q)[4], int step) {
-    const int first = row - lane / 4;
-    load_matrix(q, at_step(row_address(shared_address(shared.q), first + lane % 16, lane / 16),
-                           step, Tile::kQBlockBytes));
+  /// Where ldmatrix finds the warp's rows of Q, the left operand of a product: at_step() of it.
+  __device__ __forceinline__ uint32_t queries() {
+    const int id = thread();
+    return row_address(shared_address(shared.q), warp_row(id) + id % 16, id % 32 / 16);
   }
 
   /// Starts S = Q K^T of the K tile at k_at.
@@ -100,29 +107,30 @@ struct Sm90Consumer {
   }
 
   __device__ __forceinline__ void release_k() {
-    arrive_once(&shared.k_empty[k_at.index]);
+    arrive_warp(&shared.k_empty[k_at.index]);
     k_at.advance();
   }
   __device__ __forceinline__ void release_v() {
-    arrive_once(&shared.v_empty[v_at.index]);
+    arrive_warp(&shared.v_empty[v_at.index]);
     v_at.advance();
   }
 
   /// S of the K tile at k_at again, of this warp's 16 rows, by products that a warp does alone.
   __device__ __forceinline__ void repeat_scores(float (&s)[kScores],
                                                 const uint32_t (&q)[kQSteps][4]) {
+    const int lane = thread() % 32;
     const uint32_t from =
         row_address(shared_address(shared.k[k_at.index]), lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int i = 0; i < kScores; ++i) s[i] = 0.f;
-#pragma unroll
+#pragma unroll(kHoldsQueries ? kQSteps : 1)  // else addresses take registers that are short
     for (int step = 0; step < kQSteps; ++step) {
       uint32_t rows[4];
       if constexpr (kHoldsQueries) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) rows[i] = q[step][i];
       } else {
-        load_queries(rows, step);
+        load_matrix(rows, at_step(queries(), step, Tile::kQBlockBytes));
       }
 #pragma unroll
       for (int j = 0; j < kPSteps; ++j) {
@@ -139,11 +147,9 @@ struct Sm90Consumer {
 
   /// Hides the keys beyond a row's own entry.
   __device__ __forceinline__ void hide(float (&s)[kScores], const Sm90Task& task) {
-    // By the lane that releases the stage: racecheck does not follow the others' reads to it.
-    int block = 0;
-    if (lane == 0) block = const_cast<const volatile int32_t&>(shared.key_block[k_at.index]);
-    block = __shfl_sync(~0u, block, 0);
-    const int ahead = task.first + row - block * kSm90TileKv - lane % 4 * 2;
+    const int block = shared.key_block[k_at.index];
+    const int id = thread();
+    const int ahead = task.first + own_row(id) - block * kSm90TileKv - id % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
       if (i / 4 * 8 + i % 2 > ahead + i / 2 % 2 * 8) s[i] = -INFINITY;
@@ -231,9 +237,12 @@ struct Sm90Consumer {
     wait_for(&shared.q_full, q_at.parity);
     q_at.advance();
     if constexpr (kHoldsQueries) {
+      const uint32_t from = queries();
 #pragma unroll
-      for (int step = 0; step < kQSteps; ++step) load_queries(q[step], step);
-      arrive_once(&shared.q_empty);
+      for (int step = 0; step < kQSteps; ++step) {
+        load_matrix(q[step], at_step(from, step, Tile::kQBlockBytes));
+      }
+      arrive_warp(&shared.q_empty);
     }
 
     wait_for(&shared.k_full[k_at.index], k_at.parity);
@@ -279,7 +288,7 @@ struct Sm90Consumer {
 #pragma unroll 1
     for (; step < task.num_steps; ++step) next(std::false_type{});
 
-    if constexpr (!kHoldsQueries) arrive_once(&shared.q_empty);
+    if constexpr (!kHoldsQueries) arrive_warp(&shared.q_empty);
     wait_for(&shared.v_full[v_at.index], v_at.parity);
     start_outputs(o, p);
     wgmma_wait<0>();
@@ -288,7 +297,7 @@ struct Sm90Consumer {
   }
 
   /// Four values of four neighbouring lanes: value j of lane c and value c of lane j change places.
-  __device__ __forceinline__ void transpose(uint32_t (&v)[4]) {
+  static __device__ __forceinline__ void transpose(uint32_t (&v)[4], int lane) {
 #pragma unroll
     for (int bit = 1; bit < 4; bit *= 2) {
       const bool upper = (lane & bit) != 0;
@@ -305,6 +314,8 @@ struct Sm90Consumer {
   __device__ __forceinline__ void write(const Sm90Task& task, const float (&o)[kOutputs],
                                         const float (&max)[2], const float (&sum)[2]) {
     const AttendSm90Params& p = a.p;
+    const int lane = thread() % 32;
+    const int row = own_row(thread());
     const int32_t* list = list_of(p.sets, task.head / p.sets.heads_per_set);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -328,7 +339,7 @@ struct Sm90Consumer {
           const float* from = o + (four * 4 + j) * 4 + 2 * h;
           pairs[j] = pack<Type>(from[0] * inverse, from[1] * inverse);
         }
-        transpose(pairs);
+        transpose(pairs, lane);
         if (there) to[four * 4] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
       }
     }
@@ -339,7 +350,7 @@ struct Sm90Consumer {
     for (;;) {
       wait_for(&shared.task_full[task_at.index], task_at.parity);
       const Sm90Task task = shared.task[task_at.index];
-      arrive_once(&shared.task_empty[task_at.index]);
+      arrive_warp(&shared.task_empty[task_at.index]);
       task_at.advance();
       if (task.head < 0) return;
       float o[kOutputs] = {};

@@ -69,6 +69,7 @@ struct Sm90Producer {
     int32_t ahead = 0;  // the entry that comes next, read a step early
     if (list != nullptr && task.num_steps > 0) ahead = list[task.num_steps - 1];
     int32_t last = 0;
+#pragma unroll 1  // unrolled, it spills
     for (int32_t left = task.num_steps - 1; left >= 0; --left) {
       const int32_t block = list == nullptr ? left : ahead;
       if (list != nullptr && left > 0) ahead = list[left - 1];
@@ -116,7 +117,7 @@ struct Sm90Producer {
     for (;;) {
       wait_for(&shared.task_full[task_at.index], task_at.parity);
       const Sm90Task task = shared.task[task_at.index];
-      arrive_once(&shared.task_empty[task_at.index]);
+      arrive_warp(&shared.task_empty[task_at.index]);
       task_at.advance();
       if (task.head < 0) return;
       if (task.num_steps == 0) continue;

@@ -50,7 +50,7 @@ struct Sm90Tile {
   static constexpr int kQBlockBytes = kTileQ * 128;
   static constexpr int kKvBlockBytes = kSm90TileKv * 128;
   static constexpr int kKvBytes = kKvBlockBytes * kBlocks;
-  static constexpr int kConsumerWarps = 4 * kConsumers;
+  static constexpr int kConsumerArrivals = 4 * kConsumers * kWarpArrivals;
 
   /// Tiles are [column block, row, 64] in the swizzle of sm90/wgmma.cuh.
   struct SharedStorage {
@@ -71,16 +71,16 @@ struct Sm90Tile {
   /// By one thread.
   static __device__ __forceinline__ void init(SharedStorage& s) {
     init_barrier(&s.q_full, kSm90QueryWarps * 32);
-    init_barrier(&s.q_empty, kConsumerWarps);
+    init_barrier(&s.q_empty, kConsumerArrivals);
     for (int i = 0; i < kSm90Stages; ++i) {
       init_barrier(&s.k_full[i], 1);
       init_barrier(&s.v_full[i], 1);
-      init_barrier(&s.k_empty[i], kConsumerWarps);
-      init_barrier(&s.v_empty[i], kConsumerWarps);
+      init_barrier(&s.k_empty[i], kConsumerArrivals);
+      init_barrier(&s.v_empty[i], kConsumerArrivals);
     }
     for (int i = 0; i < kSm90Tasks; ++i) {
       init_barrier(&s.task_full[i], 1);
-      init_barrier(&s.task_empty[i], kConsumerWarps + kSm90QueryWarps);
+      init_barrier(&s.task_empty[i], kConsumerArrivals + kSm90QueryWarps * kWarpArrivals);
     }
     fence_barrier_init();
   }
@@ -89,12 +89,6 @@ struct Sm90Tile {
 /// First list entry of a set that is a query.
 __device__ __forceinline__ int32_t first_query(const AttendSm90Params& p, int32_t set) {
   return p.q_first == nullptr ? p.k_len - p.q_len : p.q_first[set];
-}
-
-/// One arrival of this warp.
-__device__ __forceinline__ void arrive_once(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) arrive(barrier);
 }
 
 }  // namespace tsp::cuda

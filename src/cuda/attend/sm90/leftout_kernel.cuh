@@ -87,7 +87,7 @@ struct WideLeftOut {
   static __device__ __forceinline__ void set_up(SharedStorage& storage) {
     for (int stage = 0; stage < kLeftOutStages; ++stage) {
       init_barrier(&storage.full[stage], 1);
-      init_barrier(&storage.empty[stage], kWarps);
+      init_barrier(&storage.empty[stage], kWarps * kWarpArrivals);
     }
     fence_barrier_init();
   }
@@ -236,8 +236,7 @@ struct WideLeftOut {
 
   /// Tile `at` has been read by this warp.
   __device__ __forceinline__ void release(int at) {
-    __syncwarp();
-    if (lane() == 0) arrive(&shared.empty[at % kLeftOutStages]);
+    arrive_warp(&shared.empty[at % kLeftOutStages]);
   }
 
   /// All keys of the line, the first ones under way already.

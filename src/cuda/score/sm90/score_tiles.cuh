@@ -105,12 +105,6 @@ __device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int
   commit_copies();
 }
 
-/// One arrival a warp: arrivals are atomics on one word.
-__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) arrive(barrier);
-}
-
 /// The block's threads in their roles over the K tiles [begin, end): warpgroup 0 brings them, the
 /// others multiply and call finish(d, tile, half) on each product: 64 rows by 128 columns, d is the
 /// thread's share. kQueriesFirst: queries are the rows of a product, else keys. `prepare` runs
@@ -126,8 +120,8 @@ __device__ __forceinline__ void walk_keys(const ScoreArgs& a,
   };
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kWideStages; ++stage) {
-      init_barrier(&shared.full[stage], 128 / 32);
-      init_barrier(&shared.empty[stage], num_heads(a) * 128 / 32);
+      init_barrier(&shared.full[stage], 128 / 32 * kWarpArrivals);
+      init_barrier(&shared.empty[stage], num_heads(a) * 128 / 32 * kWarpArrivals);
     }
   }
   fetch_queries<Type, kHeadDim>(a, shared);
