@@ -13,11 +13,23 @@
 namespace tsp::cuda {
 namespace {
 
+constexpr int kSetRounds = kSetTokens / kSelectThreads;
+
 __device__ __forceinline__ unsigned vote_blocks(const SelectArgs& a) {
   return static_cast<unsigned>((a.prefix_len + kVoteTokens - 1) / kVoteTokens);
 }
 __device__ __forceinline__ unsigned set_blocks(const SelectArgs& a) {
   return static_cast<unsigned>((a.prefix_len + kSetTokens - 1) / kSetTokens);
+}
+
+/// Zeroes `count` words. A memset would not start while the kernel before it drains.
+__global__ void __launch_bounds__(kSelectThreads) clear_kernel(uint32_t* words, const int count) {
+  await_previous();
+  const int stride = static_cast<int>(gridDim.x) * kSelectThreads;
+  for (int i = static_cast<int>(blockIdx.x * kSelectThreads + threadIdx.x); i < count;
+       i += stride) {
+    words[i] = 0;
+  }
 }
 
 /// Level 0 of the vote and of every set. Grid: vote_blocks + S * set_blocks.
@@ -32,7 +44,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     if (token < a.prefix_len) {
       float sum = 0.f;
       bool valid = true;
-#pragma unroll 8
+#pragma unroll 16
       for (int head = 0; head < a.num_heads; ++head) {
         const float score = a.scores.at(token, head);
         valid = valid && score >= 0.f && score <= 2.f;
@@ -49,12 +61,14 @@ __global__ void __launch_bounds__(kSelectThreads)
   const unsigned index = blockIdx.x - votes;
   const int set = static_cast<int>(index / set_blocks(a));
   const int begin = static_cast<int>(index % set_blocks(a)) * kSetTokens;
+  const int first = begin + static_cast<int>(threadIdx.x);
+  uint32_t keys[kSetRounds];
+  load_keys(a, set, first, kSelectThreads, a.prefix_len, keys);
 #pragma unroll
-  for (int i = 0; i < kSetTokens / kSelectThreads; ++i) {
-    const int token = begin + i * kSelectThreads + static_cast<int>(threadIdx.x);
-    if (token < a.prefix_len) {
+  for (int i = 0; i < kSetRounds; ++i) {
+    if (first + i * kSelectThreads < a.prefix_len) {
       // Invalid scores keep everything; the mask only stops them from leaving the histogram.
-      atomicAdd(&s.count[(set_key(a, set, token) >> level_shift(0)) & 2047u], 1u);
+      atomicAdd(&s.count[(keys[i] >> level_shift(0)) & 2047u], 1u);
     }
   }
   __syncthreads();
@@ -101,15 +115,15 @@ __global__ void __launch_bounds__(kSelectThreads)
   for (int bin = static_cast<int>(threadIdx.x); bin < level_bins(kLevel); bin += kSelectThreads) {
     s_count[bin] = 0;
   }
+  const int first = static_cast<int>(blockIdx.x) * kSetTokens + static_cast<int>(threadIdx.x);
+  uint32_t keys[kSetRounds];  // under way while the level above is decided
+  load_known_keys(a, set, first, kSelectThreads, a.prefix_len, keys);
   const SetState found = descend_from<kLevel - 1>(a, set);  // synchronises
-  const int begin = static_cast<int>(blockIdx.x) * kSetTokens;
 #pragma unroll
-  for (int i = 0; i < kSetTokens / kSelectThreads; ++i) {
-    const int token = begin + i * kSelectThreads + static_cast<int>(threadIdx.x);
-    if (token >= a.prefix_len) continue;
-    const uint32_t key = known_key(a, set, token);
-    if (key >> level_shift(kLevel - 1) == found.prefix) {
-      atomicAdd(&s_count[key >> level_shift(kLevel) & 1023u], 1u);
+  for (int i = 0; i < kSetRounds; ++i) {
+    if (first + i * kSelectThreads < a.prefix_len &&
+        keys[i] >> level_shift(kLevel - 1) == found.prefix) {
+      atomicAdd(&s_count[keys[i] >> level_shift(kLevel) & 1023u], 1u);
     }
   }
   __syncthreads();
@@ -123,13 +137,14 @@ __global__ void __launch_bounds__(kSelectThreads)
   await_previous();
   if (a.vote->keep_all != 0) return;
   const int set = static_cast<int>(blockIdx.y);
+  const int first = static_cast<int>(blockIdx.x) * kOrderTokens + static_cast<int>(threadIdx.x);
+  uint32_t keys[kOrderRounds];
+  load_known_keys(a, set, first, kSelectThreads, a.prefix_len, keys);
   const uint32_t threshold = descend_from<kSelectLevels - 1>(a, set).prefix;
   OrderCount own{0, 0};
 #pragma unroll
-  for (int i = 0; i < kOrderTokens / kSelectThreads; ++i) {
-    const int token = static_cast<int>(blockIdx.x) * kOrderTokens + i * kSelectThreads +
-                      static_cast<int>(threadIdx.x);
-    if (token < a.prefix_len) count_key(own, known_key(a, set, token), threshold);
+  for (int i = 0; i < kOrderRounds; ++i) {
+    if (first + i * kSelectThreads < a.prefix_len) count_key(own, keys[i], threshold);
   }
   const OrderCount total = sum_counts(own);
   if (threadIdx.x == 0) a.order[set * a.order_blocks + static_cast<int>(blockIdx.x)] = total;
@@ -157,7 +172,9 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
   before = sum_counts(before);
   write_block(a, set, block, a.set_state[(kSelectLevels - 1) * a.num_sets + set],
-              a.vote->keep_count, before, [&](int token) { return known_key(a, set, token); });
+              a.vote->keep_count, before, [&](int first, uint32_t(&keys)[kOrderRounds]) {
+                load_known_keys(a, set, first, 32, a.prefix_len, keys);
+              });
 }
 
 struct CopySetsArgs {
@@ -217,8 +234,11 @@ tsp_status_t launch_select(const SelectArgs& a, cudaStream_t stream) {
   SelectArgs sizes = a;
   Scratch counter(nullptr);
   const size_t zeroed = place(sizes, counter);
-  TSP_RETURN_IF_ERROR(check(cudaMemsetAsync(a.vote, 0, zeroed, stream), "select: memset"));
   const dim3 threads(kSelectThreads);
+  const auto words = static_cast<int>(zeroed / sizeof(uint32_t));
+  TSP_RETURN_IF_ERROR(launch("select: clear", clear_kernel,
+                             dim3(std::min(blocks(words, kSelectThreads), 128u)), threads, 0,
+                             stream, reinterpret_cast<uint32_t*>(a.vote), words));
   const unsigned votes = blocks(a.prefix_len, kVoteTokens);
   const unsigned per_set = blocks(a.prefix_len, kSetTokens);
   const auto sets = static_cast<unsigned>(a.num_sets);

@@ -11,6 +11,7 @@ namespace tsp::cuda {
 namespace {
 
 constexpr int kWarps = kSelectThreads / 32;
+constexpr int kOrderRounds = kOrderTokens / kSelectThreads;
 
 /// Inclusive sum over the block in thread order; `total` gets the sum of all.
 template <typename T>
@@ -34,18 +35,35 @@ __device__ T block_scan(T value, T* s_warps, T& total) {
   return before + value;
 }
 
-/// Score of a token in a set: the f32 sum of the set's heads, ascending. The 0 it starts from turns
-/// a -0 into 0.
-__device__ __forceinline__ uint32_t set_key(const SelectArgs& a, int set, int token) {
-  float sum = 0.f;
+/// A thread's tokens `first`, `first` + `step`, ... below `end`: scores in a set, the f32 sums of
+/// the set's heads, ascending. The 0 they start from turns a -0 into 0. All loads of a head come
+/// before the first use: one after the other they would each take the way to L2.
+template <int kCount>
+__device__ __forceinline__ void load_keys(const SelectArgs& a, int set, int first, int step,
+                                          int end, uint32_t (&keys)[kCount]) {
+  float sum[kCount] = {};
+#pragma unroll 4
   for (int h = 0; h < a.out.heads_per_set; ++h) {
-    sum = __fadd_rn(sum, a.scores.at(token, set * a.out.heads_per_set + h));
+    const int head = set * a.out.heads_per_set + h;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int token = first + i * step;
+      sum[i] = __fadd_rn(sum[i], token < end ? a.scores.at(token, head) : 0.f);
+    }
   }
-  return __float_as_uint(sum);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) keys[i] = __float_as_uint(sum[i]);
 }
 /// The same once the vote is in memory: one set for all heads is the vote.
-__device__ __forceinline__ uint32_t known_key(const SelectArgs& a, int set, int token) {
-  return a.num_sets == 1 ? a.vote_keys[token] : set_key(a, set, token);
+template <int kCount>
+__device__ __forceinline__ void load_known_keys(const SelectArgs& a, int set, int first, int step,
+                                                int end, uint32_t (&keys)[kCount]) {
+  if (a.num_sets > 1) return load_keys(a, set, first, step, end, keys);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int token = first + i * step;
+    keys[i] = token < end ? a.vote_keys[token] : 0u;
+  }
 }
 
 __device__ __forceinline__ unsigned long long mass_of(const SelectArgs& a, uint32_t key) {
@@ -219,26 +237,28 @@ __device__ OrderCount sum_counts(OrderCount count) {
 }
 
 /// Writes the winners among tokens [block * kOrderTokens, + kOrderTokens) behind those of `before`,
-/// in order; the window is always in. Returns what the block holds itself.
-template <typename KeyOf>
+/// in order; the window is always in. load(first, keys): of tokens `first`, `first` + 32, ...
+/// Returns what the block holds itself.
+template <typename Load>
 __device__ OrderCount write_block(const SelectArgs& a, int set, int block, SetState found,
-                                  uint32_t keep, OrderCount before, KeyOf&& key_of) {
+                                  uint32_t keep, OrderCount before, Load&& load) {
   __shared__ uint32_t s_above[kWarps], s_equal[kWarps];
-  constexpr int kRounds = kOrderTokens / kSelectThreads;
+  constexpr int kRounds = kOrderRounds;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   int32_t* out = a.out.of_set(set);
   // A warp owns 32 * kRounds tokens in a row.
   const int warp_begin = block * kOrderTokens + warp * 32 * kRounds;
+  uint32_t keys[kRounds];
+  load(warp_begin + lane, keys);
   uint32_t is_above[kRounds], is_equal[kRounds];
   uint32_t warp_above = 0, warp_equal = 0;
 #pragma unroll
   for (int i = 0; i < kRounds; ++i) {
     const int token = warp_begin + i * 32 + lane;
     const bool valid = token < a.prefix_len;
-    const uint32_t key = valid ? key_of(token) : 0u;
-    is_above[i] = __ballot_sync(~0u, valid && key > found.prefix);
-    is_equal[i] = __ballot_sync(~0u, valid && key == found.prefix);
+    is_above[i] = __ballot_sync(~0u, valid && keys[i] > found.prefix);
+    is_equal[i] = __ballot_sync(~0u, valid && keys[i] == found.prefix);
     warp_above += __popc(is_above[i]);
     warp_equal += __popc(is_equal[i]);
   }
