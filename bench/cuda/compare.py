@@ -18,7 +18,8 @@ from peers import dense_peers, reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-SHAPES = {"llama-8b": (32, 8, 128), "qwen-0.5b": (14, 2, 64)}
+SHAPES = {"llama-8b": (32, 8, 128), "qwen-0.5b": (14, 2, 64), "qwen-1.5b": (12, 2, 128),
+          "qwen-7b": (28, 4, 128), "llama-1b": (32, 8, 64)}
 
 
 def workload(tokens, q_heads, kv_heads, dim, dtype):
@@ -220,13 +221,16 @@ def bench_case(ctx, machine, name, tokens, shares, args, report):
 
 def bench_local(ctx, name, tokens, args, report):
     """What a model runs: a set per KV group, a quarter of the tokens kept, left-out rows local. The
-    cost of those rows is what attend takes more than with zeros instead."""
+    cost of those rows is what attend takes more than with zeros instead. `steps` are score, select,
+    gather and scatter, one after the other."""
     q_heads, kv_heads, dim = SHAPES[name]
     q, k, v = workload(tokens, q_heads, kv_heads, dim, torch.bfloat16)
     zero = Ours(ctx, q, k, v, "kv_group", args.local_keep)
     local = Ours(ctx, q, k, v, "kv_group", args.local_keep, local=True)
     runs = {"prefill": local.prefill, "prefill_zero": zero.prefill, "attend": local.attend,
-            "attend_zero": zero.attend, "dense_ours": local.attend_dense, **dense_peers(q, k, v)}
+            "attend_zero": zero.attend, "dense_ours": local.attend_dense, **dense_peers(q, k, v),
+            "steps": zero.steps, "score": zero.score, "select": zero.select,
+            "gather": zero.compress, "scatter": zero.decompress}
     turn = in_turn(runs, 7 if tokens > 65536 else 15)
     total = turn["prefill"]["ms"]
     dense = {label: entry["ms"] for label, entry in turn.items() if label.startswith("dense")}
@@ -238,7 +242,7 @@ def bench_local(ctx, name, tokens, args, report):
             "workspace_gib": local.prefill.memory.numel() / 2 ** 30}
     report["local_cases"].append(case)
     print(f"{name} {tokens:>7} local: kept {case['kept']:.3f}, prefill {total:.3f} ms, left-out rows "
-          f"{case['left_out_ms']:.3f} ms, " + ", ".join(
+          f"{case['left_out_ms']:.3f} ms, steps {turn['steps']['ms']:.3f} ms, " + ", ".join(
               f"{label} {ms:.3f} ms" for label, ms in dense.items())
           + f": {case['speedup']:.2f}x {best}", flush=True)
 
@@ -317,7 +321,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", default="build/cuda/src/libtokensparse.so")
     parser.add_argument("--isa", help="sm_90 = own kernels only; default the best")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["llama-8b", "qwen-0.5b"],
+                        choices=list(SHAPES))
     parser.add_argument("--tokens", nargs="*", type=int, default=[8192, 32768, 131072])
     parser.add_argument("--shares", nargs="+", default=["head", "kv_group"])
     parser.add_argument("--keep", type=float, default=0.45)
