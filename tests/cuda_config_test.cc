@@ -11,10 +11,32 @@
 #include "cuda/attend/cudnn_shape.h"
 #include "cuda/attend/leftout_line.h"
 #include "cuda/attend/sm90/attend_sm90_config.h"
+#include "cuda/isa.h"
 #include "cuda/score/score_config.h"
 
 namespace tsp::cuda {
 namespace {
+
+TEST(CudaConfig, ACardOfAnotherGenerationIsServedOrRefusedByName) {
+  const auto chosen = [](int major, int minor, const std::string& wanted) {
+    Isa isa;
+    if (choose_isa(major, minor, wanted, &isa) != TSP_OK ||
+        check_isa(wanted, isa.name + (isa.cudnn ? "+cudnn" : "")) != TSP_OK) {
+      return std::string(tsp_last_error());
+    }
+    return isa.name + (isa.warpgroups ? " warpgroups" : "") + (isa.cudnn ? " cudnn" : "");
+  };
+  EXPECT_EQ(chosen(9, 0, ""), "sm_90 warpgroups");
+  EXPECT_EQ(chosen(9, 0, "sm_80"), "sm_80");
+  EXPECT_EQ(chosen(9, 0, "sm_90+cudnn"), "sm_90 warpgroups cudnn");
+  EXPECT_EQ(chosen(8, 9, ""), "sm_89 cudnn");
+  EXPECT_EQ(chosen(8, 0, "sm_80"), "sm_80");
+  EXPECT_EQ(chosen(10, 0, ""), "sm_100 cudnn") << "no wgmma after Hopper";
+  EXPECT_EQ(chosen(12, 0, "sm_80"), "sm_80");
+  EXPECT_EQ(chosen(8, 6, "sm_90"), "isa: must be one this machine has (sm_86), got \"sm_90\"");
+  EXPECT_EQ(chosen(10, 0, "sm_90"), "isa: must be one this machine has (sm_100), got \"sm_90\"");
+  EXPECT_EQ(chosen(7, 5, ""), "device: must have compute capability 8.0 or later, got 7.5");
+}
 
 TEST(CudaConfig, TilesFitSharedMemory) {
   EXPECT_LE(attend_shared_bytes(128), kSmallestBlockLimit);

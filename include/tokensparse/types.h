@@ -94,7 +94,9 @@ typedef struct tsp_tensor {
   int64_t token_stride;        ///< elements from a token to the next (within a block when paged)
   int64_t head_stride;         ///< elements from a head to the next
   int64_t dim_stride;          ///< elements from a channel to the next; 1 is fast
-  const int32_t* block_table;  ///< [num_seqs, table_stride] physical blocks; null = not paged
+  const int32_t* block_table;  ///< [num_seqs, table_stride] physical blocks, >= 0 where a token is
+                               ///< (checked in host memory, taken on trust on a GPU), anything
+                               ///< behind; null = not paged
   int64_t table_stride;        ///< entries of block_table for one sequence
   int64_t block_stride;        ///< elements from a block to the next
 } tsp_tensor_t;

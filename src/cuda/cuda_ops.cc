@@ -5,13 +5,11 @@
 #include <string>
 
 #include "core/op_table.h"
+#include "cuda/isa.h"
 
 namespace tsp {
 namespace cuda {
 namespace {
-
-constexpr int kMinMajor = 8;  // cp.async, ldmatrix and mma.sync for bf16: Ampere
-constexpr const char* kBaseIsa = "sm_80";
 
 constexpr OpTable kOps{
     .backend = "cuda",
@@ -62,29 +60,19 @@ tsp_status_t cuda_open(tsp_context_t& ctx) {
     (void)cudaGetLastError();
     return fail(TSP_UNAVAILABLE, "device: CUDA device %d does not answer", ctx.device);
   }
-  if (major < cuda::kMinMajor) {
-    return fail(TSP_UNAVAILABLE, "device: must have compute capability 8.0 or later, got %d.%d",
-                major, minor);
-  }
+  cuda::Isa isa;
+  const std::string wanted = ctx.isa;
+  TSP_RETURN_IF_ERROR(cuda::choose_isa(major, minor, wanted, &isa));
   const cuda::DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(cuda::check_stream(ctx));
-  // "sm_90" is our own kernels alone, "sm_90+cudnn" has cuDNN beside them, "sm_80" the kernels that
-  // run everywhere. Where warpgroup products are, our own are faster than cuDNN.
-  const std::string wanted = ctx.isa;
-  const std::string own = "sm_" + std::to_string(major) + std::to_string(minor);
-  ctx.isa = wanted == cuda::kBaseIsa ? wanted : own;
-  state->warpgroups = major == 9 && ctx.isa == own;
-  if (wanted == own + "+cudnn" || (wanted.empty() && !state->warpgroups)) {
-    state->cudnn = cuda::CudnnAttend::load();
-  }
+  ctx.isa = isa.name;
+  state->warpgroups = isa.warpgroups;
+  if (isa.cudnn) state->cudnn = cuda::CudnnAttend::load();
   if (state->cudnn != nullptr) {
     TSP_RETURN_IF_ERROR(state->side.open());
     ctx.isa += "+cudnn";
   }
-  if (!wanted.empty() && wanted != ctx.isa) {
-    return fail(TSP_UNAVAILABLE, "isa: must be one this machine has (%s), got \"%s\"",
-                ctx.isa.c_str(), wanted.c_str());
-  }
+  TSP_RETURN_IF_ERROR(cuda::check_isa(wanted, ctx.isa));
   ctx.backend_state = std::move(state);
   ctx.ops = &cuda::kOps;
   return TSP_OK;

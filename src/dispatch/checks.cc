@@ -200,7 +200,7 @@ tsp_status_t check_batch(const tsp_context_t& ctx, tsp_batch_t& batch, SingleBat
   return TSP_OK;
 }
 
-tsp_status_t check_block_table(const char* name, const tsp_tensor_t& view,
+tsp_status_t check_block_table(const tsp_context_t& ctx, const char* name, const tsp_tensor_t& view,
                                const tsp_batch_t& batch) {
   if (view.block_table == nullptr) return TSP_OK;
   for (int32_t b = 0; b < batch.num_seqs; ++b) {
@@ -210,6 +210,16 @@ tsp_status_t check_block_table(const char* name, const tsp_tensor_t& view,
       return fail(TSP_INVALID_ARGUMENT,
                   "%s.table_stride: sequence %d needs %" PRId64 " blocks, got %" PRId64, name, b,
                   blocks, view.table_stride);
+    }
+    if (view.data == nullptr || !on_host(ctx)) continue;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int32_t physical = view.block_table[b * view.table_stride + block];
+      if (physical < 0) {
+        return fail(TSP_INVALID_ARGUMENT,
+                    "%s.block_table: must name a block for every token; sequence %d, block %" PRId64
+                    " is %d",
+                    name, b, block, physical);
+      }
     }
   }
   return TSP_OK;
@@ -302,8 +312,8 @@ tsp_status_t check_qkv_out(const tsp_context_t& ctx, const QkvOut& t, bool data,
   }
   const int64_t k_rows = t.k.block_table != nullptr ? -1 : t.k.tokens;
   TSP_RETURN_IF_ERROR(check_batch(ctx, batch, single, t.q.tokens, k_rows));
-  TSP_RETURN_IF_ERROR(check_block_table("k", t.k, batch));
-  return check_block_table("v", t.v, batch);
+  TSP_RETURN_IF_ERROR(check_block_table(ctx, "k", t.k, batch));
+  return check_block_table(ctx, "v", t.v, batch);
 }
 
 tsp_status_t check_precision(int32_t precision) {

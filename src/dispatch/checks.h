@@ -82,9 +82,10 @@ struct SingleBatch {
 /// hold (k_rows < 0: paged, or no view to compare with).
 [[nodiscard]] tsp_status_t check_batch(const tsp_context_t& ctx, tsp_batch_t& batch,
                                        SingleBatch& single, int64_t q_rows, int64_t k_rows);
-/// The table of a paged view has room for every block of its sequences.
-[[nodiscard]] tsp_status_t check_block_table(const char* name, const tsp_tensor_t& view,
-                                             const tsp_batch_t& batch);
+/// The table of a paged view has room for every block of its sequences and, where it lies in host
+/// memory, no hole there.
+[[nodiscard]] tsp_status_t check_block_table(const tsp_context_t& ctx, const char* name,
+                                             const tsp_tensor_t& view, const tsp_batch_t& batch);
 
 /// Shape of the index sets; with `content` also that the lists ascend within each sequence (host).
 [[nodiscard]] tsp_status_t check_sets(const tsp_context_t& ctx, const char* name,

@@ -44,8 +44,8 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_compress_params_t* in
   TSP_RETURN_IF_ERROR(check_same_kv(p.k, p.v));
   const int64_t k_rows = p.k.block_table != nullptr ? -1 : p.k.tokens;
   TSP_RETURN_IF_ERROR(check_batch(*ctx, p.batch, single, p.q.tokens, k_rows));
-  TSP_RETURN_IF_ERROR(check_block_table("k", p.k, p.batch));
-  TSP_RETURN_IF_ERROR(check_block_table("v", p.v, p.batch));
+  TSP_RETURN_IF_ERROR(check_block_table(*ctx, "k", p.k, p.batch));
+  TSP_RETURN_IF_ERROR(check_block_table(*ctx, "v", p.v, p.batch));
   if (p.selected.indices == nullptr || p.selected.kept == nullptr) {
     return fail(TSP_INVALID_ARGUMENT, "selected.%s: must not be null",
                 p.selected.indices == nullptr ? "indices" : "kept");

@@ -118,7 +118,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_estimate_params_t* in
       check_pattern(p.pattern, num_sets_for(p.pattern.share, p.q.heads, p.k.heads)));
   const int64_t k_rows = p.k.block_table != nullptr ? -1 : p.k.tokens;
   TSP_RETURN_IF_ERROR(check_batch(*ctx, p.batch, single, p.q.tokens, k_rows));
-  TSP_RETURN_IF_ERROR(check_block_table("k", p.k, p.batch));
+  TSP_RETURN_IF_ERROR(check_block_table(*ctx, "k", p.k, p.batch));
   if (p.selected.indices != nullptr) {
     if (data && p.selected.kept == nullptr) {
       return fail(TSP_INVALID_ARGUMENT, "selected.kept: must not be null with indices");

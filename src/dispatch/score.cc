@@ -21,7 +21,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_score_params_t* in, b
   TSP_RETURN_IF_ERROR(check_precision(p.precision));
   const int64_t k_rows = p.k.block_table != nullptr ? -1 : p.k.tokens;
   TSP_RETURN_IF_ERROR(check_batch(*ctx, p.batch, single, p.q.tokens, k_rows));
-  TSP_RETURN_IF_ERROR(check_block_table("k", p.k, p.batch));
+  TSP_RETURN_IF_ERROR(check_block_table(*ctx, "k", p.k, p.batch));
   const int64_t prefix = total_prefix(p.batch, p.window);
   TSP_RETURN_IF_ERROR(check_per_row("scores", p.scores, prefix, p.q.heads, data && prefix > 0));
   if (data) {

@@ -138,6 +138,15 @@ TEST_F(Errors, NameTheSequence) {
         b.batch = {one, one, 1, 0};
       },
       "k.table_stride: sequence 0 needs 2 blocks, got 1");
+  const int32_t hole[] = {0, -1};
+  expect(
+      [&](auto& b) {
+        b.k.block_table = b.v.block_table = hole;
+        b.k.block_size = b.v.block_size = 4;
+        b.k.table_stride = b.v.table_stride = 2;
+        b.batch = {one, one, 1, 0};
+      },
+      "k.block_table: must name a block for every token; sequence 0, block 1 is -1");
 }
 
 TEST_F(Errors, NameTheWorkspace) {

@@ -57,6 +57,10 @@ Tensor::Tensor(int32_t dtype, std::vector<int32_t> lens, int64_t heads, int64_t 
       std::shuffle(blocks.begin(), blocks.end(), std::mt19937(seed));
       elements = static_cast<int64_t>(blocks.size()) * view_.block_stride;
       table_.assign(blocks.begin(), blocks.end() - 3);
+      for (size_t b = 0; b < lens.size(); ++b) {  // behind the last token nobody may look
+        auto* const row = table_.data() + b * static_cast<size_t>(view_.table_stride);
+        std::fill(row + (lens[b] + kBlock - 1) / kBlock, row + view_.table_stride, -1);
+      }
       view_.block_table = table_.data();
       break;
     }
