@@ -213,14 +213,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float m = max[qt][c], l = sum[qt][c];
-#pragma unroll
-          for (int lanes = 4; lanes < 32; lanes *= 2) {
-            const float other_m = __shfl_xor_sync(~0u, m, lanes);
-            const float other_l = __shfl_xor_sync(~0u, l, lanes);
-            const float top = fmaxf(m, other_m);
-            l = l * exp2_fast(m - top) + other_l * exp2_fast(other_m - top);
-            m = top;
-          }
+          merge_lanes<4, 32>(m, l);
           if (t.lane < 4) out[qt * 8 + t.lane * 2 + c] = make_float2(m, l);
         }
       }
@@ -308,11 +301,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
             }
           }
         }
-#pragma unroll
-        for (int lanes = 1; lanes < 4; lanes *= 2) {
-          low += __shfl_xor_sync(~0u, low, lanes);
-          high += __shfl_xor_sync(~0u, high, lanes);
-        }
+        add_lanes(low, high);
         if (t.lane % 4 == 0) {
           shared.part[step & 1][t.warp][key_tile * 16 + t.lane / 4] = low;
           shared.part[step & 1][t.warp][key_tile * 16 + 8 + t.lane / 4] = high;
@@ -326,14 +315,8 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
 template <typename Type, int kHeadDim>
 tsp_status_t launch_score(const ScoreArgs& args, cudaStream_t stream) {
   const size_t shared_bytes = sizeof(typename ScoreTile<Type, kHeadDim>::SharedStorage);
-  const auto rows = static_cast<unsigned>(args.plan.head_blocks);
-  const auto kv_heads = static_cast<unsigned>(args.num_kv_heads);
-  TSP_RETURN_IF_ERROR(launch("score_stats", score_stats_kernel<Type, kHeadDim>,
-                             dim3(static_cast<unsigned>(args.plan.stat_chunks), rows, kv_heads),
-                             dim3(kScoreThreads), shared_bytes, stream, args));
-  return launch("score_mass", score_mass_kernel<Type, kHeadDim>,
-                dim3(static_cast<unsigned>(args.plan.mass_chunks), rows, kv_heads),
-                dim3(kScoreThreads), shared_bytes, stream, args);
+  return launch_passes(score_stats_kernel<Type, kHeadDim>, score_mass_kernel<Type, kHeadDim>,
+                       kScoreThreads, shared_bytes, args, stream);
 }
 
 }  // namespace tsp::cuda

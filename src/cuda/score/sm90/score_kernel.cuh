@@ -86,14 +86,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float m = max[half][r], l = sum[half][r];
-#pragma unroll
-      for (int lanes = 1; lanes < 4; lanes *= 2) {
-        const float other_m = __shfl_xor_sync(~0u, m, lanes);
-        const float other_l = __shfl_xor_sync(~0u, l, lanes);
-        const float top = fmaxf(m, other_m);
-        l = l * exp2_fast(m - top) + other_l * exp2_fast(other_m - top);
-        m = top;
-      }
+      merge_lanes<1, 4>(m, l);
       const int own_row = half * 64 + row + r * 8;
       if (lane % 4 == 0 && own_row < a.plan.stat_rows) {
         a.stats[(int64_t{head} * a.plan.stat_chunks + chunk) * a.plan.stat_rows + own_row] =
@@ -145,11 +138,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
           }
         }
         float low = part[0] + part[1], high = part[2] + part[3];
-#pragma unroll
-        for (int lanes = 1; lanes < 4; lanes *= 2) {
-          low += __shfl_xor_sync(~0u, low, lanes);
-          high += __shfl_xor_sync(~0u, high, lanes);
-        }
+        add_lanes(low, high);
         const int key = tile * kWideKeys + half * 64 + own_key;
         if (lane % 4 == 0) {
           if (key < a.prefix_len) out[key] = low;
@@ -163,14 +152,8 @@ tsp_status_t launch_wide_score(const ScoreArgs& args, cudaStream_t stream) {
   const size_t shared_bytes = sizeof(typename WideTile<Type, kHeadDim>::SharedStorage);
   static_assert(sizeof(typename WideTile<Type, kHeadDim>::SharedStorage) <=
                 wide_shared_limit_bytes);
-  const auto rows = static_cast<unsigned>(args.plan.head_blocks);
-  const auto kv_heads = static_cast<unsigned>(args.num_kv_heads);
-  TSP_RETURN_IF_ERROR(launch("score_stats", wide_stats_kernel<Type, kHeadDim>,
-                             dim3(static_cast<unsigned>(args.plan.stat_chunks), rows, kv_heads),
-                             dim3(kWideThreads), shared_bytes, stream, args));
-  return launch("score_mass", wide_mass_kernel<Type, kHeadDim>,
-                dim3(static_cast<unsigned>(args.plan.mass_chunks), rows, kv_heads),
-                dim3(kWideThreads), shared_bytes, stream, args);
+  return launch_passes(wide_stats_kernel<Type, kHeadDim>, wide_mass_kernel<Type, kHeadDim>,
+                       kWideThreads, shared_bytes, args, stream);
 }
 
 }  // namespace tsp::cuda
