@@ -317,6 +317,25 @@ def bench_patterns(ctx, name, tokens, report):
             for label, entry in turn.items() if label != "dense_ours"), flush=True)
 
 
+def beside_fa3(report):
+    """{what: how many times as fast as FlashAttention-3's dense attention, in turn with it}"""
+    found = {}
+    for case in report["local_cases"] + report["cases"]:
+        for key, turn in case.items():
+            if not key.endswith("in_turn") or "dense_fa3" not in turn:
+                continue
+            share = case.get("share") or key[:-len("_in_turn")]
+            kept = case.get("kept") or case[f"{share}_kept"]
+            rows = "local" if "sink" in case else "zero"
+            for label in ("prefill", "dense_ours"):
+                if label in turn:
+                    what = f"{case['shape']} {case['tokens']} {label}"
+                    if label == "prefill":
+                        what += f" {share}, {kept:.0%} kept, {rows}"
+                    found[what] = turn["dense_fa3"]["ms"] / turn[label]["ms"]
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", default="build/cuda/src/libtokensparse.so")
@@ -372,6 +391,10 @@ def main():
         for tokens in args.tokens:
             bench_case(ctx, machine, name, tokens, args.shares, args, report)
             save()
+    report["times_as_fast_as_fa3"] = beside_fa3(report)
+    save()
+    for what, ratio in report["times_as_fast_as_fa3"].items():
+        print(f"{ratio:6.2f} x FlashAttention-3: {what}")
     for case in report["cases"]:
         print(f"\n{case['shape']}, {case['tokens']} tokens")
         for key, value in case.items():
