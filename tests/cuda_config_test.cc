@@ -12,6 +12,7 @@
 #include "cuda/attend/leftout_line.h"
 #include "cuda/attend/sm90/attend_sm90_config.h"
 #include "cuda/isa.h"
+#include "cuda/prefill_cost.h"
 #include "cuda/score/score_config.h"
 
 namespace tsp::cuda {
@@ -36,6 +37,22 @@ TEST(CudaConfig, ACardOfAnotherGenerationIsServedOrRefusedByName) {
   EXPECT_EQ(chosen(8, 6, "sm_90"), "isa: must be one this machine has (sm_86), got \"sm_90\"");
   EXPECT_EQ(chosen(10, 0, "sm_90"), "isa: must be one this machine has (sm_100), got \"sm_90\"");
   EXPECT_EQ(chosen(7, 5, ""), "device: must have compute capability 8.0 or later, got 7.5");
+}
+
+TEST(CudaConfig, ChoosingPaysWhereExactAttentionIsLongEnough) {
+  EXPECT_FALSE(prefill_pays(2048, 2048, 32, 128));
+  EXPECT_TRUE(prefill_pays(4096, 4096, 32, 128));
+  EXPECT_FALSE(prefill_pays(4096, 4096, 14, 64));
+  EXPECT_TRUE(prefill_pays(8192, 8192, 14, 64));
+  EXPECT_TRUE(prefill_pays(2048, 32768, 14, 64)) << "a chunk of a long prompt";
+  EXPECT_FALSE(prefill_pays(512, 131072, 32, 128)) << "the window is most of its queries";
+  bool paid = false;  // once it does, it does for more keys too
+  for (int32_t keys = 1024; keys <= 65536; keys += 512) {
+    const bool now = prefill_pays(1024, keys, 14, 64);
+    EXPECT_TRUE(!paid || now) << keys;
+    paid = now;
+  }
+  EXPECT_TRUE(paid);
 }
 
 TEST(CudaConfig, TilesFitSharedMemory) {

@@ -182,10 +182,10 @@ TEST_P(CudaDevice, WhenItPaysLongSequencesAreSparseAndShortOnesExact) {
                      .dropped = TSP_DROPPED_LOCAL,
                      .sink = 16,
                      .when = TSP_WHEN_PAYS};
-  Problem problem({.q_lens = {300, 9000, 40},
-                   .k_lens = {300, 9000, 9000},
-                   .num_q_heads = 2,
-                   .num_kv_heads = 1,
+  Problem problem({.q_lens = {300, 9000, 40, 4096},
+                   .k_lens = {300, 9000, 9000, 4096},
+                   .num_q_heads = 14,
+                   .num_kv_heads = 2,
                    .q_dtype = TSP_BF16,
                    .kv_dtype = TSP_BF16,
                    .out_dtype = TSP_BF16});
@@ -198,6 +198,7 @@ TEST_P(CudaDevice, WhenItPaysLongSequencesAreSparseAndShortOnesExact) {
   for (const AttendResult* result : {&chosen, &attended}) {
     EXPECT_EQ(result->sets[0], all[0]) << "few keys";
     EXPECT_EQ(result->sets[2], all[2]) << "few queries";
+    EXPECT_EQ(result->sets[3], all[3]) << "few keys for heads of 64 channels";
   }
   int32_t keys = 0, rows = 0;
   ASSERT_EQ(tsp_prefill_paying(ctx.get(), &keys, &rows), TSP_OK);

@@ -6,6 +6,7 @@
 
 #include "core/op_table.h"
 #include "cuda/isa.h"
+#include "cuda/prefill_cost.h"
 
 namespace tsp {
 namespace cuda {

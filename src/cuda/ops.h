@@ -26,11 +26,6 @@ tsp_status_t check_attend(const tsp_context_t& ctx, const tsp_attend_params_t& p
 tsp_status_t check_estimate(const tsp_context_t& ctx, const tsp_estimate_params_t& p);
 tsp_status_t check_prefill(const tsp_context_t& ctx, const tsp_prefill_params_t& p);
 
-/// TSP_WHEN_PAYS, by what the host knows: choosing and gathering take longer than they save with
-/// fewer keys or fewer queries.
-inline constexpr int32_t kMinPayingKeys = 4096;
-inline constexpr int32_t kMinPayingQueries = 1024;
-
 /// q, k, v, out, lse and sets of attend and prefill lie on the device.
 [[nodiscard]] tsp_status_t check_attend_memory(const tsp_context_t& ctx,
                                                const tsp_attend_params_t& p);

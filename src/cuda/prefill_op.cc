@@ -8,6 +8,7 @@
 #include "cuda/attend/attend_run.h"
 #include "cuda/estimate/estimate_run.h"
 #include "cuda/ops.h"
+#include "cuda/prefill_cost.h"
 
 namespace tsp::cuda {
 namespace {
@@ -56,7 +57,7 @@ bool chooses(const tsp_prefill_params_t& p) { return p.given.indices == nullptr;
 
 /// Exact attention, whatever the scores are.
 bool dense(const tsp_prefill_params_t& p, const Seq& seq) {
-  if (p.when == TSP_WHEN_PAYS && (seq.k_len < kMinPayingKeys || seq.q_len < kMinPayingQueries)) {
+  if (p.when == TSP_WHEN_PAYS && !prefill_pays(seq.q_len, seq.k_len, p.q.heads, p.q.dim)) {
     return true;
   }
   return chooses(p) && is_dense(p, seq);
