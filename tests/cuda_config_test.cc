@@ -42,9 +42,12 @@ TEST(CudaConfig, ACardOfAnotherGenerationIsServedOrRefusedByName) {
 TEST(CudaConfig, ChoosingPaysWhereExactAttentionIsLongEnough) {
   EXPECT_FALSE(prefill_pays(2048, 2048, 32, 128));
   EXPECT_TRUE(prefill_pays(4096, 4096, 32, 128));
+  EXPECT_FALSE(prefill_pays(4096, 4096, 12, 128)) << "as long, and fewer heads";
+  EXPECT_TRUE(prefill_pays(6144, 6144, 12, 128));
   EXPECT_FALSE(prefill_pays(4096, 4096, 14, 64));
-  EXPECT_TRUE(prefill_pays(8192, 8192, 14, 64));
-  EXPECT_TRUE(prefill_pays(2048, 32768, 14, 64)) << "a chunk of a long prompt";
+  EXPECT_TRUE(prefill_pays(6144, 6144, 14, 64));
+  EXPECT_TRUE(prefill_pays(2048, 8192, 14, 64)) << "a chunk of a long prompt";
+  EXPECT_FALSE(prefill_pays(1024, 8192, 32, 128));
   EXPECT_FALSE(prefill_pays(512, 131072, 32, 128)) << "the window is most of its queries";
   bool paid = false;  // once it does, it does for more keys too
   for (int32_t keys = 1024; keys <= 65536; keys += 512) {
