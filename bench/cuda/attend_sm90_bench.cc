@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Checks the warpgroup attention kernel against plain f32 loops and times it, on any Hopper GPU.
-// Stands alone but for a generated header; in the repository's root, after cmake --preset cuda:
-//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -Iinclude -Ibuild/cuda/include
-//   \
-//     -cudart static bench/cuda/attend_sm90_{bench.cc,reference.cu} src/cuda/attend/sm90/*.c* \
-//     src/core/error.cc -o attend_sm90_bench
+// Built by the preset `cuda`.
 //
 // usage: attend_sm90_bench [check] [small] [time] [JSON]     check and time without arguments;
 // small: short cases alone, once each, for compute-sanitizer

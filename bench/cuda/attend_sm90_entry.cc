@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The warpgroup attention kernel behind one C function, for attend_sm90_peers.py; built as
-// attend_sm90_bench.cc says, with -shared -Xcompiler -fPIC and this file in place of the bench's.
+// The warpgroup attention kernel behind one C function, for attend_sm90_peers.py. In the root of
+// the repository, after cmake --preset cuda:
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -Iinclude -Ibuild/cuda/include
+//     -cudart static -shared -Xcompiler -fPIC bench/cuda/attend_sm90_entry.cc
+//     src/cuda/attend/sm90/*.c* src/core/error.cc -o attend_sm90.so
 #include <cmath>
 
 #include "cuda/attend/sm90/attend_sm90.h"
