@@ -14,7 +14,7 @@ import sys
 import torch
 import torch.nn.functional as F
 from measure import Machine, in_turn, milliseconds, peak_extra
-from peers import dense_peers, reference
+from peers import beside_fa3, dense_peers, reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -315,25 +315,6 @@ def bench_patterns(ctx, name, tokens, report):
         print(f"{name} {tokens:>7} {kind:11} {part:.3f} of the blocks, " + ", ".join(
             f"{label} {entry['ms']:.3f} ms ({entry['ms'] / dense_ms:.3f} of dense)"
             for label, entry in turn.items() if label != "dense_ours"), flush=True)
-
-
-def beside_fa3(report):
-    """{what: how many times as fast as FlashAttention-3's dense attention, in turn with it}"""
-    found = {}
-    for case in report["local_cases"] + report["cases"]:
-        for key, turn in case.items():
-            if not key.endswith("in_turn") or "dense_fa3" not in turn:
-                continue
-            share = case.get("share") or key[:-len("_in_turn")]
-            kept = case.get("kept") or case[f"{share}_kept"]
-            rows = "local" if "sink" in case else "zero"
-            for label in ("prefill", "dense_ours"):
-                if label in turn:
-                    what = f"{case['shape']} {case['tokens']} {label}"
-                    if label == "prefill":
-                        what += f" {share}, {kept:.0%} kept, {rows}"
-                    found[what] = turn["dense_fa3"]["ms"] / turn[label]["ms"]
-    return found
 
 
 def main():

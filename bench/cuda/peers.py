@@ -95,3 +95,22 @@ def reference(checkout, q, k, v, keep):
 
     run.kept = kept
     return run
+
+
+def beside_fa3(report):
+    """{what: how many times as fast as FlashAttention-3's dense attention, in turn with it}"""
+    found = {}
+    for case in report["local_cases"] + report["cases"]:
+        for key, turn in case.items():
+            if not key.endswith("in_turn") or "dense_fa3" not in turn:
+                continue
+            share = case.get("share") or key[:-len("_in_turn")]
+            kept = case.get("kept") or case[f"{share}_kept"]
+            rows = "local" if "sink" in case else "zero"
+            for label in ("prefill", "dense_ours"):
+                if label in turn:
+                    what = f"{case['shape']} {case['tokens']} {label}"
+                    if label == "prefill":
+                        what += f" {share}, {kept:.0%} kept, {rows}"
+                    found[what] = turn["dense_fa3"]["ms"] / turn[label]["ms"]
+    return found
