@@ -5,10 +5,10 @@ tensors: alone, and on the kept tokens of every head. Prints a line for each cas
 where a map differs in what docs/blocks.md does not say.
 
 usage: block_maps.py [METHOD...] [--checkouts FOLDER] [--tokens N...] [--backend ref|cpu|cuda]
-Their repositories are cloned at the commits in block_methods.py (git and the network; a few MB of each are kept in
-the cache), or taken from FOLDER/NAME. Their Python runs on the CPU in f32, their Triton code in
-Triton's interpreter. Needs torch, triton, einops and the package `tokensparse` with its library
-(TOKENSPARSE_LIBRARY); none of it is changed, but "cuda" means "cpu" while their code runs.
+Their repositories are cloned at the commits in block_methods.py (git and the network; a few MB of
+each are kept in the cache), or taken from FOLDER/NAME. Their Python runs on the CPU in f32, their
+Triton code in Triton's interpreter. Needs torch, triton, einops and the package `tokensparse` with
+its library (TOKENSPARSE_LIBRARY); none of it is changed, but "cuda" means "cpu" while their code runs.
 """
 import argparse
 import os

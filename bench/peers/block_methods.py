@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The published code of block patterns, for block_maps.py: fetched, loaded, and asked for its map."""
+"""The published code of block patterns, for block_maps.py: fetched, loaded, asked for its map."""
 import ast
 import contextlib
 import importlib.util
@@ -104,7 +104,7 @@ def package(path, name):
     sys.modules[name] = module
 
 
-# Each answers for one set of tensors [heads, tokens, D] with a map [heads, query blocks, key blocks].
+# Each answers for tensors [heads, tokens, D] with a map [heads, query blocks, key blocks].
 
 
 class XAttention:
