@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <ctime>
 #include <functional>
 #include <vector>
 
@@ -37,6 +38,14 @@ double seconds_of(Fn&& fn) {
   const auto start = std::chrono::steady_clock::now();
   fn();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Processor time of all threads: on one thread, what the clock would show if nobody else computed.
+template <typename Fn>
+double cpu_seconds_of(Fn&& fn) {
+  const std::clock_t start = std::clock();
+  fn();
+  return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
 }
 
 }  // namespace tsp::bench

@@ -85,6 +85,9 @@ void add_measuring_options(CLI::App& verb, BenchOptions& o) {
                   "Seconds of samples of each after which three samples are enough")
       ->check(between(0, 36000))
       ->default_str("60");
+  verb.add_flag("--cpu-time", o.cpu_time,
+                "Processor time of this process instead of the clock's, for a machine that others\n"
+                "use; with --threads 1. Not of llama.cpp, torch and GPUs");
   verb.add_flag("--json", o.json, "Print one JSON object, and nothing else");
 }
 
@@ -110,10 +113,16 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
   add_shape_options(*verb, *options);
   add_operator_options(*verb, options->params);
   add_backend_options(*verb, options->backend, /*cuda=*/true);
-  for (const char* flag : {"--keep", "--precision", "--isa", "--threads"}) replace(*verb, flag);
+  for (const char* flag : {"--keep", "--coverage", "--precision", "--isa", "--threads"})
+    replace(*verb, flag);
   add_list(*verb, "--keep", options->keeps,
            "Kept shares of the tokens; attend is dense and select goes by --coverage without")
       ->check(between(0, 1))
+      ->group("Choosing tokens");
+  add_list(*verb, "--coverage", options->coverages,
+           "Shares of the attention mass that may be dropped, where --keep does not decide")
+      ->check(between(0, 0.9999999))
+      ->default_str("0.005")
       ->group("Choosing tokens");
   add_list(*verb, "--precision", options->precisions, "Arithmetic of the products: f32, bf16")
       ->check(one_of({"f32", "bf16"}))
@@ -138,6 +147,9 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
   tsp_pattern_init(&options->pattern, TSP_PATTERN_XATTENTION);
   if (op == "estimate") add_pattern_options(*verb, options->pattern);
   if (op == "prefill") {
+    add_choice(*verb, "--when", options->params.when, {"always", "pays"},
+               "pays: attend exactly where leaving tokens out is not expected to be faster")
+        ->group("Choosing tokens");
     verb->add_flag("--parts", options->parts,
                    "Time its steps apart: score, select, pack (one row on all kept keys), the kept "
                    "rows, and attend with the rows that were left out");

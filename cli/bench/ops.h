@@ -44,6 +44,12 @@ class Ops {
   /// One row on all kept keys: next to nothing but their packing. Host memory only.
   void last_row() { check(tokensparse::Status(tsp_attend(ctx_, &last_row_))); }
   void prefill() { check(tokensparse::Status(tsp_prefill(ctx_, &choice_))); }
+  /// What prefill keeps, whatever `when` says, in a call of its own.
+  int32_t prefill_kept() {
+    prefill();
+    prefill_kept_memory_->download();
+    return prefill_kept_;
+  }
   void by_blocks() { check(tokensparse::Status(tsp_attend(ctx_, &by_blocks_))); }
   const bench::Sets& sets() const { return sets_; }
   const bench::BlockLists* blocks() const { return blocks_ ? &*blocks_ : nullptr; }
@@ -118,8 +124,8 @@ class Ops {
       view->tokens = 1;
     }
     choice_.selected.num_sets = sets_.num_sets;
-    choice_.selected.kept =
-        static_cast<int32_t*>(memory(&prefill_kept_, sizeof prefill_kept_).data());
+    prefill_kept_memory_ = &memory(&prefill_kept_, sizeof prefill_kept_);
+    choice_.selected.kept = static_cast<int32_t*>(prefill_kept_memory_->data());
     give_workspace(tsp_prefill_workspace, choice_);
   }
 
@@ -195,6 +201,7 @@ class Ops {
   std::vector<bench::Buffer> buffers_;
   std::vector<std::unique_ptr<DeviceMemory>> memory_;
   DeviceMemory *indices_ = nullptr, *kept_ = nullptr;  // of sets_
+  DeviceMemory* prefill_kept_memory_ = nullptr;
 };
 
 }  // namespace tsp::cli

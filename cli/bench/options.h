@@ -23,8 +23,9 @@ struct BenchOptions {
   std::vector<std::string> isas;  // empty: the best one
   std::vector<int32_t> threads{0};
   std::vector<double> keeps;  // empty: dense (attend) or by coverage (select, prefill)
-  double blocks = 0;          // attend: share of the key blocks that are read; 0: all
-  int64_t q_tokens = 0;       // 0: all
+  std::vector<double> coverages;
+  double blocks = 0;     // attend: share of the key blocks that are read; 0: all
+  int64_t q_tokens = 0;  // 0: all
   int64_t heads = 14;
   int64_t kv_heads = 2;
   std::string q_dtype;          // empty: f32, on a GPU the type of k and v
@@ -35,6 +36,7 @@ struct BenchOptions {
   int64_t micro_batch = 512;       // of llama.cpp
   bool parts = false;              // of prefill: time its steps apart
   bench::Budget budget;
+  bool cpu_time = false;  // the process's, not the clock's
   bool json = false;
 };
 
@@ -42,8 +44,10 @@ struct BenchRow {
   std::string op, backend, isa, dtype, q_dtype, precision, share;
   bench::Shape shape;
   int threads = 0;
-  double kept = 1;   // share of the tokens that a set keeps
-  double pairs = 1;  // share of dense attention's pairs that attend computes
+  double coverage = 0;
+  double kept = 1;    // share of the tokens that a set keeps
+  double pairs = 1;   // share of dense attention's pairs that attend computes
+  double served = 1;  // share of the tokens that prefill keeps, which by --when pays may keep all
   bench::Spread time;
   bench::Work work;
   double floor_s = 0;

@@ -97,11 +97,18 @@ class Runner {
         options_.keeps.empty() || options_.op == "score" || options_.op == "estimate"
             ? std::vector<double>{0}
             : options_.keeps;
+    const bool decided = keeps.front() > 0;  // then no coverage is looked at
+    const std::vector<double> coverages = decided || options_.coverages.empty()
+                                              ? std::vector<double>{options_.params.coverage}
+                                              : options_.coverages;
     for (const double keep : keeps) {
-      tsp_prefill_params_t choice = options_.params;
-      choice.keep = static_cast<float>(keep);
-      choice.precision = precision == "bf16" ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
-      report_.row(measure(work, choice));
+      for (const double coverage : coverages) {
+        tsp_prefill_params_t choice = options_.params;
+        choice.keep = static_cast<float>(keep);
+        choice.coverage = static_cast<float>(coverage);
+        choice.precision = precision == "bf16" ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
+        report_.row(measure(work, choice));
+      }
     }
   }
 
@@ -115,6 +122,11 @@ class Runner {
     BenchRow row = describe(s, choice);
     if (options_.op == "estimate") row.pairs = ops.name_blocks();
     if (chooses) row.kept = static_cast<double>(ops.sets().kept) / static_cast<double>(s.tokens);
+    row.served = row.kept;
+    if (options_.op == "prefill") {
+      row.served = static_cast<double>(ops.prefill_kept()) / static_cast<double>(s.tokens);
+    }
+    row.coverage = choice.keep > 0 ? 0 : static_cast<double>(choice.coverage);
     count_work(row, ops, choice, chooses);
 
     std::vector<bench::Contestant> contestants{[&] { return time_op(ops, chooses); }};
@@ -179,15 +191,16 @@ class Runner {
     }
   }
 
-  static void add_parts(std::vector<bench::Contestant>& contestants, Ops& ops) {
+  void add_parts(std::vector<bench::Contestant>& contestants, Ops& ops) const {
     for (void (Ops::*part)() :
          {&Ops::score, &Ops::select, &Ops::last_row, &Ops::kept_rows, &Ops::sparse}) {
-      contestants.push_back([&ops, part] { return bench::seconds_of([&] { (ops.*part)(); }); });
+      contestants.push_back([this, &ops, part] { return time_of([&] { (ops.*part)(); }); });
     }
   }
 
   double time_of(const std::function<void()>& call) const {
-    return on_gpu_ ? gpu_seconds(call) : bench::seconds_of(call);
+    if (on_gpu_) return gpu_seconds(call);
+    return options_.cpu_time ? bench::cpu_seconds_of(call) : bench::seconds_of(call);
   }
 
   double time_op(Ops& ops, bool chooses) const {

@@ -63,6 +63,16 @@ class Rows(unittest.TestCase):
                 self.assertEqual((row["dim"], row["threads"], row["dtype"]), (64, 2, "f16"))
                 self.assertEqual("dense" in row["peers"], op != "attend")
 
+    def test_a_choice_that_cannot_pay_is_exact(self):
+        command = ("prefill", "--tokens", 200, "--heads", 2, "--kv-heads", 1, "--min-tokens", 8)
+        command += ("--window", 8, "--coverage", "0.5,0.25", "--cpu-time", "--threads", 1)
+        for when, served in (("always", False), ("pays", True)):
+            rows = bench(*command, "--when", when)["rows"]
+            self.assertEqual([row["coverage"] for row in rows], [0.5, 0.25])
+            for row in rows:
+                self.assertLess(row["kept"], 1)
+                self.assertEqual(row["served"] == 1, served)
+
     def test_floors_are_measured(self):
         floor = bench("attend", "--tokens", 64, "--threads", 1)["floors"][0]
         self.assertEqual(floor["threads"], 1)
