@@ -25,7 +25,7 @@ tsp_prefill_params_t setting() {
 Seq sequence(int32_t q_len, int32_t k_len) { return {0, 0, q_len, 0, k_len}; }
 
 bool pays(int32_t q_len, int32_t k_len, int32_t kept) {
-  return prefill_pays(kBf16, setting(), sequence(q_len, k_len), kept);
+  return prefill_pays(kBf16, setting(), sequence(q_len, k_len), kept, kept >= 0);
 }
 
 TEST(PrefillCost, ShortSequencesAndFewRowsAreExactBeforeAnythingIsScored) {
@@ -55,11 +55,28 @@ TEST(PrefillCost, AChoiceThatKeepsNearlyAllIsAttendedExactly) {
 TEST(PrefillCost, AFixedShareIsKnownBeforeItIsChosen) {
   tsp_prefill_params_t p = setting();
   p.keep = 0.99f;
-  EXPECT_FALSE(prefill_pays(kBf16, p, sequence(2048, 8192), -1));
+  EXPECT_FALSE(prefill_pays(kBf16, p, sequence(2048, 8192), -1, false));
   p.keep = 0.3f;
-  EXPECT_TRUE(prefill_pays(kBf16, p, sequence(2048, 8192), -1));
+  EXPECT_TRUE(prefill_pays(kBf16, p, sequence(2048, 8192), -1, false));
   p.min_tokens = 8000;
-  EXPECT_FALSE(prefill_pays(kBf16, p, sequence(2048, 8192), -1));
+  EXPECT_FALSE(prefill_pays(kBf16, p, sequence(2048, 8192), -1, false));
+}
+
+TEST(PrefillCost, WhereEvenALookIsDearNothingIsLookedAt) {
+  EXPECT_FALSE(pays(512, 4096, -1)) << "1 % of exact attention is less than a look";
+  EXPECT_TRUE(pays(512, 32768, -1));
+  tsp_prefill_params_t p = setting();
+  p.keep = 0.3f;  // known without a look
+  EXPECT_TRUE(prefill_pays(kBf16, p, sequence(512, 4096), -1, false));
+}
+
+TEST(PrefillCost, AGuessMustPayForTheChoiceToo) {
+  const auto guess_pays = [](int32_t kept) {
+    return prefill_pays(kBf16, setting(), sequence(1024, 8192), kept, false);
+  };
+  EXPECT_TRUE(guess_pays(4096));
+  EXPECT_FALSE(guess_pays(7700));
+  EXPECT_TRUE(pays(1024, 8192, 7700)) << "once it is chosen";
 }
 
 }  // namespace

@@ -33,9 +33,11 @@ struct OpTable {
   tsp_status_t (*check_estimate)(const tsp_context_t&, const tsp_estimate_params_t&);
   tsp_status_t (*check_prefill)(const tsp_context_t&, const tsp_prefill_params_t&);
   /// For TSP_WHEN_PAYS: whether leaving tokens out of a sequence is expected to be faster than
-  /// exact attention. `kept` is what was chosen, or -1 before anything is; null: always. Host
-  /// backends.
-  bool (*prefill_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept);
+  /// exact attention; null: always. `kept` is how many it keeps, or a guess, or -1 for neither:
+  /// then a look at a sample of it (dispatch/pilot.h) must cost next to nothing beside exact
+  /// attention, too. `chosen`: choosing is behind us and costs nothing any more. Host backends.
+  bool (*prefill_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept,
+                       bool chosen);
   /// As tsp_prefill_paying() tells them.
   int32_t paying_keys;
   int32_t paying_rows;

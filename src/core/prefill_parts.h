@@ -8,6 +8,12 @@
 
 namespace tsp {
 
+/// A look before the choice (dispatch/pilot.h): so many of the window's last queries, and about so
+/// many stretches of so many keys.
+inline constexpr int32_t kPilotRows = 24;
+inline constexpr int32_t kPilotStretches = 24;
+inline constexpr int32_t kPilotStretch = 64;
+
 /// Nothing of the sequence can be dropped, whatever its scores are.
 inline bool is_dense(const Seq& seq, int32_t window, int32_t min_tokens, float coverage,
                      float keep) {

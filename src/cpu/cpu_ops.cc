@@ -56,10 +56,11 @@ const Isa* find(std::string_view name) {
   return nullptr;
 }
 
-bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept) {
+bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept,
+          bool chosen) {
   const Isa* const isa = find(ctx.isa);
   return prefill_pays(p.precision == TSP_PRECISION_BF16 ? isa->bf16_costs : isa->f32_costs, p, seq,
-                      kept);
+                      kept, chosen);
 }
 
 constexpr OpTable kTable = {

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/prefill_parts.h"
+
 namespace tsp::cpu {
 namespace {
 
@@ -13,6 +15,7 @@ constexpr double kScorePair = 0.62;    // of an attended one: no value is multip
 constexpr double kKeptPair = 1.05;     // shorter rows: more of a tile is its beginning and its end
 constexpr double kLocalPair = 1.4;     // the same, and keys that a tile multiplies for no row
 constexpr double kLikelyKept = 0.45;   // of the tokens, where coverage decides
+constexpr double kDearestLook = 0.01;  // of exact attention: what a look in vain may cost
 
 /// What a fixed share keeps, what coverage may keep.
 double likely_kept(const tsp_prefill_params_t& p, const Seq& seq) {
@@ -24,7 +27,8 @@ double likely_kept(const tsp_prefill_params_t& p, const Seq& seq) {
 
 }  // namespace
 
-bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept) {
+bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept,
+                  bool chosen) {
   if (seq.k_len < kFewestKeys) return false;
   const auto heads = static_cast<double>(p.q.heads);
   const auto kv_heads = static_cast<double>(p.k.heads);
@@ -37,6 +41,14 @@ bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& 
   const double seen = keys - (rows - 1) / 2;  // keys of a query, on average
 
   const double exact = heads * rows * seen * pair + kv_heads * keys * packed_key;
+  const auto scoring = [&](double queries, double scored_keys) {
+    return kStart + heads * queries * (scored_keys - (queries - 1) / 2) * pair * kScorePair +
+           kv_heads * scored_keys * packed_key / 2;
+  };
+  if (kept < 0 && p.keep == 0) {
+    const double sample = std::min<double>(keys, (kPilotStretches + 3) * kPilotStretch);
+    if (scoring(std::min<double>(kPilotRows, window), sample) > kDearestLook * exact) return false;
+  }
 
   const double kept_keys = kept >= 0 ? kept : likely_kept(p, seq);
   const double kept_rows =
@@ -49,10 +61,7 @@ bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& 
     sparse += heads * (rows - kept_rows) * std::min(local, seen) * pair * kLocalPair +
               kv_heads * std::min(local + rows, keys) * packed_key;
   }
-  if (kept < 0) {
-    sparse += kStart + heads * window * (keys - (window - 1) / 2) * pair * kScorePair +
-              kv_heads * keys * packed_key / 2 + heads * (keys - window) * costs.choice;
-  }
+  if (!chosen) sparse += scoring(window, keys) + heads * (keys - window) * costs.choice;
   return sparse < exact;
 }
 

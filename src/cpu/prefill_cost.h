@@ -16,8 +16,8 @@ struct Costs {
   double choice;        // of pooling and ranking one head's score of one token
 };
 
-/// Whether leaving tokens out of the sequence is faster than exact attention. `kept`: how many it
-/// keeps; -1: not chosen yet, and choosing counts.
-bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept);
+/// OpTable::prefill_pays by the costs of an instruction set.
+bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept,
+                  bool chosen);
 
 }  // namespace tsp::cpu

@@ -9,16 +9,18 @@
 
 #include "core/prefill_parts.h"
 #include "core/workspace.h"
+#include "dispatch/pilot.h"
 #include "dispatch/prefill_checks.h"
 #include "dispatch/tally.h"
 
 namespace tsp {
 namespace {
 
-/// `kept` as in OpTable::prefill_pays.
-bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept) {
+/// `kept` and `chosen` as in OpTable::prefill_pays.
+bool pays(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept,
+          bool chosen) {
   return p.when == TSP_WHEN_ALWAYS || ctx.ops->prefill_pays == nullptr ||
-         ctx.ops->prefill_pays(ctx, p, seq, kept);
+         ctx.ops->prefill_pays(ctx, p, seq, kept, chosen);
 }
 
 /// Nothing can be dropped, or dropping it cannot pay: no score is needed.
@@ -26,7 +28,7 @@ bool is_exact(const tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   if (p.given.indices != nullptr) return false;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    if (!is_dense(p, seq) && pays(ctx, p, seq, -1)) return false;
+    if (!is_dense(p, seq) && pays(ctx, p, seq, -1, false)) return false;
   }
   return true;
 }
@@ -39,6 +41,8 @@ struct Plan {
   tsp_estimate_params_t estimate;
   tsp_attend_params_t attend;
   tsp_index_sets_t sets;  // chosen or given; kept may be changed
+  Pilot pilot;
+  int32_t* guesses;  // [num_seqs] of kept, before the choice; null: none
   size_t bytes;
 };
 
@@ -113,6 +117,11 @@ Plan make_plan(const tsp_context_t& ctx, const tsp_prefill_params_t& p, void* ba
       plan.select = select_part(p);
       give_scores(plan, p, workspace);
     }
+    if (wants_pilot(ctx, p)) {
+      plan.pilot = make_pilot(ctx, p, workspace);
+      plan.guesses = workspace.take<int32_t>(p.batch.num_seqs);
+      op_bytes = std::max(op_bytes, plan.pilot.score_bytes);
+    }
     give_sets(plan, p, workspace);
     plan.estimate.selected = attend.selected = plan.sets;
     attend.selected.indices = &any;
@@ -170,13 +179,41 @@ tsp_status_t attend_by_pattern(tsp_context_t& ctx, const tsp_prefill_params_t& p
   return ctx.ops->attend(ctx, plan.attend);
 }
 
-tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
-  if (plan.exact) {
-    TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
-    name_kept(p, nullptr);
-    add_tally(p, nullptr);
-    return TSP_OK;
+/// Guesses what each sequence would keep. `*promising`: that leaving tokens out of any pays.
+tsp_status_t look(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan, bool* promising) {
+  *promising = !wants_pilot(ctx, p);
+  for (int32_t b = 0; b < p.batch.num_seqs && wants_pilot(ctx, p); ++b) {
+    const Seq seq = seq_at(p.batch, b);
+    plan.guesses[b] = seq.k_len;
+    if (is_dense(p, seq) || !pays(ctx, p, seq, -1, false)) continue;
+    TSP_RETURN_IF_ERROR(
+        guess_kept(ctx, p, seq, plan.pilot, plan.score.workspace, &plan.guesses[b]));
+    *promising = *promising || pays(ctx, p, seq, plan.guesses[b], false);
   }
+  return TSP_OK;
+}
+
+/// Choosing tokens is expected to pay, by what is known before it.
+bool expected_to_pay(const tsp_context_t& ctx, const tsp_prefill_params_t& p, const Plan& plan,
+                     const Seq& seq) {
+  if (p.given.indices != nullptr) return true;
+  if (!pays(ctx, p, seq, -1, false)) return false;
+  return plan.guesses == nullptr || pays(ctx, p, seq, plan.guesses[seq.index], false);
+}
+
+tsp_status_t attend_to_all(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
+  plan.attend.selected.indices = nullptr;
+  TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
+  name_kept(p, nullptr);
+  add_tally(p, nullptr);
+  return TSP_OK;
+}
+
+tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
+  if (plan.exact) return attend_to_all(ctx, p, plan);
+  bool promising = false;
+  TSP_RETURN_IF_ERROR(look(ctx, p, plan, &promising));
+  if (!promising) return attend_to_all(ctx, p, plan);
   int32_t* const kept = plan.sets.kept;
   if (p.given.indices != nullptr) {
     std::copy_n(p.given.kept, p.batch.num_seqs, kept);
@@ -187,7 +224,8 @@ tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Pla
   bool all_kept = true;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    if (!pays(ctx, p, seq, -1) || !pays(ctx, p, seq, kept[b])) kept[b] = seq.k_len;
+    const bool sparse = expected_to_pay(ctx, p, plan, seq) && pays(ctx, p, seq, kept[b], true);
+    if (!sparse) kept[b] = seq.k_len;
     all_kept = all_kept && kept[b] == seq.k_len;
   }
   // The same bits as the lists that name every token, without their gather.

@@ -253,6 +253,32 @@ TEST_P(Prefill, WhenItPaysLongSequencesAreSparseAndShortOnesExact) {
   }
 }
 
+TEST_P(Prefill, WhenItPaysCoverageIsAsAskedOrExact) {
+  if (backend.backend == TSP_BACKEND_REF || backend.is_cuda()) return;
+  for (const Layout layout : {Layout::kTokenMajor, Layout::kPaged}) {
+    Shape s = shape({1500, 200}, {4001, 300}, 16);
+    s.kv_layout = layout;
+    Problem problem(s);
+    Options options = {.window = 8, .min_tokens = 20, .share = TSP_SHARE_LAYER};
+    for (const float coverage : {0.5f, 1e-7f}) {
+      options.coverage = coverage;
+      options.when = TSP_WHEN_ALWAYS;
+      Sets sets = problem.prefill(backend, ctx, options).sets;
+      options.when = TSP_WHEN_PAYS;
+      const AttendResult result = problem.prefill(backend, ctx, options);
+      EXPECT_EQ(result.sets[1][0].size(), 300u);
+      sets[1] = result.sets[1];
+      if (coverage < 0.5f) {
+        EXPECT_EQ(result.sets[0][0].size(), 4001u);
+      } else {
+        EXPECT_LT(result.sets[0][0].size(), 3000u);
+        EXPECT_EQ(result.sets, sets);
+      }
+      EXPECT_EQ(result.out.bits(), problem.attend(backend, ctx, &result.sets, options).out.bits());
+    }
+  }
+}
+
 TEST_P(Prefill, RepeatsAndThreadCountsGiveTheSameBits) {
   Problem problem(shape({190}, {333}));
   const Options options = {.window = 16, .min_tokens = 20, .coverage = 0.1f};
