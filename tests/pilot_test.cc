@@ -25,8 +25,8 @@ std::vector<int32_t> guesses(tokensparse::Context& ctx, Problem& problem, const 
   Workspace<> counted(nullptr);
   const size_t score_bytes = make_pilot(*ctx.get(), p, counted).score_bytes;
   std::vector<float> memory((counted.used() + score_bytes) / sizeof(float) + 64);
-  auto* const base = reinterpret_cast<float*>(
-      round_up_to(reinterpret_cast<uintptr_t>(memory.data()), 64));
+  auto* const base =
+      reinterpret_cast<float*>(round_up_to(reinterpret_cast<uintptr_t>(memory.data()), 64));
   Workspace<> workspace(base);
   const Pilot pilot = make_pilot(*ctx.get(), p, workspace);
   std::vector<int32_t> found;

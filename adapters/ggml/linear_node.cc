@@ -175,9 +175,11 @@ bool LinearServer::prepare(const ggml_tensor& node) {
   if (!kept && !weight_buffer_.reserve(engine_->weight_bytes(plan.slice_rows, plan.k))) {
     return false;
   }
-  if (engine_->converts_inputs() &&
-      !activation_buffer_.reserve(engine_->input_bytes(plan.block_rows, plan.k))) {
-    return false;
+  if (engine_->converts_inputs()) {
+    const void* const before = activation_buffer_.memory.get();
+    const bool room = activation_buffer_.reserve(engine_->input_bytes(plan.block_rows, plan.k));
+    if (!room || activation_buffer_.memory.get() != before) formed_ = {};
+    if (!room) return false;
   }
   const int64_t slice = kept ? plan.n : plan.slice_rows;
   for (const int64_t rows : {plan.block_rows, plan.m % plan.block_rows}) {
@@ -197,7 +199,7 @@ bool LinearServer::serve(ggml_tensor& node) {
   const int64_t slice = kept != nullptr ? plan.n : plan.slice_rows;
   for (int64_t row = 0; row < plan.m; row += plan.block_rows) {
     const int64_t rows = std::min(plan.block_rows, plan.m - row);
-    const void* input = activations(*node.src[1], row, rows);
+    const void* input = activations(node, row, rows);
     for (int64_t column = 0; column < plan.n; column += slice) {
       const int64_t columns = std::min(slice, plan.n - column);
       if (kept == nullptr) read_weights(weight, column, columns, weight_buffer_.memory.get());
@@ -238,12 +240,17 @@ void LinearServer::read_weights(const ggml_tensor& weight, int64_t first, int64_
   stats_.weight_s += seconds_since(start);
 }
 
-const void* LinearServer::activations(const ggml_tensor& input, int64_t first, int64_t count) {
+const void* LinearServer::activations(const ggml_tensor& node, int64_t first, int64_t count) {
+  const ggml_tensor& input = *node.src[1];
   const int64_t k = input.ne[0];
   const float* rows = static_cast<const float*>(input.data) + first * k;
   if (!engine_->converts_inputs()) return rows;
-  engine_->read_inputs(rows, count, k, activation_buffer_.memory.get());
-  return activation_buffer_.memory.get();
+  void* const out = activation_buffer_.memory.get();
+  if (formed_.input == &input && formed_.node != &node) return out;
+  formed_ = {};
+  engine_->read_inputs(rows, count, k, out);
+  if (options_.share_inputs && count == rows_of(input)) formed_ = {&input, &node};
+  return out;
 }
 
 size_t LinearServer::buffer_bytes() const {

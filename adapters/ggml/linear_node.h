@@ -57,6 +57,9 @@ struct LinearOptions {
   /// Memory for weights that stay in the engine's form: 2 bytes an element in bf16, 4 in f32, 1.06
   /// in int8, first come first kept. It saves making it once a chunk. Weights outlive the server.
   size_t keep_bytes = 0;
+  /// Products of the same activations, as of q, k and v, bring them into the engine's form once.
+  /// The caller then says where a graph begins: LinearServer::begin_graph().
+  bool share_inputs = false;
   /// Path of oneDNN's shared library; empty for the one that OneDnn::open() finds.
   std::string library;
   /// ggml_get_type_traits: handed in, so that a plugin can pass its host's.
@@ -89,6 +92,9 @@ class LinearServer {
   /// Computes into node.data a node that check() returned kNone for. All tensors in host memory.
   /// False where the library failed.
   [[nodiscard]] bool serve(ggml_tensor& node);
+
+  /// Tensors that were seen may hold other values from here on.
+  void begin_graph() { formed_ = {}; }
 
   void set_threads(int32_t threads) { engine_->set_threads(threads); }
   const LinearStats& stats() const { return stats_; }
@@ -126,12 +132,15 @@ class LinearServer {
   bool prepare(const ggml_tensor& node);
   const void* kept_weight(const ggml_tensor& weight);
   void read_weights(const ggml_tensor& weight, int64_t first, int64_t count, void* out);
-  const void* activations(const ggml_tensor& input, int64_t first, int64_t count);
+  const void* activations(const ggml_tensor& node, int64_t first, int64_t count);
 
   std::unique_ptr<LinearEngine> engine_;
   LinearOptions options_;
   LinearStats stats_;
   Buffer weight_buffer_, activation_buffer_;
+  struct {
+    const ggml_tensor *input = nullptr, *node = nullptr;
+  } formed_;  // what activation_buffer_ holds all rows of, and the first product of it
   std::map<const void*, Memory> kept_;  // by the weight's data
   size_t kept_bytes_ = 0;
 };

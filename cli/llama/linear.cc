@@ -20,6 +20,7 @@ std::unique_ptr<ggml_adapter::LinearServer> open(const LinearChoice& choice, Lin
   options.threads = choice.threads;
   options.parallel = run_on_openmp;
   options.keep_bytes = static_cast<size_t>(choice.keep_mb) * 1'000'000;
+  options.share_inputs = true;  // Session says where a graph begins
   options.type_traits = ggml_get_type_traits;
   const char* library = std::getenv("TOKENSPARSE_ONEDNN_LIBRARY");
   if (library != nullptr) options.library = library;

@@ -12,10 +12,10 @@ namespace tsp {
 
 /// Memory of a pilot, for one sequence after the other.
 struct Pilot {
-  int32_t* blocks;       // the sample's, as a block table
-  float* scores;         // [heads, sample's prefix]
+  int32_t* blocks;             // the sample's, as a block table
+  float* scores;               // [heads, sample's prefix]
   struct PilotToken* entries;  // tokens of the sample
-  size_t score_bytes;    // of score's workspace
+  size_t score_bytes;          // of score's workspace
 };
 
 /// Whether there is anything to guess: a fixed share says beforehand what it keeps.

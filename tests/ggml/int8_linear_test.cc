@@ -168,6 +168,58 @@ TEST_F(Int8Linear, GivesTheSameBitsOnAnyTeamAndWithKeptWeights) {
   }
 }
 
+TEST_F(Int8Linear, ProductsOfTheSameActivationsShareThemWithinAGraph) {
+  LinearOptions options = int8_options();
+  options.share_inputs = true;
+  const auto server = make_server(options);
+  const Shape shape = {.m = 70, .n = 40, .k = 256};
+  Node node(shape);
+  ggml_tensor second = *node.get();
+  std::vector<float> out(static_cast<size_t>(shape.m * shape.n));
+  second.data = out.data();
+  const auto serve = [&](ggml_tensor& product) {
+    EXPECT_EQ(server->check(product), LinearRefusal::kNone);
+    EXPECT_TRUE(server->serve(product));
+  };
+  const auto same = [&] { return std::equal(out.begin(), out.end(), node.result()); };
+  auto* input = static_cast<float*>(node.input()->data);
+  serve(*node.get());
+  input[0] += 100;  // nothing does so within a graph: it shows who looked again
+  serve(second);
+  EXPECT_TRUE(same());
+  server->begin_graph();
+  serve(second);
+  EXPECT_FALSE(same()) << "a graph of other values";
+  serve(*node.get());
+  EXPECT_TRUE(same());
+  input[0] += 100;
+  serve(second);
+  EXPECT_FALSE(same()) << "its own product again: another graph";
+  serve(*node.get());
+  EXPECT_TRUE(same());
+  input[0] += 100;
+  Node larger({.m = 640, .n = 40, .k = 256});  // memory of its own
+  ASSERT_EQ(server->check(*larger.get()), LinearRefusal::kNone);
+  serve(*node.get());
+  EXPECT_FALSE(same()) << "what was there is gone";
+  serve(*larger.get());
+  serve(second);
+  EXPECT_TRUE(same()) << "other activations lay there";
+}
+
+TEST_F(Int8Linear, ActivationsAreNotSharedUnasked) {
+  const auto server = make_server(int8_options());
+  Node node({.m = 70, .n = 40, .k = 256});
+  ggml_tensor second = *node.get();
+  std::vector<float> out(70 * 40);
+  second.data = out.data();
+  error_of(node, *server);
+  static_cast<float*>(node.input()->data)[0] += 100;
+  ASSERT_EQ(server->check(second), LinearRefusal::kNone);
+  ASSERT_TRUE(server->serve(second));
+  EXPECT_FALSE(std::equal(out.begin(), out.end(), node.result()));
+}
+
 TEST_F(Int8Linear, ComputesOnTheCallingThreadWithoutOthers) {
   LinearOptions options = int8_options(4);
   options.parallel = nullptr;
