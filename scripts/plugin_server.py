@@ -33,14 +33,14 @@ def wait_for_port(port: int, seconds: float = 60) -> None:
 
 
 class Server:
-    def __init__(self, program, model, env: dict, threads: str, slots: int):
+    def __init__(self, program, model, env: dict, threads: str, slots: int, options=()):
         self.port = free_port()
         self.log = ""
         self._log_file = tempfile.TemporaryFile(mode="w+", errors="replace")
         command = [str(program), "-m", str(model), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["-np", str(slots), "-c", str(4096 * slots), "-t", threads, "--no-webui"]
         # A thread a connection, and no store of old prompts: what grows is then not the server's.
-        command += ["--threads-http", str(CONNECTIONS), "--cache-ram", "0"]
+        command += ["--threads-http", str(CONNECTIONS), "--cache-ram", "0", *options]
         self.process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=self._log_file,

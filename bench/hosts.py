@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Time to the first token in every host of tokensparse on the CPU: stock, ours exact, ours sparse.
+
+usage: bench/hosts.py [--tokens 8192,...] [--hosts LIST] [--repeat N] [--json FILE]
+The same setting everywhere, the built-in one. Hosts: program (has no stock of its own), llama-bench
+(random tokens), llama-server, transformers, vllm. Modes take turns where one process has several;
+medians. llama.cpp's programs come from `scripts/plugin-check`, the environments of transformers and
+vLLM from `scripts/test`; a host that cannot be had is skipped with a line.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "bench" / "peers")]
+sys.dont_write_bytecode = True
+import plugin_server  # noqa: E402
+import whole_model  # noqa: E402
+
+CACHE = whole_model.cache_folder()
+BUILD = ROOT / "build" / "release"
+PLUGIN = {
+    "GGML_BACKEND_PATH": str(BUILD / "lib" / "libggml-tokensparse.so"),
+    "LLAMA_ARG_OVERRIDE_TENSOR": "^$=CPU",
+    "TOKENSPARSE_LINEAR": "auto",
+}
+# Mode: environment, and what a user would give the host for it: stock at its best chunk.
+LLAMA = {
+    "stock": ({}, {"-ub": "512"}),
+    "exact": (PLUGIN, {"-ub": "2048"}),
+    "sparse": ({**PLUGIN, "TOKENSPARSE_SETTING": "built-in"}, {"-ub": "2048"}),
+}
+
+
+def clean_environment(**more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TOKENSPARSE_", "GGML_"))}
+    return {**kept, **more}
+
+
+def output_of(command, environment):
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode != 0:
+        last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+        raise whole_model.Skip(f"{command[0]}: {last.strip()}")
+    return done.stdout
+
+
+def program(options, lengths):
+    """Seconds by length and mode."""
+    text = options.prompt["text"]
+    per_token = len(text) / len(options.prompt["ids"])
+    path = CACHE / f"hosts-prompt-{os.getpid()}.txt"
+    for tokens in lengths:
+        path.write_text(text[: int(tokens * per_token)])
+        times = {"exact": [], "sparse": []}
+        for _ in range(options.repeat):
+            for mode, more in (("exact", ["--coverage", "0"]), ("sparse", [])):
+                command = [BUILD / "bin" / "tokensparse", "run", "-m", options.model, "-f", path]
+                command += ["-p", "What is this?", "-n", "1", "--json", *more]
+                command += ["--threads", options.threads]
+                report = json.loads(output_of(command, clean_environment()))
+                times[mode].append(report[mode]["ttft_s"])
+        yield report["prompt_tokens"], times
+    path.unlink()
+
+
+def llama_bench(options, lengths):
+    for tokens in lengths:
+        times = {mode: [] for mode in LLAMA}
+        for _ in range(options.repeat):
+            for mode, (environment, given) in LLAMA.items():
+                command = [CACHE / "build-llama-tools" / "bin" / "llama-bench", "-m", options.model]
+                command += ["-p", tokens, "-n", "0", "-r", "1", "-o", "json", "--no-warmup"]
+                command += ["-t", options.threads, "-fa", "1"]
+                command += [word for pair in given.items() for word in pair]
+                command += [] if mode == "stock" else ["--repack", "0"]
+                found = json.loads(output_of(command, clean_environment(**environment)))
+                times[mode].append(found[0]["avg_ns"] / 1e9)
+        yield tokens, times
+
+
+def ask(port, ids):
+    body = {"prompt": ids, "n_predict": 1, "temperature": 0, "cache_prompt": False}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/completion",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=1200) as answer:
+        return json.loads(answer.read())["timings"]["prompt_ms"] / 1e3
+
+
+def llama_server(options, lengths):
+    """A server for each mode, all lengths in it."""
+    times = {tokens: {mode: [] for mode in LLAMA} for tokens in lengths}
+    for mode, (environment, given) in LLAMA.items():
+        more = ["-c", str(max(lengths) + 64), "-fa", "on"]
+        more += [word for pair in given.items() for word in pair]
+        more += [] if mode == "stock" else ["--no-repack"]
+        with plugin_server.Server(
+            CACHE / "build-llama-tools" / "bin" / "llama-server", options.model,
+            clean_environment(**environment), str(options.threads), slots=1, options=more,
+        ) as server:  # fmt: skip
+            for tokens in lengths:
+                for _ in range(options.repeat):
+                    times[tokens][mode].append(ask(server.port, options.prompt["ids"][:tokens]))
+    yield from times.items()
+
+
+def python_host(options, lengths, script, pattern, more):
+    pythons = sorted(CACHE.glob(f"{pattern}/bin/python"), key=lambda p: p.parent.stat().st_mtime)
+    if not pythons:
+        raise whole_model.Skip(f"no environment {CACHE}/{pattern}")
+    environment = clean_environment(
+        PYTHONPATH=str(ROOT / "adapters" / "python" / "src"),
+        TOKENSPARSE_LIBRARY=str(BUILD / "src" / "libtokensparse.so"),
+        OMP_NUM_THREADS=str(options.threads),
+    )
+    command = [pythons[-1], ROOT / "adapters" / "python" / "bench" / script, options.folder]
+    command += ["--tokens", *lengths, "--repeat", options.repeat, *more]
+    command += ["--text", options.folder / "haystack.txt"]
+    for line in output_of(command, environment).splitlines():
+        if line.startswith("{"):
+            row = json.loads(line)
+            yield row["tokens"], row["all_seconds"]
+
+
+def transformers(options, lengths):
+    return python_host(options, lengths, "ttft_transformers.py", "python-transformers-*", [])
+
+
+def vllm(options, lengths):
+    return python_host(options, lengths, "ttft_vllm.py", "python-vllm-[0-9a-f]*", [])
+
+
+HOSTS = {
+    "program": program,
+    "llama-bench": llama_bench,
+    "llama-server": llama_server,
+    "transformers": transformers,
+    "vllm": vllm,
+}
+
+
+def row_of(host, tokens, times):
+    row = {"host": host, "tokens": tokens}
+    row["seconds"] = {mode: statistics.median(found) for mode, found in times.items()}
+    row["all_seconds"] = times
+    row["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return row
+
+
+def print_row(row):
+    seconds = row["seconds"]
+    words = [f"{mode} {value:7.2f} s" for mode, value in seconds.items()]
+    words.append(f"sparse over exact {seconds['sparse'] / seconds['exact']:.3f}")
+    if "stock" in seconds:
+        words.append(f"stock over sparse {seconds['stock'] / seconds['sparse']:.2f}x")
+    print(f"{row['host']:<13} {row['tokens']:>6}  " + "  ".join(words), flush=True)
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--tokens", default="8192", help="prompt lengths, at most 8192")
+    parser.add_argument("--hosts", default=",".join(HOSTS))
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=pathlib.Path, help="rows are added")
+    options = parser.parse_args()
+    options.lengths = [int(word) for word in options.tokens.split(",")]
+    for host in options.hosts.split(","):
+        if host not in HOSTS:
+            parser.error(f"--hosts: must be of {', '.join(HOSTS)}, got {host}")
+    options.model = pathlib.Path(whole_model.output_of([ROOT / "scripts/fetch-model"], "").strip())
+    options.folder = CACHE / "peer-models" / options.model.name.removesuffix(".gguf")
+    prompts = sorted(options.folder.glob("prompt-8192-0-*.json"))
+    if not prompts:
+        parser.error("no prompt: run bench/peers/whole_model.py --prepare-only --tokens 8192 first")
+    options.prompt = json.loads(prompts[-1].read_text())
+    return options
+
+
+def main():
+    options = parse_options()
+    rows = []
+    if options.json and options.json.exists():
+        rows = json.loads(options.json.read_text())["rows"]
+    for host in options.hosts.split(","):
+        try:
+            for tokens, times in HOSTS[host](options, options.lengths):
+                rows.append(row_of(host, tokens, times))
+                print_row(rows[-1])
+        except (whole_model.Skip, OSError) as reason:
+            print(f"{host}: left out: {reason}", file=sys.stderr, flush=True)
+    if options.json:
+        machine = {"processor": whole_model.processor(), "threads": options.threads}
+        document = {"machine": machine, "model": options.model.name, "rows": rows}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
