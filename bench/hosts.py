@@ -3,6 +3,8 @@
 """Time to the first token in every host of tokensparse on the CPU: stock, ours exact, ours sparse.
 
 usage: bench/hosts.py [--tokens 8192,...] [--hosts LIST] [--repeat N] [--json FILE]
+       bench/hosts.py --cpu-time --hosts program,llama-bench ...    on a machine that others use:
+                              exact and sparse alone, processor time of one thread, start included
 The same setting everywhere, the built-in one. Hosts: program (has no stock of its own), llama-bench
 (random tokens), llama-server, transformers, vllm. Modes take turns where one process has several;
 medians. llama.cpp's programs come from `scripts/plugin-check`, the environments of transformers and
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -54,6 +57,15 @@ def output_of(command, environment):
     return done.stdout
 
 
+def timed(options, command, environment, reported):
+    """Seconds of a run: what it reports, or all the processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = json.loads(output_of(command, environment))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return taken if options.cpu_time else reported(found)
+
+
 def program(options, lengths):
     """Seconds by length and mode."""
     text = options.prompt["text"]
@@ -67,24 +79,32 @@ def program(options, lengths):
                 command = [BUILD / "bin" / "tokensparse", "run", "-m", options.model, "-f", path]
                 command += ["-p", "What is this?", "-n", "1", "--json", *more]
                 command += ["--threads", options.threads]
-                report = json.loads(output_of(command, clean_environment()))
-                times[mode].append(report[mode]["ttft_s"])
-        yield report["prompt_tokens"], times
+                seconds = timed(
+                    options, command, clean_environment(), lambda found: found[mode]["ttft_s"]
+                )
+                times[mode].append(seconds)
+        yield tokens, times
     path.unlink()
 
 
 def llama_bench(options, lengths):
+    modes = {mode: how for mode, how in LLAMA.items() if mode != "stock" or not options.cpu_time}
     for tokens in lengths:
-        times = {mode: [] for mode in LLAMA}
+        times = {mode: [] for mode in modes}
         for _ in range(options.repeat):
-            for mode, (environment, given) in LLAMA.items():
+            for mode, (environment, given) in modes.items():
                 command = [CACHE / "build-llama-tools" / "bin" / "llama-bench", "-m", options.model]
                 command += ["-p", tokens, "-n", "0", "-r", "1", "-o", "json", "--no-warmup"]
                 command += ["-t", options.threads, "-fa", "1"]
                 command += [word for pair in given.items() for word in pair]
                 command += [] if mode == "stock" else ["--repack", "0"]
-                found = json.loads(output_of(command, clean_environment(**environment)))
-                times[mode].append(found[0]["avg_ns"] / 1e9)
+                seconds = timed(
+                    options,
+                    command,
+                    clean_environment(**environment),
+                    lambda found: found[0]["avg_ns"] / 1e9,
+                )
+                times[mode].append(seconds)
         yield tokens, times
 
 
@@ -170,16 +190,21 @@ def print_row(row):
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tokens", default="8192", help="prompt lengths, at most 8192")
+    parser.add_argument("--tokens", default="8192", help="prompt lengths, at most 8192; program: about")
     parser.add_argument("--hosts", default=",".join(HOSTS))
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--cpu-time", action="store_true", help="see above")
     parser.add_argument("--json", type=pathlib.Path, help="rows are added")
     options = parser.parse_args()
     options.lengths = [int(word) for word in options.tokens.split(",")]
     for host in options.hosts.split(","):
         if host not in HOSTS:
             parser.error(f"--hosts: must be of {', '.join(HOSTS)}, got {host}")
+        if options.cpu_time and host not in ("program", "llama-bench"):
+            parser.error(f"--cpu-time: of program and llama-bench alone, got --hosts {host}")
+    if options.cpu_time:
+        options.threads = 1
     options.model = pathlib.Path(whole_model.output_of([ROOT / "scripts/fetch-model"], "").strip())
     options.folder = CACHE / "peer-models" / options.model.name.removesuffix(".gguf")
     prompts = sorted(options.folder.glob("prompt-8192-0-*.json"))
