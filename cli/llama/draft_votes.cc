@@ -52,7 +52,8 @@ int32_t DraftVotes::chunk_of(int32_t length) const {
   return length;
 }
 
-void DraftVotes::read(const Model& draft, const std::vector<llama_token>& prompt) {
+void DraftVotes::read(const Model& draft, const std::vector<llama_token>& prompt,
+                      ggml_adapter::LinearServer* linear) {
   const auto length = static_cast<int32_t>(prompt.size());
   if (length > draft.trained_context()) {
     throw Failure("--draft: must take a prompt of " + std::to_string(length) + " tokens, " +
@@ -84,6 +85,7 @@ void DraftVotes::read(const Model& draft, const std::vector<llama_token>& prompt
   wanted.context = length;
   wanted.ubatch = chunk_of(length);
   wanted.threads = conditions_.threads;
+  wanted.linear = linear;
   Session session(draft, wanted, &server);
   Progress progress("draft: reading the prompt", length, conditions_.progress);
   session.read_prompt(prompt, progress);

@@ -22,9 +22,10 @@ class DraftVotes {
   /// `setting` is the target's: its window and pool are the vote's. Throws Failure.
   DraftVotes(HeadMap map, const ggml_adapter::Setting& setting, const RunConditions& conditions);
 
-  /// Lets the draft read the prompt. Throws Failure where a layer of it that is asked is not
-  /// served.
-  void read(const Model& draft, const std::vector<llama_token>& prompt);
+  /// Lets the draft read the prompt; `linear` multiplies by its weights, null = ggml. Throws
+  /// Failure where a layer of it that is asked is not served.
+  void read(const Model& draft, const std::vector<llama_token>& prompt,
+            ggml_adapter::LinearServer* linear);
   /// An Options::choose for a target that reads the same prompt: of the tokens before a chunk's
   /// last queries those that the votes cover. Exact where the chunk has fewer queries than voted.
   tsp_status_t choose(int32_t layer, int32_t rows, int32_t keys, tsp_index_sets_t& sets);

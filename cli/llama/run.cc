@@ -104,11 +104,15 @@ std::unique_ptr<DraftVotes> draft_votes(const RunOptions& options, const Model& 
                                         const std::vector<llama_token>& prompt, bool may_choose) {
   if (options.method != kSts) return nullptr;
   HeadMap map(options.head_map);
-  const Model draft(options.draft, options.verbose);
+  LinearChoice linear;
+  linear.who = options.linear.who;
+  open_linear(linear, options.conditions.threads);
+  const Model draft(options.draft, options.verbose, linear.server == nullptr);
+  fit_linear_to_weights(linear, draft.weight_type());
   check_same_tokens(model, draft);
   map.check(numbers_of(model), numbers_of(draft));
   auto votes = std::make_unique<DraftVotes>(std::move(map), options.setting, options.conditions);
-  if (may_choose) votes->read(draft, prompt);
+  if (may_choose) votes->read(draft, prompt, linear.server.get());
   return votes;
 }
 
