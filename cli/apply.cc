@@ -88,6 +88,7 @@ struct Result {
   std::vector<int32_t> indices;  // [num_sets, kept]
   int32_t num_sets;
   int32_t kept;
+  int64_t tally[2] = {};  // kept tokens, and the pairs of all heads
   double seconds;
 };
 
@@ -126,6 +127,8 @@ Result run_operator(tokensparse::Context& context, tokensparse::PrefillParams pa
   params.selected.kept = static_cast<int32_t*>(kept.data());
   params.workspace = workspace.data();
   params.workspace_bytes = bytes;
+  // A GPU counts there, and no blocks.
+  if (!on_gpu) params.tally = result.tally;
   const auto start = std::chrono::steady_clock::now();
   check(tokensparse::Status(tsp_prefill(context.get(), &params)), path + ": ");
   synchronise(on_gpu);
@@ -142,12 +145,18 @@ Result run_operator(tokensparse::Context& context, tokensparse::PrefillParams pa
 void print_statistics(const ApplyOptions& options, const tokensparse::Context& context,
                       const Input& q, const Input& k, const Result& result) {
   const double kept_share = static_cast<double>(result.kept) / static_cast<double>(k.view.tokens);
+  const double rows = static_cast<double>(q.view.tokens);
+  const double dense = static_cast<double>(q.view.heads) * rows *
+                       (static_cast<double>(k.view.tokens) - (rows - 1) / 2);
+  const auto pairs = static_cast<double>(result.tally[1]);
+  const bool counted = context.backend() != "cuda";
   if (options.json) {
-    const nlohmann::json statistics = {
+    nlohmann::json statistics = {
         {"out", options.out},       {"q", q.info.shape},           {"k", k.info.shape},
         {"dtype", q.info.dtype},    {"num_sets", result.num_sets}, {"kept", result.kept},
         {"kept_share", kept_share}, {"seconds", result.seconds},   {"backend", context.backend()},
         {"isa", context.isa()},     {"threads", context.threads()}};
+    if (counted) statistics["pairs_share"] = pairs / dense;
     std::printf("%s\n", statistics.dump(2).c_str());
     return;
   }
@@ -155,6 +164,9 @@ void print_statistics(const ApplyOptions& options, const tokensparse::Context& c
               shape_text(k.info.shape).c_str(), q.info.dtype.c_str());
   std::printf("kept     %d of %lld tokens (%.1f %%) in each of %d sets\n", result.kept,
               static_cast<long long>(k.view.tokens), 100 * kept_share, result.num_sets);
+  if (counted) {
+    std::printf("pairs    %.1f %% of those of dense attention\n", 100 * pairs / dense);
+  }
   std::printf("time     %.2f ms on %s (%s), %d threads\n", 1e3 * result.seconds,
               context.backend().c_str(), context.isa().c_str(), context.threads());
   std::printf("written  %s\n", options.out.c_str());
@@ -183,7 +195,8 @@ constexpr const char* kFooter =
     "Examples:\n"
     "  tokensparse apply qkv.safetensors --out o.safetensors\n"
     "  tokensparse apply qkv.safetensors --out exact.safetensors --coverage 0\n"
-    "  tokensparse apply qkv.safetensors --out o.safetensors --keep 0.5 --share kv_group --json";
+    "  tokensparse apply qkv.safetensors --out o.safetensors --keep 0.5 --share kv_group --json\n"
+    "  tokensparse apply qkv.safetensors --out o.safetensors --blocks xattention,threshold=0.8";
 
 }  // namespace
 
@@ -195,6 +208,7 @@ void add_apply(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   add_operator_options(*verb, options->params);
+  add_blocks_option(*verb, options->params.pattern);
   add_backend_options(*verb, options->backend, true);
   verb->add_flag("--json", options->json, "Print the statistics as JSON, and nothing else");
   verb->footer(kFooter);

@@ -115,6 +115,28 @@ void add_operator_options(CLI::App& app, tsp_prefill_params_t& params) {
       ->group("Where it runs");
 }
 
+void add_blocks_option(CLI::App& app, tsp_pattern_t& pattern) {
+  app.add_option_function<std::string>(
+         "--blocks",
+         [&pattern](const std::string& text) {
+           const std::string broken = ggml_adapter::parse_blocks(text, pattern);
+           if (!broken.empty()) throw Failure("--blocks: " + broken, kExitUsage);
+         },
+         "Attend by the blocks of keys that a published pattern finds for each block of queries,\n"
+         "among the tokens that are kept; with --coverage 0 among all. A pattern and what differs\n"
+         "from its authors' numbers, like xattention,threshold=0.8,stride=8:\n"
+         "  xattention   threshold (0.9), stride (16)\n"
+         "  flexprefill  gamma (0.95), tau (0.1), min_budget (1024)\n"
+         "  minference   vertical (1000), slash (6096): the vertical-slash pattern\n"
+         "  pooled       threshold (0.9): SpargeAttn's estimate\n"
+         "  flash        alpha (0.1): FlashPrefill's rule\n"
+         "  all          block (128), sink_blocks, local_blocks, last_blocks, share (head)\n"
+         "OpenVINO's xattention_threshold, xattention_block_size and xattention_stride are taken")
+      ->type_name("PATTERN[,NAME=VALUE...]")
+      ->default_str(ggml_adapter::blocks_text(pattern))
+      ->group("Choosing tokens");
+}
+
 void add_setting_options(CLI::App& app, Setting& setting) {
   // Callbacks run in the order in which options were declared: what follows changes the file's.
   app.add_option_function<std::string>(
@@ -139,6 +161,7 @@ void add_setting_options(CLI::App& app, Setting& setting) {
       ->default_str(setting.layers.text())
       ->group("Choosing tokens");
   add_operator_options(app, setting.op);
+  add_blocks_option(app, setting.op.pattern);
   add_ruled(app, "--min-keys", setting.min_keys,
             "Keys below which sparse layers attend exactly; below 4096: choose where no gain is\n"
             "expected, too");

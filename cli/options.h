@@ -22,7 +22,10 @@ namespace tsp::cli {
 /// The rules are those of a setting.
 void add_operator_options(CLI::App& app, tsp_prefill_params_t& params);
 
-/// Declares --setting, then all that changes it: --layers, the options above, --min-keys,
+/// Declares --blocks.
+void add_blocks_option(CLI::App& app, tsp_pattern_t& pattern);
+
+/// Declares --setting, then all that changes it: --layers, the options above, --blocks, --min-keys,
 /// --min-rows and a --precision that may be auto.
 void add_setting_options(CLI::App& app, ggml_adapter::Setting& setting);
 

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tokensparse/estimate.h"
+
 namespace tsp::cpu {
 namespace {
 
@@ -77,6 +79,44 @@ TEST(PrefillCost, AGuessMustPayForTheChoiceToo) {
   EXPECT_TRUE(guess_pays(4096));
   EXPECT_FALSE(guess_pays(7700));
   EXPECT_TRUE(pays(1024, 8192, 7700)) << "once it is chosen";
+}
+
+bool blocks_pay(int32_t kind, int32_t q_len, int32_t k_len, int32_t kept, double listed = -1) {
+  tsp_prefill_params_t p = setting();
+  tsp_pattern_init(&p.pattern, kind);
+  return pattern_pays(p, sequence(q_len, k_len), kept, listed);
+}
+
+TEST(PatternCost, FewTokensAreNotEstimated) {
+  for (const int32_t kind : {TSP_PATTERN_XATTENTION, TSP_PATTERN_POOLED, TSP_PATTERN_FLASH}) {
+    EXPECT_FALSE(blocks_pay(kind, 512, 512, 512)) << kind;
+    EXPECT_FALSE(blocks_pay(kind, 2048, 8192, 1000)) << "kept are few: " << kind;
+    EXPECT_TRUE(blocks_pay(kind, 8192, 8192, 8192)) << kind;
+    EXPECT_TRUE(blocks_pay(kind, 2048, 16384, 5000)) << kind;
+  }
+}
+
+TEST(PatternCost, BudgetsAsLongAsThePromptAreNotEstimated) {
+  EXPECT_FALSE(blocks_pay(TSP_PATTERN_MINFERENCE, 6144, 6144, 6144)) << "6,096 slashes";
+  EXPECT_TRUE(blocks_pay(TSP_PATTERN_MINFERENCE, 32768, 32768, 32768));
+  EXPECT_FALSE(blocks_pay(TSP_PATTERN_FLEXPREFILL, 2048, 2048, 2048)) << "1,024 of each kind";
+  EXPECT_TRUE(blocks_pay(TSP_PATTERN_FLEXPREFILL, 16384, 16384, 16384));
+}
+
+TEST(PatternCost, AThresholdThatTakesEverythingIsNotEstimated) {
+  tsp_prefill_params_t p = setting();
+  tsp_pattern_init(&p.pattern, TSP_PATTERN_XATTENTION);
+  p.pattern.threshold = 1;
+  EXPECT_FALSE(pattern_pays(p, sequence(8192, 8192), 8192, -1));
+}
+
+TEST(PatternCost, ListsThatHoldNearlyEverythingAreNotUsed) {
+  for (const double listed : {0.1, 0.5, 0.8}) {
+    EXPECT_TRUE(blocks_pay(TSP_PATTERN_XATTENTION, 8192, 8192, 8192, listed)) << listed;
+  }
+  for (const double listed : {0.9, 1.0}) {
+    EXPECT_FALSE(blocks_pay(TSP_PATTERN_XATTENTION, 8192, 8192, 8192, listed)) << listed;
+  }
 }
 
 }  // namespace

@@ -130,7 +130,7 @@ tsp_status_t AttentionServer::serve(ggml_tensor& node) {
   served.few_keys = std::min<int64_t>(served.few_keys, 1);
   served.few_rows = std::min<int64_t>(served.few_rows, 1);
   served.kept_all = std::min<int64_t>(served.kept_all, 1);
-  served.sparse = served.kept < served.keys;
+  served.sparse = served.pairs < served.dense_pairs;
   served.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   stats_of(checked_layer_).add(served);
   return TSP_OK;
@@ -141,10 +141,12 @@ tsp_status_t AttentionServer::serve_piece(const ggml_tensor& node, const Piece& 
   const int32_t rows = piece.rows.num_rows, keys = piece.rows.k_len;
   const bool sparse = piece.verdict == Verdict::kSparse;
   int32_t kept = keys;
+  int64_t tally[2] = {};  // kept tokens, and the pairs of all heads
   tsp_prefill_params_t params = params_of(node, piece);
   params.workspace = memory_.data(AttentionMemory::kWorkspace);
   params.workspace_bytes = memory_.bytes(AttentionMemory::kWorkspace);
   params.selected.kept = &kept;
+  params.tally = tally;
   if (sparse)
     params.selected.indices = static_cast<int32_t*>(memory_.data(AttentionMemory::kIndices));
   tsp_status_t status = TSP_OK;
@@ -158,10 +160,11 @@ tsp_status_t AttentionServer::serve_piece(const ggml_tensor& node, const Piece& 
   const bool prompt = rows >= options_.serve_rows;  // else another sequence's decoding
   stats.few_keys += prompt && piece.verdict == Verdict::kFewKeys;
   stats.few_rows += prompt && piece.verdict == Verdict::kFewRows;
-  stats.kept_all += sparse && kept >= keys;
+  const double pairs = static_cast<double>(tally[1]) / static_cast<double>(params.q.heads);
   const double dense = dense_pairs(rows, keys);
+  stats.kept_all += sparse && pairs >= dense;
   stats.dense_pairs += dense;
-  stats.pairs += sparse ? computed_pairs(params, rows, keys) : dense;
+  stats.pairs += pairs;
   return TSP_OK;
 }
 
@@ -202,7 +205,10 @@ LayerStats& AttentionServer::stats_of(int32_t layer) {
 
 tsp_prefill_params_t AttentionServer::params_of(const ggml_tensor& node, const Piece& piece) const {
   tsp_prefill_params_t params = options_.setting.op;
-  if (piece.verdict != Verdict::kSparse) params.coverage = params.keep = 0;
+  if (piece.verdict != Verdict::kSparse) {
+    params.coverage = params.keep = 0;
+    params.pattern = {};
+  }
   // Fewer keys than are built in: the user wants it where the library expects no gain, too.
   const bool pays_only = options_.setting.min_keys >= Setting().min_keys;
   params.when = pays_only ? TSP_WHEN_PAYS : TSP_WHEN_ALWAYS;

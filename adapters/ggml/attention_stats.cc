@@ -21,7 +21,7 @@ void LayerStats::add(const LayerStats& more) {
 
 std::string why_never_sparse(const LayerStats& layer, int32_t min_keys, int32_t min_rows) {
   if (!layer.named || layer.sparse > 0) return "";
-  if (layer.kept_all > 0) return "it kept every token";
+  if (layer.kept_all > 0) return "it left nothing out";
   if (layer.few_rows > 0) {
     return "fewer than " + std::to_string(min_rows) + " query rows at once (min_rows)";
   }

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "adapters/ggml/setting.h"
 
-#include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -40,6 +37,7 @@ Setting::Setting() {
 
 Setting exact(Setting setting) {
   setting.op.coverage = setting.op.keep = 0;
+  setting.op.pattern = {};
   return setting;
 }
 
@@ -131,17 +129,14 @@ std::string WordRule::set(Setting& setting, const std::string& word) const {
   return "must be one of " + list;
 }
 
-std::string number_text(double value) {
-  char text[32];
-  const bool whole = std::fabs(value) < 1e15 && value == std::floor(value);
-  const auto format = whole ? std::chars_format::fixed : std::chars_format::general;
-  return {text, std::to_chars(text, text + sizeof text, value, format, whole ? 0 : 7).ptr};
-}
-
-bool parse_number(const std::string& text, double& value) {
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  return error == std::errc() && stop == end;
+std::string contradiction(const Setting& setting) {
+  const tsp_pattern_t& blocks = setting.op.pattern;
+  if (!setting.chooses_blocks() || !setting.chooses_tokens() || blocks.share <= setting.op.share) {
+    return "";
+  }
+  const WordRule& share = word_rules()[0];
+  return std::string("blocks.share must be no wider than share (") + share.word(setting) +
+         "), got " + share.words[static_cast<size_t>(blocks.share)];
 }
 
 std::string contradiction(const ModelNumbers& setting, const ModelNumbers& model) {

@@ -3,7 +3,8 @@
 include_guard(GLOBAL)
 find_package(nlohmann_json 3.10 REQUIRED)
 add_library(tokensparse_setting STATIC
-  ${CMAKE_CURRENT_LIST_DIR}/layer_choice.cc ${CMAKE_CURRENT_LIST_DIR}/setting.cc
+  ${CMAKE_CURRENT_LIST_DIR}/block_choice.cc ${CMAKE_CURRENT_LIST_DIR}/layer_choice.cc
+  ${CMAKE_CURRENT_LIST_DIR}/number_text.cc ${CMAKE_CURRENT_LIST_DIR}/setting.cc
   ${CMAKE_CURRENT_LIST_DIR}/setting_file.cc)
 target_include_directories(tokensparse_setting PUBLIC ${PROJECT_SOURCE_DIR})
 set_target_properties(tokensparse_setting PROPERTIES POSITION_INDEPENDENT_CODE ON)

@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <string>
 
+#include "adapters/ggml/block_choice.h"
 #include "adapters/ggml/layer_choice.h"
+#include "adapters/ggml/number_text.h"
 #include "tokensparse/tokensparse.h"
 
 namespace tsp::ggml_adapter {
@@ -32,18 +34,24 @@ struct Setting {
   std::string name;
   ModelNumbers model;
   LayerChoice layers;
-  /// Coverage, share, ...; tensors and workspace are not part of a setting. `precision` of it is
-  /// what `precision` below came to on a machine.
+  /// Coverage, share, ..., and in `pattern` the blocks; tensors and workspace are not part of a
+  /// setting. `precision` of it is what `precision` below came to on a machine.
   tsp_prefill_params_t op;
   Precision precision = Precision::kAuto;
   /// Of a call, below which its sparse layers attend exactly: choosing would not pay.
   int32_t min_keys;
   int32_t min_rows;
 
+  bool chooses_tokens() const { return op.coverage > 0 || op.keep > 0; }
+  bool chooses_blocks() const { return op.pattern.kind != TSP_PATTERN_NONE; }
   bool sparse() const {
-    return (op.coverage > 0 || op.keep > 0) && layers.kind != LayerChoice::Kind::kNone;
+    return (chooses_tokens() || chooses_blocks()) && layers.kind != LayerChoice::Kind::kNone;
   }
 };
+
+/// Empty, or how its keys contradict each other: lists of blocks that heads share whose tokens they
+/// do not.
+std::string contradiction(const Setting& setting);
 
 /// The same setting without any sparsity.
 Setting exact(Setting setting = {});
@@ -82,12 +90,6 @@ struct WordRule {
   std::string set(Setting& setting, const std::string& word) const;
 };
 const std::array<WordRule, 3>& word_rules();
-
-/// 0.1, 1024: as one would write it. As parse_number(), the same in every locale: a plugin's host
-/// may have set one that writes 0,1.
-std::string number_text(double value);
-/// False unless the whole text is a number.
-bool parse_number(const std::string& text, double& value);
 
 // ---- files ----
 

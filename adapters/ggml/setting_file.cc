@@ -37,6 +37,8 @@ std::string one_line(std::string text) {
 struct Fault {
   Fault(const std::string& key, const std::string& rule, const Json& value)
       : sentence(one_line(key.substr(0, 80)) + " " + rule + ", got " + shown(value)) {}
+  /// Of a whole sentence.
+  explicit Fault(const std::string& text) : sentence(one_line(text)) {}
   std::string sentence;
 };
 
@@ -102,6 +104,33 @@ LayerChoice read_layers(const Json& json, int32_t num_layers) {
   return LayerChoice::of(read_list("layers", json, num_layers));
 }
 
+/// A pattern as text, or an object of "pattern" and its parameters; {} is none.
+tsp_pattern_t read_blocks(const Json& json) {
+  tsp_pattern_t pattern{};
+  std::string broken, name;
+  if (json.is_string()) {
+    broken = parse_blocks(json.get<std::string>(), pattern);
+  } else {
+    if (!json.is_object()) throw Fault{"blocks", "must be a pattern or an object", json};
+    if (json.empty()) return pattern;
+    std::vector<BlockParameter> parameters;
+    for (const auto& [key, value] : json.items()) {
+      if (key == "pattern") {
+        if (!value.is_string()) throw Fault{"blocks.pattern", "must be text", value};
+        name = value.get<std::string>();
+        continue;
+      }
+      BlockParameter& given = parameters.emplace_back();
+      given.name = key;
+      given.value = value.is_string() ? value.get<std::string>() : shown(value);
+      if (value.is_number()) given.number = value.get<double>();
+    }
+    broken = make_blocks(name, parameters, pattern);
+  }
+  if (!broken.empty()) throw Fault{"blocks." + broken.substr(0, 400)};
+  return pattern;
+}
+
 /// False where no rule has this key.
 bool read_ruled(const std::string& key, const Json& value, Setting& setting) {
   for (const NumberRule& rule : number_rules()) {
@@ -129,12 +158,16 @@ void read_keys(const Json& json, Setting& setting) {
       setting.name = text_of(key, value);
     } else if (key == "layers") {
       setting.layers = read_layers(value, setting.model.num_layers);
+    } else if (key == "blocks") {
+      setting.op.pattern = read_blocks(value);
     } else if (key == "accuracy") {
       if (!value.is_object()) throw Fault{key, "must be an object", value};
     } else if (!read_ruled(key, value, setting)) {
       throw Fault{key, "is no key of a setting", value};
     }
   }
+  const std::string broken = contradiction(setting);
+  if (!broken.empty()) throw Fault{broken};
 }
 
 /// A file of `tokensparse profile`, or of the Python package before it wrote a format.

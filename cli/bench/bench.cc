@@ -150,6 +150,7 @@ void add_bench_verb(CLI::App& parent, const std::string& op, const std::string& 
     add_choice(*verb, "--when", options->params.when, {"always", "pays"},
                "pays: attend exactly where leaving tokens out is not expected to be faster")
         ->group("Choosing tokens");
+    add_blocks_option(*verb, options->params.pattern);
     verb->add_flag("--parts", options->parts,
                    "Time its steps apart: score, select, pack (one row on all kept keys), the kept "
                    "rows, and attend with the rows that were left out");

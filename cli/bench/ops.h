@@ -61,6 +61,15 @@ class Ops {
     give_workspace(tsp_attend_workspace, by_blocks_);
   }
 
+  /// Prefills once; returns the query-key pairs of all heads. Host memory only.
+  double count_pairs() {
+    int64_t tally[2] = {};
+    choice_.tally = tally;
+    prefill();
+    choice_.tally = nullptr;
+    return static_cast<double>(tally[1]);
+  }
+
   /// Estimates once; returns the share of the pairs of blocks that the lists name.
   double name_blocks() {
     tsp_estimate_params_t& p = estimate_;

@@ -29,7 +29,7 @@ struct BenchOptions {
   int64_t heads = 14;
   int64_t kv_heads = 2;
   std::string q_dtype;          // empty: f32, on a GPU the type of k and v
-  tsp_prefill_params_t params;  // how tokens are chosen
+  tsp_prefill_params_t params;  // how tokens are chosen, and in prefill blocks
   tsp_pattern_t pattern;        // how blocks are: estimate
   BackendOptions backend;
   std::vector<std::string> peers;  // empty: those in this process

@@ -128,6 +128,7 @@ class Runner {
     }
     row.coverage = choice.keep > 0 ? 0 : static_cast<double>(choice.coverage);
     count_work(row, ops, choice, chooses);
+    if (choice.pattern.kind != TSP_PATTERN_NONE) count_blocks(row, ops, choice);
 
     std::vector<bench::Contestant> contestants{[&] { return time_op(ops, chooses); }};
     const bool has_dense =
@@ -189,6 +190,16 @@ class Runner {
       add(work, precision);
       row.pairs = work.flops / bench::attend_work(row.shape, nullptr, 0, 0).flops;
     }
+  }
+
+  /// What the blocks leave of attend's work; estimating them is not in the floor.
+  void count_blocks(BenchRow& row, Ops& ops, const tsp_prefill_params_t& choice) const {
+    const bench::Work dense = bench::attend_work(row.shape, nullptr, 0, 0);
+    const double pairs = ops.count_pairs() * 4 * static_cast<double>(row.shape.dim) / dense.flops;
+    const bench::Work gone = {.flops = (pairs - row.pairs) * dense.flops, .bytes = 0};
+    row.work = row.work + gone;
+    row.floor_s += floor_.seconds(gone, static_cast<tsp_precision_t>(choice.precision));
+    row.pairs = pairs;
   }
 
   void add_parts(std::vector<bench::Contestant>& contestants, Ops& ops) const {

@@ -35,6 +35,7 @@ struct EvalOptions {
   int32_t answer_tokens = 16;
   int32_t threads = 0;
   LinearChoice linear;
+  std::optional<tsp_pattern_t> blocks;  // in the place of those of the settings
   bool raw = false, verbose = false;
 };
 
@@ -163,6 +164,7 @@ std::vector<Case> read_cases(const EvalOptions& options, const ModelRunner& runn
       if (!fault.empty()) throw Failure("--setting: " + fault);
       if (!each.setting.name.empty()) each.name = each.setting.name;
     }
+    if (options.blocks.has_value()) each.setting.op.pattern = *options.blocks;
     if (name == kExact) each.setting = ggml_adapter::exact();
     each.setting = runner.settled(each.setting);
     for (const Case& other : cases) {
@@ -269,6 +271,8 @@ void add_eval(CLI::App& app) {
                    "once for each setting [exact and built-in]")
       ->type_name("FILE")
       ->allow_extra_args(false);
+  const auto blocks = std::make_shared<tsp_pattern_t>();
+  add_blocks_option(*verb, *blocks);
   verb->add_option("-n,--predict", options->answer_tokens, "Tokens of answer to write; 0 = none")
       ->check(between(0, kMostTokens))
       ->capture_default_str();
@@ -281,7 +285,10 @@ void add_eval(CLI::App& app) {
   add_run_conditions(*verb, options->conditions, options->threads);
   add_linear_options(*verb, options->linear);
   verb->footer(kFooter);
-  verb->callback([options] { eval(*options); });
+  verb->callback([options, blocks, verb] {
+    if (verb->count("--blocks") > 0) options->blocks = *blocks;
+    eval(*options);
+  });
 }
 
 }  // namespace tsp::cli

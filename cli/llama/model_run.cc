@@ -118,6 +118,8 @@ ggml_adapter::ModelNumbers numbers_of(const Model& model) {
 Setting ModelRunner::settled(Setting setting) const {
   const std::string fault = contradiction(setting.model, numbers_of(model_));
   if (!fault.empty()) throw Failure("the setting " + fault + ": " + model_.path());
+  const std::string broken = contradiction(setting);
+  if (!broken.empty()) throw Failure(broken);
   if (setting.layers.highest() >= model_.num_layers()) {
     throw Failure("layers: must be below " + std::to_string(model_.num_layers()) +
                   ", the layers of the model, got " + setting.layers.text());

@@ -82,7 +82,7 @@ std::string why_exact(const RunOptions& options, size_t prompt_tokens) {
     return "fewer than " + std::to_string(setting.min_rows) +
            " tokens at once (--min-rows; --ubatch gives more)";
   }
-  if (tokens <= int64_t{setting.op.min_tokens} + setting.op.window) {
+  if (!setting.chooses_blocks() && tokens <= int64_t{setting.op.min_tokens} + setting.op.window) {
     return "no more tokens than --min-tokens and --window keep";
   }
   return "";
@@ -211,7 +211,8 @@ void add_run(CLI::App& app) {
       "The built-in setting: the heads of a KV head choose together (--share kv_group), and a "
       "query\n"
       "that is left out attends to the first tokens and those before it (--dropped local); so all\n"
-      "layers but the first and the last can be sparse. --coverage 0 is exact attention.");
+      "layers but the first and the last can be sparse. --coverage 0 is exact attention, or with\n"
+      "--blocks attention by blocks alone.");
   const auto options = std::make_shared<RunOptions>();
   RunConditions& conditions = options->conditions;
 

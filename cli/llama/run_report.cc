@@ -62,7 +62,7 @@ void print_layers(const RunResult& variant) {
     for (const auto& [count, why] :
          {std::pair{layer.few_keys, "exact, few keys (--min-keys)"},
           std::pair{layer.few_rows, "exact, few queries at once (--min-rows)"},
-          std::pair{layer.kept_all, "all tokens kept"}}) {
+          std::pair{layer.kept_all, "nothing left out"}}) {
       if (count == 0) continue;
       std::printf("%s%lld x %s", separator, static_cast<long long>(count), why);
       separator = ", ";

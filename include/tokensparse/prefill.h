@@ -15,7 +15,8 @@ extern "C" {
 /// tsp_attend() bit for bit. A whole prompt, a chunk of one (Tq < Tk) and a turn on a cached prefix
 /// are the same call. With `given`, out = attend(q, k, v, given): nothing is scored or selected,
 /// and coverage, keep, window, pool, min_tokens and share are not used. With a `pattern`
-/// attention runs by the key blocks that tsp_estimate() finds among the kept tokens.
+/// attention runs by the key blocks that tsp_estimate() finds among the kept tokens, or among all
+/// with coverage = 0 and keep = 0; with TSP_WHEN_PAYS by every block where choosing does not pay.
 typedef struct tsp_prefill_params {
   uint32_t struct_size;
   float scale;         ///< 0 = 1 / sqrt(D)
@@ -51,7 +52,7 @@ typedef struct tsp_prefill_params {
                             ///< and kind not minference
   int64_t* tally;  ///< inout, where q lives, null = not wanted: adds to [0] the kept tokens
                    ///< of the sequences, to [1] the query-key pairs that attention of all
-                   ///< query heads computes; not with blocks or a pattern
+                   ///< query heads computes; with blocks or a pattern on host backends alone
 } tsp_prefill_params_t;
 
 TSP_API void tsp_prefill_params_init(tsp_prefill_params_t* params, uint32_t struct_size);

@@ -38,6 +38,10 @@ struct OpTable {
   /// attention, too. `chosen`: choosing is behind us and costs nothing any more. Host backends.
   bool (*prefill_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept,
                        bool chosen);
+  /// Likewise for attending by the blocks of a pattern on the `kept` tokens of a sequence. `listed`
+  /// is the share of their pairs that the blocks hold, or -1 before they are estimated.
+  bool (*pattern_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept,
+                       double listed);
   /// As tsp_prefill_paying() tells them.
   int32_t paying_keys;
   int32_t paying_rows;

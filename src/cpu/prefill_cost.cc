@@ -17,6 +17,12 @@ constexpr double kLocalPair = 1.4;     // the same, and keys that a tile multipl
 constexpr double kLikelyKept = 0.45;   // of the tokens, where coverage decides
 constexpr double kDearestLook = 0.01;  // of exact attention: what a look in vain may cost
 
+// Of attention by blocks, beside that on all pairs (AMD EPYC Zen 5, 2026-11-27, docs/cpu_speed.md).
+constexpr double kListedPair = 1.1;     // a block alone is a shorter step
+constexpr double kListedStart = 0.05;   // packing, and rows read and written: they don't shrink
+constexpr double kLikelyOfRest = 0.45;  // of the pairs that are not always in
+constexpr double kPooledEstimate = 0.03;
+
 /// What a fixed share keeps, what coverage may keep.
 double likely_kept(const tsp_prefill_params_t& p, const Seq& seq) {
   const double wanted = p.keep > 0 ? std::ceil(double{p.keep} * seq.k_len)
@@ -25,7 +31,33 @@ double likely_kept(const tsp_prefill_params_t& p, const Seq& seq) {
   return std::min<double>(seq.k_len, std::max(wanted, floor));
 }
 
+/// Share of the pairs of `kept` tokens that the blocks are likely to hold.
+double likely_listed(const tsp_pattern_t& pattern, const Seq& seq, int32_t kept) {
+  const double block = pattern.block;
+  const double seen = (seq.k_len - (seq.q_len - 1) / 2.0) / seq.k_len;  // of the keys, by a query
+  double fixed = 1.0 + pattern.sink_blocks + pattern.local_blocks;
+  if (pattern.kind == TSP_PATTERN_FLEXPREFILL) fixed += 2.0 * pattern.min_budget / block;
+  if (pattern.kind == TSP_PATTERN_MINFERENCE) {
+    return std::min(1.0, (double{block} * fixed + pattern.vertical + pattern.slash) / kept);
+  }
+  const double always = std::min(1.0, fixed / std::max(kept / block * seen, 1.0));
+  const bool mass = pattern.kind != TSP_PATTERN_FLASH;
+  const float asked = !mass                                     ? 1 - pattern.alpha
+                      : pattern.kind == TSP_PATTERN_FLEXPREFILL ? pattern.gamma
+                      : pattern.thresholds == nullptr           ? pattern.threshold
+                                                                : 0.0f;
+  return asked >= 1 ? 1 : always + (1 - always) * kLikelyOfRest;
+}
+
 }  // namespace
+
+bool pattern_pays(const tsp_prefill_params_t& p, const Seq& seq, int32_t kept, double listed) {
+  if (listed >= 0) return kListedPair * listed + kListedStart < 1;
+  if (kept < kFewestKeys) return false;
+  const double estimate =
+      p.pattern.kind == TSP_PATTERN_XATTENTION ? 1.0 / p.pattern.stride : kPooledEstimate;
+  return kListedPair * likely_listed(p.pattern, seq, kept) + kListedStart + estimate < 1;
+}
 
 bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept,
                   bool chosen) {

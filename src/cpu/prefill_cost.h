@@ -20,4 +20,9 @@ struct Costs {
 bool prefill_pays(const Costs& costs, const tsp_prefill_params_t& p, const Seq& seq, int32_t kept,
                   bool chosen);
 
+/// Whether attending by the blocks of p.pattern is faster than by all of the `kept` tokens.
+/// `listed`: the share of their pairs that the blocks hold; -1: not estimated yet, and estimating
+/// counts.
+bool pattern_pays(const tsp_prefill_params_t& p, const Seq& seq, int32_t kept, double listed);
+
 }  // namespace tsp::cpu

@@ -31,6 +31,7 @@ constexpr OpTable kOps{
     .check_estimate = check_estimate,
     .check_prefill = check_prefill,
     .prefill_pays = nullptr,
+    .pattern_pays = nullptr,
     .paying_keys = kMinPayingKeys,
     .paying_rows = kMinPayingQueries,
 };

@@ -9,6 +9,7 @@
 
 #include "core/prefill_parts.h"
 #include "core/workspace.h"
+#include "dispatch/pattern_pays.h"
 #include "dispatch/pilot.h"
 #include "dispatch/prefill_checks.h"
 #include "dispatch/tally.h"
@@ -172,11 +173,18 @@ void name_kept(const tsp_prefill_params_t& p, const tsp_index_sets_t* sets) {
 }
 
 tsp_status_t attend_by_pattern(tsp_context_t& ctx, const tsp_prefill_params_t& p, Plan& plan) {
+  tsp_attend_params_t& attend = plan.attend;
   if (has_pattern(p)) {
-    plan.estimate.selected = plan.attend.selected;
-    TSP_RETURN_IF_ERROR(ctx.ops->estimate(ctx, plan.estimate));
+    bool pays = pattern_pays(ctx, p, attend, false);
+    if (pays) {
+      plan.estimate.selected = attend.selected;
+      TSP_RETURN_IF_ERROR(ctx.ops->estimate(ctx, plan.estimate));
+      pays = pattern_pays(ctx, p, attend, true);
+    }
+    if (!pays) attend.blocks = {};
   }
-  return ctx.ops->attend(ctx, plan.attend);
+  add_tally(p, attend);
+  return ctx.ops->attend(ctx, attend);
 }
 
 /// Guesses what each sequence would keep. `*promising`: that leaving tokens out of any pays.
@@ -205,7 +213,6 @@ tsp_status_t attend_to_all(tsp_context_t& ctx, const tsp_prefill_params_t& p, Pl
   plan.attend.selected.indices = nullptr;
   TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
   name_kept(p, nullptr);
-  add_tally(p, nullptr);
   return TSP_OK;
 }
 
@@ -232,7 +239,6 @@ tsp_status_t run_composed(tsp_context_t& ctx, const tsp_prefill_params_t& p, Pla
   if (all_kept) plan.attend.selected.indices = nullptr;
   TSP_RETURN_IF_ERROR(attend_by_pattern(ctx, p, plan));
   name_kept(p, &plan.sets);
-  add_tally(p, &plan.sets);
   return TSP_OK;
 }
 

@@ -111,7 +111,7 @@ tsp_status_t normalise(const tsp_context_t* ctx, const tsp_prefill_params_t* in,
   TSP_RETURN_IF_ERROR(check_blocks(*ctx, p, data));
   const int32_t sets = chosen ? num_sets_for(p.share, p.q.heads, p.k.heads) : p.given.num_sets;
   TSP_RETURN_IF_ERROR(check_pattern_of(*ctx, p, sets));
-  TSP_RETURN_IF_ERROR(check_tally(p));
+  TSP_RETURN_IF_ERROR(check_tally(*ctx, p));
   if (p.selected.indices != nullptr) {
     if (p.selected.num_sets != sets) {
       return fail(TSP_INVALID_ARGUMENT, "selected.num_sets: must be %d for %s, got %d", sets,

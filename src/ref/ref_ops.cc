@@ -53,6 +53,7 @@ const OpTable* ref_ops() {
       .check_estimate = nullptr,
       .check_prefill = nullptr,
       .prefill_pays = nullptr,
+      .pattern_pays = nullptr,
       .paying_keys = 0,
       .paying_rows = 0,
   };

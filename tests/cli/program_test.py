@@ -116,6 +116,24 @@ class Apply(InFolder):
         for got, value in zip(tensors["out"][2], wanted):
             self.assertAlmostEqual(got, value, delta=1e-5)
 
+    def test_by_blocks(self):
+        tensors = {"q": random_tensor(1, 300, 4, 16), "k": random_tensor(2, 300, 2, 16)}
+        tensors["v"] = random_tensor(3, 300, 2, 16)
+        self.source.write_bytes(encode({name: ("F32", x) for name, x in tensors.items()}))
+        exact, dense = self.apply("--coverage", 0)
+        self.assertEqual(exact["pairs_share"], 1)
+        blocks = "pooled,block=16,threshold="
+        everything, same = self.apply("--coverage", 0, "--blocks", blocks + "1")
+        self.assertEqual((everything["pairs_share"], same["out"]), (1, dense["out"]))
+        some, out = self.apply("--coverage", 0, "--blocks", blocks + "0.2")
+        self.assertEqual(some["kept_share"], 1)
+        self.assertTrue(0.05 < some["pairs_share"] < 0.6, some["pairs_share"])
+        self.assertNotEqual(out["out"], dense["out"])
+        tokens, _ = self.apply("--keep", 0.5, "--min-tokens", 1, "--window", 16)
+        both, _ = self.apply("--keep", 0.5, "--min-tokens", 1, "--window", 16, "--blocks", blocks + "0.2")
+        self.assertEqual(tokens["kept"], both["kept"])
+        self.assertLess(both["pairs_share"], 0.9 * tokens["pairs_share"])
+
     def test_same_bits_on_any_number_of_threads(self):
         options = ("--coverage", 0.3, "--window", 5, "--min-tokens", 4, "--threads")
         contents = set()
@@ -198,6 +216,16 @@ class BadInput(InFolder):
         self.refuse(2, "--window", *base, "--window", "99999999999999999999")
         self.refuse(2, "--share: must be one of head, kv_group, layer, got all", *base, "--share", "all")
         self.refuse(2, "--backend: must be one of cpu, ref", *base, "--backend", "tpu")
+        for blocks, part in (
+            ("all", "pattern must be one of none, xattention, flexprefill, minference, pooled, flash, got all"),
+            ("xattention,threshold=0", "threshold must be a number above 0 and at most 1, got 0"),
+            ("xattention,xattention_threshold=1.5", "xattention_threshold must be a number above 0"),
+            ("xattention,gamma=0.9", "gamma must be a parameter of xattention (threshold, stride, block"),
+            ("xattention,stride=3", "stride must divide block (128), got 3"),
+            ("pooled,block=100", "block must be an integer between 16 and 512, a multiple of 16, got 100"),
+            ("pooled 0.9", "pattern must be one of"),
+        ):
+            self.refuse(2, "--blocks: " + part, *base, "--blocks", blocks)
         self.refuse(2, "--threads: must be between", *base, "--threads=-1")
 
     def test_files_that_are_not_safetensors(self):

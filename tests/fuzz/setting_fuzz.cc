@@ -29,6 +29,12 @@ void check_layers(const LayerChoice& choice) {
   require(again.kind == choice.kind && again.listed == choice.listed);
 }
 
+void check_blocks(const tsp_pattern_t& pattern) {
+  tsp_pattern_t again{};
+  require(parse_blocks(blocks_text(pattern), again).empty());
+  require(again.kind == pattern.kind && blocks_text(again) == blocks_text(pattern));
+}
+
 void check(const Setting& setting) {
   Setting again = setting;
   for (const NumberRule& rule : number_rules()) {
@@ -36,6 +42,8 @@ void check(const Setting& setting) {
   }
   for (const WordRule& rule : word_rules()) require(rule.set(again, rule.word(setting)).empty());
   check_layers(setting.layers);
+  check_blocks(setting.op.pattern);
+  require(contradiction(setting).empty());
   require(contradiction(setting.model, setting.model).empty());
 }
 
@@ -49,6 +57,10 @@ std::vector<std::string> fuzz_seeds() {
           "{" + format + R"(,"model":{"name":"m","num_layers":28,"num_heads":12,"head_dim":128}})",
           "{" + format + R"(,"min_tokens":1024,"min_keys":0,"min_rows":64,"precision":"auto"})",
           "{" + format + R"(,"dropped":"zero","accuracy":{"a":[1,{"b":null}]},"name":"n"})",
+          "{" + format + R"(,"blocks":{"pattern":"xattention","xattention_threshold":0.8}})",
+          "{" + format + R"(,"blocks":"flexprefill,gamma=0.9,tau=0,min_budget=512"})",
+          "xattention,threshold=0.8,stride=8,block=64",
+          "minference, vertical_size=30 , slash = 800, share=kv_group",
           R"({"format":"tokensparse layer profile 1","layers":6,"sparse_layers":[1,2]})",
           R"({"sparse_layers":[1],"model_bytes":7})",
           "1-22,25",
@@ -66,6 +78,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   LayerChoice choice;
   (parse_layers(text, choice).empty() ? accepted : refused) += 1;
   check_layers(choice);
+  tsp_pattern_t pattern{};
+  (parse_blocks(text, pattern).empty() ? accepted : refused) += 1;
+  check_blocks(pattern);
   return 0;
 }
 

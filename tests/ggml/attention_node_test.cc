@@ -211,6 +211,51 @@ TEST_F(AttentionNode, AttendsInTheLastLayerForTheRowsThatAreRead) {
   }
 }
 
+TEST_F(AttentionNode, AttendsByTheBlocksOfTheSettingInTheLayersThatItNames) {
+  Options options;
+  options.num_layers = 3;
+  options.setting.min_keys = 0;
+  options.setting.min_rows = 2;
+  tsp_pattern_t& pattern = options.setting.op.pattern;
+  tsp_pattern_init(&pattern, TSP_PATTERN_XATTENTION);
+  pattern.block = 32;
+  pattern.stride = 4;
+  pattern.threshold = 0.3f;
+  tsp_context_options_t reference_options;
+  tsp_context_options_init(&reference_options, sizeof reference_options);
+  reference_options.backend = TSP_BACKEND_REF;
+  tsp_context_t* reference = nullptr;
+  ASSERT_EQ(tsp_context_create(&reference_options, &reference), TSP_OK);
+  for (const float coverage : {0.0f, 0.3f}) {  // every token, and blocks of those that are kept
+    options.setting.op.coverage = coverage;
+    options.setting.op.window = 16;
+    options.setting.op.min_tokens = 32;
+    Node node({.rows = 200, .k_len = 240});
+    fill(node, 1);
+    AttentionServer server(ctx_, options), expected(reference, options), exact(ctx_, Options());
+    const std::vector<float> out = result_of(server, *node.get());
+    const std::vector<float> wanted = result_of(expected, *node.get());
+    const std::vector<float> dense = result_of(exact, *node.get());
+    double difference = 0, from_dense = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+      difference = std::max(difference, double{std::fabs(out[i] - wanted[i])});
+      from_dense = std::max(from_dense, double{std::fabs(out[i] - dense[i])});
+    }
+    EXPECT_LT(difference, 1e-5);
+    EXPECT_GT(from_dense, 1e-3);
+    const LayerStats& stats = server.layers()[1];
+    EXPECT_EQ(stats.pairs, expected.layers()[1].pairs);
+    EXPECT_TRUE(stats.pairs_share() > 0.1 && stats.pairs_share() < 0.8) << stats.pairs_share();
+    EXPECT_EQ(stats.sparse, 1);
+    EXPECT_EQ(stats.kept == stats.keys, coverage == 0);
+    Node first({.rows = 200, .k_len = 240});
+    fill(first, 0);
+    EXPECT_EQ(result_of(server, *first.get()), result_of(exact, *first.get()));
+    EXPECT_EQ(server.layers()[0].pairs_share(), 1);
+  }
+  tsp_context_destroy(reference);
+}
+
 TEST_F(AttentionNode, AttendsForAllRowsWhereTheSettingNamesTheLastLayer) {
   Options options;
   options.setting = Setting();

@@ -210,6 +210,21 @@ TEST(PluginSettings, ExactByDefault) {
   EXPECT_FALSE(settings.disabled);
 }
 
+TEST(PluginSettings, BlocksAskForSparseAttentionToo) {
+  const Settings both = settings_of({{"TOKENSPARSE_BLOCKS", "xattention,threshold=0.8"}});
+  EXPECT_TRUE(both.setting.chooses_tokens() && both.setting.chooses_blocks());
+  EXPECT_NE(describe(both).find("coverage 0.1, blocks xattention,threshold=0.8, share kv_group"),
+            std::string::npos)
+      << describe(both);
+  const Settings alone =
+      settings_of({{"TOKENSPARSE_BLOCKS", "flash"}, {"TOKENSPARSE_COVERAGE", "0"}});
+  EXPECT_TRUE(alone.setting.sparse() && !alone.setting.chooses_tokens());
+  EXPECT_NE(describe(alone).find("every token, blocks flash"), std::string::npos)
+      << describe(alone);
+  EXPECT_FALSE(settings_of({{"TOKENSPARSE_BLOCKS", "none"}, {"TOKENSPARSE_COVERAGE", "0"}})
+                   .setting.sparse());
+}
+
 TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
   const auto expect_one = [](const char* name, const char* value, const char* rule) {
     const Settings settings = settings_of({{name, value}});
@@ -225,6 +240,10 @@ TEST(PluginSettings, ABadValueIsOneLineAndTheDefault) {
   expect_one("TOKENSPARSE_COVERAGE", "0,1", "between 0 and");
   expect_one("TOKENSPARSE_COVERAGE", "\"0.02\"", "a number between 0 and 0.9999999, got \"0.02\"");
   expect_one("TOKENSPARSE_SHARE", "token", "one of head, kv_group, layer, got token");
+  expect_one("TOKENSPARSE_BLOCKS", "xattention,threshold=2",
+             "threshold must be a number above 0 and at most 1, got 2; using exact attention");
+  expect_one("TOKENSPARSE_BLOCKS", "strided", "pattern must be one of none, xattention,");
+  expect_one("TOKENSPARSE_BLOCKS", "flash,tau=0.1", "tau must be a parameter of flash");
   expect_one("TOKENSPARSE_THREADS", "-1", "an integer between 0 and 1024");
   expect_one("TOKENSPARSE_THREADS", "1.5", "an integer");
   expect_one("TOKENSPARSE_POOL", "4", "must be an odd integer between 1 and 1023, got 4; using 7");

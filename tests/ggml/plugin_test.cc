@@ -239,6 +239,20 @@ TEST(Plugin, AskedToBeSparseItIsTheBuiltInSettingInTheMiddleLayers) {
       << plugin.summary();
 }
 
+TEST(Plugin, AttendsByBlocksAlone) {
+  const ModelFile model({.layers = 4});
+  const LoadedPlugin plugin(Variables{{"TOKENSPARSE_COVERAGE", "0"},
+                                      {"TOKENSPARSE_BLOCKS", "pooled,block=16,threshold=0.2"},
+                                      {"TOKENSPARSE_MIN_KEYS", "0"},
+                                      {"TOKENSPARSE_MIN_ROWS", "64"}});
+  Engine(model.path(), {.ubatch = 1024}, {}).decode(random_tokens(1000, 1));
+  EXPECT_EQ(plugin.served(), 4);
+  EXPECT_EQ(plugin.sparse(), 2) << plugin.summary();
+  EXPECT_NE(plugin.summary().find("100.0 % of the tokens of the sparse layers kept ("),
+            std::string::npos)
+      << plugin.summary();
+}
+
 TEST(Plugin, AModelAndItsDraftHaveTheirOwnMiddle) {
   const ModelFile large({.layers = 6}), draft({.layers = 3, .seed = 2});
   const Engine::Options options{.context = 4096, .ubatch = 1024};

@@ -42,6 +42,49 @@ size_t listed(const BlockLists& lists) {
   return count;
 }
 
+/// Query-key pairs of all heads, counted one by one. `lists` null: every block.
+int64_t pairs_one_by_one(const Shape& shape, const Options& options, const Sets* sets,
+                        const BlockLists* lists, int32_t block, size_t b) {
+  int64_t pairs = 0;
+  for (int64_t head = 0; head < shape.num_q_heads; ++head) {
+    const auto of = [head, &shape](const auto& all) {
+      return static_cast<size_t>(head) / (static_cast<size_t>(shape.num_q_heads) / all.size());
+    };
+    std::vector<int32_t> list;
+    for (int32_t i = 0; sets == nullptr && i < shape.k_lens[b]; ++i) list.push_back(i);
+    if (sets != nullptr) list = (*sets)[b][of((*sets)[b])];
+    const int32_t first_row = shape.k_lens[b] - shape.q_lens[b];
+    size_t e0 = 0;
+    while (list[e0] < first_row) ++e0;
+    for (int32_t row = first_row; row < shape.k_lens[b]; ++row) {
+      const auto at = std::lower_bound(list.begin(), list.end(), row);
+      if (at == list.end() || *at != row) {
+        const bool local = options.dropped == TSP_DROPPED_LOCAL;
+        for (int32_t j = 0; local && j <= row; ++j) {
+          pairs += j < options.sink || j > row - options.band;
+        }
+        continue;
+      }
+      const size_t entry = static_cast<size_t>(at - list.begin());
+      for (size_t j = 0; j <= entry; ++j) {
+        if (lists == nullptr) {
+          ++pairs;
+          continue;
+        }
+        const auto& blocks =
+            lists->blocks[b][of(lists->blocks[b])][(entry - e0) / static_cast<size_t>(block)];
+        const auto& columns = lists->columns[b];
+        const auto holds = [](const auto& values, size_t value) {
+          return std::count(values.begin(), values.end(), static_cast<int32_t>(value)) > 0;
+        };
+        pairs += holds(blocks, j / static_cast<size_t>(block)) ||
+                 (!columns.empty() && holds(columns[of(columns)], j));
+      }
+    }
+  }
+  return pairs;
+}
+
 /// The kinds whose lists a backend attends, and shapes that have blocks to leave out.
 class PrefillPattern : public OpTest {
  protected:
@@ -77,6 +120,54 @@ class PrefillPattern : public OpTest {
     return all;
   }
 };
+
+TEST_P(PrefillPattern, CountsThePairsThatAreComputed) {
+  if (backend.is_cuda()) GTEST_SKIP() << "this backend does not count them";
+  for (const Shape& shape : shapes()) {
+    Problem problem(shape);
+    for (int32_t kind = TSP_PATTERN_NONE; kind <= TSP_PATTERN_FLASH; ++kind) {
+      for (const float coverage : {0.0f, 0.2f}) {
+        const tsp_pattern_t p = pattern(kind);
+        const bool local = kind % 2 == 0;
+        const Options options = {.window = 16,
+                                 .min_tokens = 20,
+                                 .share = TSP_SHARE_KV_GROUP,
+                                 .coverage = coverage,
+                                 .dropped = local ? TSP_DROPPED_LOCAL : TSP_DROPPED_ZERO,
+                                 .band = 33,
+                                 .sink = 3};
+        const AttendResult found = problem.prefill(backend, ctx, options, nullptr, nullptr, &p);
+        const Sets* const sets = coverage > 0 ? &found.sets : nullptr;
+        BlockLists lists;
+        if (kind != TSP_PATTERN_NONE) lists = estimate(backend, ctx, problem, p, sets);
+        int64_t kept = 0, pairs = 0;
+        for (size_t b = 0; b < shape.k_lens.size(); ++b) {
+          kept += static_cast<int64_t>(found.sets[b][0].size());
+          pairs += pairs_one_by_one(shape, options, sets,
+                                    kind == TSP_PATTERN_NONE ? nullptr : &lists, p.block, b);
+        }
+        EXPECT_EQ(found.tally, (std::vector<int64_t>{kept, pairs})) << kind << " " << shape.name();
+      }
+    }
+  }
+}
+
+TEST_P(PrefillPattern, IsLeftOutWhereItIsNotExpectedToPay) {
+  if (backend.is_cuda()) GTEST_SKIP() << "lengths decide there";
+  Problem problem(shapes()[0]);
+  const tsp_pattern_t p = pattern(TSP_PATTERN_XATTENTION);
+  const Options always = {.coverage = 0};
+  Options pays = always;
+  pays.when = TSP_WHEN_PAYS;
+  const AttendResult dense = problem.prefill(backend, ctx, always);
+  const AttendResult by_blocks = problem.prefill(backend, ctx, always, nullptr, nullptr, &p);
+  const AttendResult found = problem.prefill(backend, ctx, pays, nullptr, nullptr, &p);
+  const bool has_costs = std::string(ctx.backend()) == "cpu";  // the reference has no speed
+  const AttendResult& expected = has_costs ? dense : by_blocks;
+  EXPECT_LT(by_blocks.tally[1], dense.tally[1]);
+  EXPECT_EQ(found.tally, expected.tally);
+  EXPECT_EQ(found.out.bits(), expected.out.bits());
+}
 
 TEST_P(PrefillPattern, IsSelectThenEstimateThenAttend) {
   for (const Shape& shape : shapes()) {

@@ -36,6 +36,13 @@ Json seen(const Setting& setting, const Json& wanted) {
   const bool listed = setting.layers.kind == LayerChoice::Kind::kListed;
   json["layers"] = listed ? Json(setting.layers.listed) : Json(setting.layers.text());
   if (!setting.name.empty()) json["name"] = setting.name;
+  if (setting.chooses_blocks()) {
+    Json& blocks = json["blocks"];
+    blocks["pattern"] = pattern_names()[static_cast<size_t>(setting.op.pattern.kind)];
+    for (const BlockParameter& each : changed_parameters(setting.op.pattern)) {
+      blocks[each.name] = each.number ? Json(*each.number) : Json(each.value);
+    }
+  }
   if (!wanted.contains("model")) return json;
   Json& model = json["model"] = Json::object();
   if (!setting.model.name.empty()) model["name"] = setting.model.name;
@@ -52,6 +59,7 @@ Json seen(const Setting& setting, const Json& wanted) {
 Json as_floats(Json json) {
   for (Json& value : json) {
     if (value.is_number()) value = static_cast<float>(value.get<double>());
+    if (value.is_object()) value = as_floats(value);
   }
   return json;
 }
@@ -110,6 +118,42 @@ TEST(Setting, LayerLists) {
       EXPECT_NE(broken.find("got "), std::string::npos) << broken;
     }
   }
+}
+
+TEST(Setting, BlockTexts) {
+  for (const Json& entry : json_of("block_texts.json")) {
+    const std::string text = entry["text"];
+    tsp_pattern_t pattern{}, again{};
+    const std::string broken = parse_blocks(text, pattern);
+    if (entry.contains("refused")) {
+      EXPECT_EQ(broken.find(entry["refused"].get<std::string>() + " must "), 0u)
+          << text << ": " << broken;
+      EXPECT_NE(broken.find(", got "), std::string::npos) << broken;
+      EXPECT_EQ(pattern.kind, TSP_PATTERN_NONE) << "as it was";
+      continue;
+    }
+    EXPECT_EQ(broken, "") << text;
+    EXPECT_EQ(blocks_text(pattern), entry["means"]) << text;
+    EXPECT_EQ(parse_blocks(blocks_text(pattern), again), "");
+    EXPECT_EQ(blocks_text(again), blocks_text(pattern));
+  }
+}
+
+TEST(Setting, BlocksAloneAreSparse) {
+  Setting setting = exact();
+  EXPECT_FALSE(setting.sparse());
+  ASSERT_EQ(parse_blocks("xattention", setting.op.pattern), "");
+  EXPECT_TRUE(setting.sparse() && setting.chooses_blocks() && !setting.chooses_tokens());
+  EXPECT_FALSE(exact(setting).sparse());
+}
+
+TEST(Setting, ListsOfBlocksAreOfNoMoreHeadsThanThoseOfTokens) {
+  Setting setting;  // tokens: share kv_group
+  ASSERT_EQ(parse_blocks("pooled,share=layer", setting.op.pattern), "");
+  EXPECT_EQ(contradiction(setting),
+            "blocks.share must be no wider than share (kv_group), got layer");
+  setting.op.coverage = 0;
+  EXPECT_EQ(contradiction(setting), "") << "no tokens are chosen";
 }
 
 TEST(Setting, TextOfLayersIsReadAgain) {

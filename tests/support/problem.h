@@ -65,7 +65,7 @@ struct AttendResult {
   Tensor lse;
   // Of prefill only.
   Sets sets;
-  std::vector<int64_t> tally;  // what the call added; empty with blocks or a pattern
+  std::vector<int64_t> tally;  // what the call added; empty with blocks or a pattern on CUDA
 };
 
 class Problem {

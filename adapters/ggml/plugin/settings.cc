@@ -19,9 +19,9 @@ using ggml_adapter::WordRule;
 
 constexpr const char* kPrefix = "TOKENSPARSE_";
 // Beside the keys of a setting; `sparse_layers` is the older name of `layers`.
-constexpr const char* kNames[] = {"setting", "profile", "layers",  "sparse_layers",
-                                  "threads", "linear",  "memory",  "serve_rows",
-                                  "disable", "verify",  "summary", "verbose"};
+constexpr const char* kNames[] = {"setting", "profile", "layers", "sparse_layers", "blocks",
+                                  "threads", "linear",  "memory", "serve_rows",    "disable",
+                                  "verify",  "summary", "verbose"};
 // Variables that other parts of the project read.
 constexpr const char* kOthers[] = {"config", "onednn_library", "library",     "backend",
                                    "cache",  "model",          "plugin",      "program",
@@ -184,7 +184,8 @@ Setting read_setting(Source& source) {
   Setting setting;
   std::string text, origin;
   bool asked = false, understood = true;
-  for (const char* name : {"setting", "coverage", "keep", "layers", "sparse_layers", "profile"}) {
+  for (const char* name :
+       {"setting", "coverage", "keep", "blocks", "layers", "sparse_layers", "profile"}) {
     asked = asked || source.find(name, text, origin);
   }
   if (source.find("setting", text, origin)) {
@@ -198,6 +199,12 @@ Setting read_setting(Source& source) {
     understood = understood && (taken || !asks);
   }
   for (const WordRule& rule : ggml_adapter::word_rules()) (void)source.read_word(rule, setting);
+  if (source.find("blocks", text, origin)) {
+    const std::string broken = ggml_adapter::parse_blocks(text, setting.op.pattern);
+    if (!broken.empty()) understood = source.refuse(origin + ": " + broken, "exact attention");
+  }
+  const std::string broken = contradiction(setting);
+  if (!broken.empty()) understood = source.refuse(broken, "exact attention");
   return asked && understood ? setting : exact(setting);
 }
 
@@ -259,8 +266,12 @@ std::string describe(const Settings& settings) {
   if (setting.sparse()) {
     text = "sparse attention";
     if (!setting.name.empty()) text += " as in " + setting.name;
-    text += setting.op.keep > 0 ? ", keep " + number_text(setting.op.keep)
-                                : ", coverage " + number_text(setting.op.coverage);
+    text += setting.op.keep > 0        ? ", keep " + number_text(setting.op.keep)
+            : setting.chooses_tokens() ? ", coverage " + number_text(setting.op.coverage)
+                                       : ", every token";
+    if (setting.chooses_blocks()) {
+      text += ", blocks " + ggml_adapter::blocks_text(setting.op.pattern);
+    }
     for (const WordRule& rule : ggml_adapter::word_rules()) {
       if (std::string(rule.key) != "precision") {
         text += std::string(", ") + rule.key + " " + rule.word(setting);

@@ -96,5 +96,10 @@ def test_prefill_by_a_pattern(pattern):
     by_hand = tokensparse.attend(q, k, v, kept, blocks=blocks, **rows)
     np.testing.assert_array_equal(by_hand, found)
     assert (found != tokensparse.prefill(q, k, v, **vote, **rows)).any()
+    _, pairs = tokensparse.prefill(
+        q, k, v, **vote, **rows, pattern=pattern, pattern_options=options, return_pairs=True
+    )
+    _, of_tokens = tokensparse.prefill(q, k, v, **vote, **rows, return_pairs=True)
+    assert 0 < pairs < of_tokens < len(q) * (len(q) + 1) / 2
     with pytest.raises(tokensparse.InvalidArgument, match="pattern_options: must be None"):
         tokensparse.prefill(q, k, v, pattern_options=options)

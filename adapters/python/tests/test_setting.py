@@ -16,6 +16,7 @@ from tokensparse._environment import (
     threads_from_environment,
 )
 from tokensparse._model import check_setting, numbers, sparse_layers, whole_prompt_layers
+from tokensparse._patterns import blocks_text, make_blocks
 from tokensparse._profile import Profile, choose_layers
 from tokensparse._recommended import recommended
 from tokensparse.setting import parse_layers, read_setting
@@ -23,6 +24,7 @@ from tokensparse.setting import parse_layers, read_setting
 FIXTURES = Path(__file__).parents[3] / "tests" / "fixtures" / "settings"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 LAYER_LISTS = json.loads((FIXTURES / "layer_lists.json").read_text())
+BLOCK_TEXTS = json.loads((FIXTURES / "block_texts.json").read_text())
 
 
 def model(num_layers=6, **changes):
@@ -42,6 +44,7 @@ def test_every_valid_file_is_expected():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_valid_files(name):
     found = read_setting(FIXTURES / name)
+    assert bool(found.blocks) == ("blocks" in EXPECTED[name])
     for key, value in EXPECTED[name].items():
         seen = getattr(found, key)
         assert (list(seen) if isinstance(seen, tuple) else seen) == value, key
@@ -70,6 +73,39 @@ def test_layers_as_text(entry):
     else:
         with pytest.raises(tokensparse.InvalidArgument, match="layers: must be "):
             read()
+
+
+@pytest.mark.parametrize("entry", BLOCK_TEXTS, ids=lambda entry: repr(entry["text"]))
+def test_blocks_as_text(entry):
+    if "refused" not in entry:
+        made = make_blocks(entry["text"])
+        assert blocks_text(made) == entry["means"] and make_blocks(blocks_text(made)) == made
+        assert make_blocks(made) == made
+        return
+    key = entry["refused"] if entry["refused"].isidentifier() else ""
+    with pytest.raises(tokensparse.InvalidArgument, match=rf"blocks(\.{key})?: must be ") as error:
+        make_blocks(entry["text"])
+    assert key in str(error.value)
+
+
+def test_blocks_in_a_setting(tmp_path):
+    setting = Setting(blocks="xattention,xattention_threshold=0.8")
+    assert setting.blocks == {"pattern": "xattention", "threshold": 0.8}
+    assert Setting(blocks={"pattern": "xattention", "threshold": 0.9}).blocks == {
+        "pattern": "xattention"
+    }
+    assert "coverage 0.1, blocks xattention,threshold=0.8" in str(setting)
+    setting.save(tmp_path / "s.json")
+    assert read_setting(tmp_path / "s.json") == setting
+    alone = Setting(coverage=0, blocks="flash")
+    assert alone.is_sparse and not alone.is_choosing and "every token, blocks flash" in str(alone)
+    assert not alone.exact.is_sparse and not Setting(coverage=0, blocks="none").is_sparse
+    assert setting.changed(blocks="none").blocks == {}
+    with pytest.raises(tokensparse.InvalidArgument, match="blocks.share: must be no wider than sha"):
+        Setting(blocks="pooled,share=layer")
+    assert Setting(coverage=0, blocks="pooled,share=layer").blocks["share"] == "layer"
+    found = setting_from_environment({"TOKENSPARSE_BLOCKS": "pooled,threshold=0.5"})
+    assert found == Setting(blocks={"pattern": "pooled", "threshold": 0.5})
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -168,6 +204,8 @@ def test_environment(tmp_path):
         ("PROFILE", "/nowhere", "TOKENSPARSE_PROFILE: setting: cannot read /nowhere"),
         ("SETTING", "/nowhere", "TOKENSPARSE_SETTING: setting: cannot read /nowhere"),
         ("SHARE", "all", "TOKENSPARSE_SHARE: must be one of head, kv_group, layer, is 'all'"),
+        ("BLOCKS", "all", r"TOKENSPARSE_BLOCKS.pattern: must be one of none, xattention, .* 'all'"),
+        ("BLOCKS", "flash,tau=1", r"TOKENSPARSE_BLOCKS.tau: must be a parameter of flash .* is 1"),
         ("MIN_QUERY", "65", "TOKENSPARSE_MIN_QUERY: is now TOKENSPARSE_MIN_ROWS"),
     ],
 )
@@ -178,7 +216,7 @@ def test_bad_environment(name, value, message):
 
 def test_bad_keys():
     for changes, message in [
-        (dict(coverge=0.1), "coverge: no such key; there are: accuracy, band, cov"),
+        (dict(coverge=0.1), "coverge: no such key; there are: accuracy, band, blocks, cov"),
         (dict(sparse_layers="1"), "sparse_layers: is now layers"),
         (dict(min_query=65), "min_query: is now min_rows"),
         (dict(keep=None), r"keep: must be a number in \[0, 1\], is None"),

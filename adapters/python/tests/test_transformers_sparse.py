@@ -94,6 +94,48 @@ def test_sparse_layers(model, tmp_path):
     np.testing.assert_array_equal(applied, tokensparse.prefill(q, k, v, **VOTE).numpy())
 
 
+def seen(kept, lists, heads, rows):
+    """Which keys each query of a whole prompt sees, [heads, rows, rows], one by one."""
+    mask = torch.zeros(heads, rows, rows, dtype=torch.bool)
+    for head in range(heads):
+        indices = kept.indices[0, head * kept.indices.shape[1] // heads, : kept.kept[0]].tolist()
+        for entry, token in enumerate(indices):
+            m = entry // lists.block
+            for n in lists.blocks[0, head, m, : lists.counts[0, head, m]].tolist():
+                mask[head, token, indices[n * lists.block : min((n + 1) * lists.block, entry + 1)]] = True
+        for token in set(range(rows)) - set(indices):
+            near = [*range(3), *range(max(token - 6, 0), token + 1)]  # sink and band
+            mask[head, token, [key for key in near if key <= token]] = True
+    return mask
+
+
+@pytest.mark.parametrize("coverage", [0.2, 0])
+def test_layers_by_blocks_are_attention_under_their_mask(model, coverage):
+    model.set_attn_implementation("tokensparse")
+    blocks = dict(pattern="pooled", block=16, threshold=0.5)
+    ts.configure(model, SPARSE, coverage=coverage, blocks=blocks)
+    try:
+        q, k, v, out = capture(model, 1)
+        report = ts.report(model)
+    finally:
+        ts.configure(model, layers="none", blocks="none")
+    options = dict(**{**VOTE, "coverage": coverage}, dropped="local", sink=3, band=7)
+    _, kept = tokensparse.prefill(q, k, v, return_selection=True, **options)
+    lists = tokensparse.estimate(q, k, "pooled", selected=kept, block=16, threshold=0.5)
+    mask = seen(kept, lists, q.shape[1], len(q))
+    dense = mask.shape[0] * len(q) * (len(q) + 1) / 2
+    shared = q.shape[1] // k.shape[1]
+    keys, values = (x.double().repeat_interleave(shared, 1) for x in (k, v))
+    logits = torch.einsum("qhd,khd->hqk", q.double(), keys) * q.shape[-1] ** -0.5
+    weights = logits.masked_fill(~mask, -torch.inf).softmax(-1)
+    expected = torch.einsum("hqk,khd->qhd", weights, values).float()
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert report[1].pairs_share == pytest.approx(mask.sum().item() / dense) and mask.sum() < dense
+    assert report[1].sparse_calls == 1 and report[0].pairs_share == 1
+    assert (report[1].kept_share == 1) == (coverage == 0)
+    assert report.asdict()[1]["pairs_share"] == report[1].pairs_share
+
+
 def test_the_setting_travels_with_the_model(tmp_path):
     small = make()
     small.set_attn_implementation("tokensparse")
@@ -165,7 +207,7 @@ def test_a_set_that_keeps_everything_is_not_sparse(model):
         report = ts.report(model)
     finally:
         ts.configure(model, layers="none")
-    assert report.never_sparse == dict.fromkeys((1, 2), "leaving tokens out would not have paid")
+    assert report.never_sparse == dict.fromkeys((1, 2), "leaving tokens or blocks out would not have paid")
     assert report.pairs_share == 1
 
 

@@ -19,6 +19,9 @@ pytest.importorskip("vllm")
 from vllm_common import QUIET, SPARSE, engines, model  # noqa: F401  model is a fixture
 
 
+BLOCKS = "pooled,block=16,threshold=0.3"
+
+
 @pytest.fixture(scope="module")
 def runs(model, tmp_path_factory):  # noqa: F811
     """The same prompts through the stock kernel, ours exact, and ours sparse."""
@@ -26,6 +29,7 @@ def runs(model, tmp_path_factory):  # noqa: F811
         "stock": ({"TOKENSPARSE_DISABLE": "1"}, {}),
         "exact": ({}, {}),
         "sparse": ({"TOKENSPARSE_COVERAGE": "0.3", **SPARSE}, {}),
+        "blocks": ({"TOKENSPARSE_BLOCKS": BLOCKS, "TOKENSPARSE_COVERAGE": "0", **SPARSE}, {}),
     }
     return engines(model, tmp_path_factory, requests)
 
@@ -50,6 +54,15 @@ def test_sparse_reports_its_kept_share(runs):
     assert "tokensparse: kept " in log
     assert "is active: sparse attention, coverage 0.3, share kv_group" in log
     assert "is active: exact attention; prompts of 64 query rows" in runs["exact"][1]
+    assert found["outputs"] != runs["stock"][0]["outputs"]
+
+
+def test_blocks_keep_every_token_and_not_every_pair(runs):
+    found, log = runs["blocks"]
+    [layers] = found["reports"]
+    assert [r["kept_share"] for r in layers] == [1] * 4 and layers[0]["pairs_share"] == 1
+    assert layers[1]["sparse_calls"] > 0 and 0.05 < layers[1]["pairs_share"] < 0.95
+    assert f"is active: sparse attention, every token, blocks {BLOCKS}"[:60] in log
     assert found["outputs"] != runs["stock"][0]["outputs"]
 
 

@@ -217,6 +217,35 @@ def test_a_running_engine_takes_another_setting(monkeypatch):
     monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")  # so that it is put back
 
 
+def test_a_run_by_blocks_is_prefill_by_them(monkeypatch):
+    for name, value in dict(COVERAGE="0", BLOCKS="pooled,block=16,threshold=0.4").items():
+        monkeypatch.setenv(f"TOKENSPARSE_{name}", value)
+    for name in ("MIN_KEYS", "MIN_ROWS"):
+        monkeypatch.setenv(f"TOKENSPARSE_{name}", "2")
+    layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
+    layer.named("model.layers.2.attn")
+    made = torch.Generator().manual_seed(1)
+    query = 3 * torch.randn(170, 4, 32, generator=made)
+    pages = torch.randn(2, 30, 16, 2, 32, generator=made)
+    metadata = types.SimpleNamespace(block_table=torch.arange(30, dtype=torch.int32).view(2, 15))
+    run = Run(0, 2, slice(0, 170), (0, 100, 170), (0, 200, 400), 100, long=True)
+    output = torch.full_like(query, float("nan"))
+    report(reset=True)
+    assert serve_step(layer, Step((run,), ()), query, pages, None, metadata, output, None) == ""
+    pairs = 0
+    for rows, table in ((slice(0, 100), slice(0, 15)), (slice(100, 170), slice(15, 30))):
+        k, v = (half[table].flatten(0, 1)[:200] for half in pages)
+        expected, counts = prefill(
+            query[rows], k, v, coverage=0, return_pairs=True, pattern="pooled",
+            pattern_options=dict(block=16, threshold=0.4),
+        )  # fmt: skip
+        assert torch.equal(output[rows], expected)
+        pairs += counts
+    [found] = report(reset=True)
+    assert (found.sparse_calls, found.kept_share) == (2, 1)
+    assert found.pairs_share == pairs / (dense_pairs(100, 200) + dense_pairs(70, 200)) < 1
+
+
 def test_metrics_are_what_the_processes_left(monkeypatch, tmp_path):
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
     sparse, exact = LayerReport(1, named=True), LayerReport(0)

@@ -69,10 +69,15 @@ double Arguments::real() { return std::bit_cast<double>(stack_[next_++]); }
 
 int64_t Arguments::integer() { return std::bit_cast<int64_t>(stack_[next_++]); }
 
-int32_t Arguments::choice(const char* argument, std::initializer_list<const char*> names) {
+const char* Arguments::text() {
   strings_.push_back(reinterpret_cast<StringHandle>(stack_[next_++]));
   const char* text = nullptr;
   check(g_shim.string_c_str(strings_.back(), &text), "a string");
+  return text;
+}
+
+int32_t Arguments::choice(const char* argument, std::initializer_list<const char*> names) {
+  const char* const text = this->text();
   std::string known;
   int32_t place = 0;
   for (const char* name : names) {

@@ -62,6 +62,7 @@ class Arguments {
   const Tensor& tensor();
   double real();
   int64_t integer();
+  const char* text();
   /// The place of a string in `names`.
   int32_t choice(const char* argument, std::initializer_list<const char*> names);
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <string>
 
+#include "adapters/ggml/block_choice.h"
 #include "arguments.h"
 
 namespace tsp_torch {
@@ -35,6 +36,8 @@ void prefill(Value* stack, uint64_t count, uint64_t /*results*/) {
   p.band = int32(in.integer(), "band");
   p.precision = in.choice("precision", kPrecisions);
   p.scale = static_cast<float>(in.real());
+  const std::string broken = tsp::ggml_adapter::parse_blocks(in.text(), p.pattern);
+  if (!broken.empty()) fail("blocks: " + broken);
   p.q = view(q, "q", device);
   p.k = view(k, "k", device);
   p.v = view(v, "v", device);
@@ -130,7 +133,8 @@ constexpr std::array<Operator, 5> kOperators = {{
     {"prefill",
      "prefill(Tensor q, Tensor k, Tensor v, float coverage=0.005, float keep=0.0, "
      "int window=128, int pool=7, int min_tokens=1024, str share=\"head\", str dropped=\"zero\", "
-     "int sink=0, int band=256, str precision=\"f32\", float scale=0.0) -> Tensor",
+     "int sink=0, int band=256, str precision=\"f32\", float scale=0.0, "
+     "str blocks=\"none\") -> Tensor",
      prefill},
     {"attend",
      "attend(Tensor q, Tensor k, Tensor v, str precision=\"f32\", float scale=0.0) "

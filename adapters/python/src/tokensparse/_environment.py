@@ -17,7 +17,7 @@ SERVE_ROWS = 64  # query rows from which a call is ours, exact or sparse
 
 _PREFIX = "TOKENSPARSE_"
 _KEYS = [f.name for f in dataclasses.fields(Setting) if f.name not in ("name", "model", "accuracy")]
-_ASK = ("setting", "profile", "layers", "sparse_layers", "coverage", "keep")
+_ASK = ("setting", "profile", "layers", "sparse_layers", "coverage", "keep", "blocks")
 # What other parts of the project, or other places of this package, read.
 _OTHERS = (
     *("serve_rows", "method", "threads", "backend", "library", "disable", "config", "linear"),
@@ -83,7 +83,7 @@ def setting_from_environment(
     environ: Mapping[str, str] | None = None, config: Any = None
 ) -> Setting:
     """What the environment asks for: exact attention unless one of TOKENSPARSE_SETTING, COVERAGE,
-    KEEP, LAYERS and PROFILE is set; what the others leave open is the built-in setting's.
+    KEEP, BLOCKS, LAYERS and PROFILE is set; what the others leave open is the built-in setting's.
 
     Args:
       environ: instead of the process's.
@@ -110,7 +110,7 @@ def setting_from_environment(
             changes["layers"] = parse_layers(given[name], _PREFIX + name.upper())
     for name in _KEYS:
         if name in given and name != "layers":
-            kind = type(getattr(Setting, name))
+            kind = type(getattr(Setting, name, ""))  # blocks are text, too
             variable = _PREFIX + name.upper()
             value = given[name] if kind is str else _number(variable, given[name], kind)
             try:

@@ -82,7 +82,13 @@ class LayerReport:
             self._dense_pairs += dense_pairs(rows, keys)
             self._pairs = self._pairs + dense_pairs(rows, keys)
 
-    def count_sparse(self, sequences: list[tuple[int, int]], sets: Selection, near: int) -> None:
+    def count_sparse(
+        self,
+        sequences: list[tuple[int, int]],
+        sets: Selection,
+        near: int,
+        pairs: float | None = None,
+    ) -> None:
         """Adds a served call that attended to sets. Tensors of a GPU are added up where they live:
         reading them would wait for it.
 
@@ -90,6 +96,7 @@ class LayerReport:
           sequences: query rows and keys of each.
           sets: torch tensors.
           near: keys that a query sees which its set left out.
+          pairs: as the library counted them, blocks included; None = what the sets say.
         """
         dense = 0
         kept: Any = sets.kept.sum()
@@ -97,10 +104,15 @@ class LayerReport:
             kept = int(kept)
             counts = zip(sets.kept.tolist(), sequences)
             dense = sum(count >= k_len for count, (_, k_len) in counts)
-        self._count(sequences, kept, computed_pairs(sets, sequences, near))
+        if pairs is None:
+            pairs = computed_pairs(sets, sequences, near)
+        elif dense and pairs < sum(dense_pairs(*size) for size in sequences):
+            # Blocks that leave pairs of every token out are sparse, too.
+            dense = 0 if dense == len(sequences) else dense
+        self._count(sequences, kept, pairs)
         self.sparse_calls += len(sequences) - dense
         if dense:
-            self.exact["leaving tokens out would not have paid"] += dense
+            self.exact["leaving tokens or blocks out would not have paid"] += dense
 
     def count_tallied(self, counts: Counts) -> None:
         """Adds served calls that add what they kept and computed to a tally by themselves."""
@@ -139,11 +151,17 @@ class LayerReport:
         attended to exactly in our place; None when there were none."""
         return float(self._kept) / self._key_tokens if self._key_tokens else None
 
+    @property
+    def pairs_share(self) -> float | None:
+        """Query-key pairs computed over those of dense attention, blocks included; None when there
+        were no such calls."""
+        return float(self._pairs) / self._dense_pairs if self._dense_pairs else None
+
     def __str__(self) -> str:
         text = f"layer {self.layer:3d}  {'sparse' if self.named else 'exact ':6s}"
         if self.served:
             text += f"  served {self.served} calls, {self.query_tokens} query tokens"
-            text += f", kept {self.kept_share:.1%}"
+            text += f", kept {self.kept_share:.1%}, {self.pairs_share:.1%} of the pairs"
         for reason, calls in self.exact.items():
             text += f"; exact {calls} calls ({reason})"
         for reason, calls in self.stock.items():
@@ -207,6 +225,7 @@ class Report(list):
                 "sparse_calls": r.sparse_calls,
                 "query_tokens": r.query_tokens,
                 "kept_share": r.kept_share,
+                "pairs_share": r.pairs_share,
                 "exact": dict(r.exact),
                 "stock": dict(r.stock),
             }

@@ -62,11 +62,11 @@ class ServedLayer:
             memory=memory,
         )
         choice = self.choose(self.index, q, k, state)
-        selected = methods.attend(choice, q, k, v, out, state)
+        attended = methods.attend(choice, q, k, v, out, state)
         sequences = state.lengths(q, k)
-        if selected is None:
+        if attended.selected is None:
             self.report.count_exact(sequences, getattr(choice, "reason", ""))
         else:
             local = self.setting.dropped == "local"
             near = self.setting.sink + self.setting.band if local else 0
-            self.report.count_sparse(sequences, selected, near)
+            self.report.count_sparse(sequences, attended.selected, near, attended.pairs)

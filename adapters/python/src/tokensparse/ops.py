@@ -16,6 +16,7 @@ else that breaks a rule; each names the argument, the rule and the value.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -307,6 +308,7 @@ def prefill(
     return_lse: bool = False,
     return_selection: bool = False,
     return_kept: bool = False,
+    return_pairs: bool = False,
     q_offsets: Sequence[int] | None = None,
     k_offsets: Sequence[int] | None = None,
     out: Array | None = None,
@@ -337,10 +339,12 @@ def prefill(
       return_lse: also return the log-sum-exp, float32 `[Tq, Hq]`.
       return_selection: also return the Selection.
       return_kept: also return only its kept counts, int32 `[num_seqs]`.
+      return_pairs: also return how many query-key pairs attention computed, all sequences together,
+        the mean over the heads. On the host.
 
     Returns:
       out `[Tq, Hq, D]` of q's kind and dtype; with any `return_*` a tuple of out and what was
-      asked for, in the order lse, selection, kept.
+      asked for, in the order lse, selection, kept, pairs.
     """
     call = Call("prefill", context)
     params = call.params
@@ -385,5 +389,10 @@ def prefill(
         kept = _arrays.empty_like(q, (call.num_seqs,), "int32", "q")
         params.selected.kept = _arrays.view(kept, "kept").data
         results.append(kept)
+    tally = (ctypes.c_int64 * 2)()
+    if return_pairs:
+        params.tally = ctypes.addressof(tally)
     call.run()
+    if return_pairs:
+        results.append(tally[1] / seen.shape[1])
     return results[0] if len(results) == 1 else tuple(results)

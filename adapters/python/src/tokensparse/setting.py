@@ -17,7 +17,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from ._errors import fail
 from ._library import DROPPED, PRECISIONS, SHARES, InvalidArgument
+from ._patterns import blocks_text, make_blocks
 
 FORMAT = "tokensparse setting 1"
 PROFILE_FORMAT = "tokensparse layer profile 1"
@@ -46,12 +48,6 @@ RENAMED = {"sparse_layers": "layers", "min_query": "min_rows"}  # names of befor
 
 class TokensparseWarning(UserWarning):
     """Something worth knowing that did not stop the call."""
-
-
-def fail(key: str, rule: str, value: Any) -> InvalidArgument:
-    """The error of a key whose value breaks its rule."""
-    shown = repr(value)
-    return InvalidArgument(f"{key}: must be {rule}, is {shown[:60] + (shown[60:] and '...')}")
 
 
 def parse_layers(text: str, name: str = "layers") -> str | tuple[int, ...]:
@@ -116,6 +112,10 @@ class Setting:
       dropped, sink, band: what the row of a query gets that its set left out: "zero", or "local":
         attention over the first `sink` and the last `band` keys.
       window, pool, min_tokens: the vote, see `tokensparse.prefill`.
+      blocks: the block pattern by which attention runs on the kept tokens, on all with coverage = 0:
+        "xattention", "flexprefill", "minference", "pooled", "flash" with its authors' numbers, or with
+        others, "xattention,threshold=0.8"; also as a dict, {"pattern": "xattention", "threshold": 0.8};
+        "none" = every block.
       min_keys, min_rows: fewest keys and query rows of a call that may be sparse; below, choosing
         does not pay (docs/cpu_speed.md has the measurements).
       precision: of the products on the CPU: "f32", "bf16", or "auto": that of the tensors.
@@ -135,6 +135,7 @@ class Setting:
     window: int = 128
     pool: int = 7
     min_tokens: int = 1024
+    blocks: str | dict[str, Any] = dataclasses.field(default_factory=dict)
     min_keys: int = 4096
     min_rows: int = 1024
     precision: str = "auto"
@@ -160,6 +161,11 @@ class Setting:
             value = getattr(self, key)
             if not isinstance(value, str) or value not in allowed:
                 raise fail(key, "one of " + ", ".join(allowed), value)
+        put("blocks", make_blocks(self.blocks))
+        lists = list(SHARES).index(self.blocks.get("share", "head"))
+        if self.is_choosing and lists > list(SHARES).index(self.share):
+            rule = f"no wider than share ({self.share})"
+            raise fail("blocks.share", rule, self.blocks["share"])
         if not isinstance(self.name, str):
             raise fail("name", "text", self.name)
         put("model", _model_numbers(self.model))
@@ -171,9 +177,14 @@ class Setting:
         put("layers", layers)
 
     @property
+    def is_choosing(self) -> bool:
+        """Whether tokens are chosen, in the layers that may be sparse."""
+        return self.coverage > 0 or self.keep > 0
+
+    @property
     def is_sparse(self) -> bool:
-        """Whether any layer may leave tokens out."""
-        return self.layers != "none" and (self.coverage > 0 or self.keep > 0)
+        """Whether any layer may leave tokens or blocks out."""
+        return self.layers != "none" and (self.is_choosing or bool(self.blocks))
 
     @property
     def exact(self) -> Setting:
@@ -189,6 +200,8 @@ class Setting:
             return "exact attention"
         called = f" as in {self.name}" if self.name else ""
         much = f"keep {self.keep:g}" if self.keep else f"coverage {self.coverage:g}"
+        much = much if self.is_choosing else "every token"
+        much += f", blocks {blocks_text(self.blocks)}" if self.blocks else ""
         local = f" (sink {self.sink}, band {self.band})" if self.dropped == "local" else ""
         layers = self.layers if isinstance(self.layers, str) else ",".join(map(str, self.layers))
         return (

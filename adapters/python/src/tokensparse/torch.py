@@ -8,7 +8,7 @@ They are registered over torch's stable ABI and have fake implementations, so to
 torch.export see their shapes without running them. Inference only: there is no backward. Arguments
 are those of the functions in `tokensparse`, with 0.0 for `keep` and `scale` that are not given:
 
-    prefill(q, k, v, ...) -> out
+    prefill(q, k, v, ..., blocks="none") -> out; blocks is text: "xattention,threshold=0.8"
     attend(q, k, v, precision, scale) -> (out, lse)
     attend_sets(q, k, v, indices, kept, dropped, sink, band, precision, scale) -> (out, lse)
     score(q, k, window, pool, scale, precision) -> scores

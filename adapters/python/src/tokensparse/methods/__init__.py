@@ -123,12 +123,23 @@ def default() -> str:
     return os.environ.get("TOKENSPARSE_METHOD") or "tsa"
 
 
-def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> Selection | None:
-    """Attends as chosen and writes to `out`. Arrays as in `tokensparse.prefill`.
+@dataclass(frozen=True)
+class Attended:
+    """What a call attended to.
 
-    Returns:
-      The sets that were attended to; None = everything.
+    Attributes:
+      selected: the sets of tokens; None = everything.
+      pairs: query-key pairs that were computed, all sequences together, the mean over the heads; None
+        on a GPU.
     """
+
+    selected: Selection | None = None
+    pairs: float | None = None
+
+
+def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> Attended:
+    """Attends as chosen and writes to `out`. Arrays as in `tokensparse.prefill`. The setting's block
+    pattern is of what is chosen here."""
     call: dict[str, Any] = dict(
         out=out,
         scale=state.scale,
@@ -138,14 +149,22 @@ def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> Se
     )
     if isinstance(choice, Dense):
         ops.prefill(q, k, v, coverage=0.0, **call)
-        return None
+        return Attended()
     setting = state.setting
+    if setting.blocks:
+        options = dict(setting.blocks)
+        call.update(pattern=options.pop("pattern"), pattern_options=options)
+    counted = q.device.type == "cpu"
     call.update(dropped=setting.dropped, sink=setting.sink, band=setting.band)
     if isinstance(choice, Vote):
-        call["when"] = setting.when
-        return ops.prefill(q, k, v, return_selection=True, **vars(choice), **call)[1]
-    ops.prefill(q, k, v, sets=choice, **call)
-    return choice
+        call.update(vars(choice), when=setting.when)
+    else:
+        call.update(sets=choice)
+    _, *found = ops.prefill(
+        q, k, v, return_selection=isinstance(choice, Vote), return_pairs=counted, **call
+    )
+    pairs = found.pop() if counted else None
+    return Attended(found[0] if isinstance(choice, Vote) else choice, pairs)
 
 
 from . import tsa
