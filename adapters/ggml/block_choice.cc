@@ -40,7 +40,13 @@ const std::vector<Rule>& rules() {
       {"alpha", {}, kFlash, 0, 1, nullptr, &P::alpha},
       {"block",
        {"block_size", "xattention_block_size"},
-       kAll, 16, 512, &P::block, nullptr, false, 16},
+       kAll,
+       16,
+       512,
+       &P::block,
+       nullptr,
+       false,
+       16},
       {"sink_blocks", {}, kAll, 0, kMany, &P::sink_blocks, nullptr},
       {"local_blocks", {}, kAll, 0, kMany, &P::local_blocks, nullptr},
       {"last_blocks", {}, kAll, 0, kMany, &P::last_blocks, nullptr},
@@ -59,8 +65,8 @@ std::string join(const std::vector<std::string>& names) {
 std::string rule_text(const Rule& rule) {
   std::string text = rule.integer != nullptr ? "must be an integer " : "must be a number ";
   const std::string low = number_text(rule.low), high = number_text(rule.high);
-  text += rule.above_low ? "above " + low + " and at most " + high
-                         : "between " + low + " and " + high;
+  text +=
+      rule.above_low ? "above " + low + " and at most " + high : "between " + low + " and " + high;
   if (rule.multiple > 1) text += ", a multiple of " + std::to_string(rule.multiple);
   return text;
 }
@@ -121,9 +127,8 @@ std::string set_parameter(const BlockParameter& given, tsp_pattern_t& pattern, s
 
 std::string trimmed(const std::string& text) {
   const size_t first = text.find_first_not_of(" \t");
-  return first == std::string::npos
-             ? ""
-             : text.substr(first, text.find_last_not_of(" \t") - first + 1);
+  return first == std::string::npos ? ""
+                                    : text.substr(first, text.find_last_not_of(" \t") - first + 1);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Which block pattern a setting names, and its parameters: on a command line and in a variable
-// "xattention,threshold=0.8", in a setting file that or {"pattern": "xattention", "threshold": 0.8}.
-// Parameters have the names that the methods' authors and OpenVINO give them.
+// "xattention,threshold=0.8", in a setting file that or {"pattern": "xattention", "threshold":
+// 0.8}. Parameters have the names that the methods' authors and OpenVINO give them.
 #pragma once
 
 #include <optional>

@@ -6,6 +6,7 @@ usage: bench/peers/whole_model.py --tokens 4096,8192 --out FILE.json [--engines 
        bench/peers/whole_model.py --table --out FILE.json     the README's rows, in 12 minutes
        bench/peers/whole_model.py --table --answers --out FILE.json
                                     five answers of each of those rows, on a machine that may be busy
+       bench/peers/whole_model.py --by-blocks --out FILE.json    tokens, blocks and both beside exact
 Every engine gets the same prompts, token for token: a long text with one hidden fact, and the
 question for it; the same weights and the same threads, one engine at a time. Each row says how many
 answers held the fact. Rows are added to FILE.json, so that a long measurement can be done in parts;
@@ -29,13 +30,24 @@ EXACT = ["--coverage", "0"]
 GGML = ["--linear", "ggml", "--precision", "f32"]  # who multiplies by the weights, and attention's
 ONEDNN = ["--linear", "onednn", "--precision", "bf16"]  # arithmetic
 INT8 = ["--linear", "int8", "--precision", "bf16"]
+BLOCKS = ["--blocks", "xattention"]  # its authors' numbers: threshold .9, stride 16, blocks of 128
+OPENVINO_BLOCKS = "xattention_threshold=0.8,xattention_block_size=64,xattention_stride=8"  # its own
 RUN = {  # engine: options of `tokensparse run`, and which variants of its report are which rows
     "llama.cpp": (["--compare", *EXACT, *GGML], {"stock": "llama.cpp", "exact": "exact ggml"}),
     "exact bf16": ([*EXACT, *ONEDNN], {"exact": "exact bf16"}),
     "exact int8": ([*EXACT, *INT8], {"exact": "exact int8"}),
     "sparse bf16": (ONEDNN, {"sparse": "sparse bf16"}),
     "sparse int8": (INT8, {"sparse": "sparse int8"}),
+    "blocks int8": ([*EXACT, *BLOCKS, *INT8], {"sparse": "blocks int8"}),
+    "sparse and blocks int8": ([*BLOCKS, *INT8], {"sparse": "sparse and blocks int8"}),
+    "openvino's blocks int8": (
+        [*EXACT, "--blocks", f"xattention,{OPENVINO_BLOCKS}", *INT8],
+        {"sparse": "openvino's blocks int8"},
+    ),
 }
+BY_BLOCKS = dict.fromkeys(
+    (8192, 16384), ["exact int8", "sparse int8", "blocks int8", "sparse and blocks int8"]
+)
 OPENVINO = ["openvino", "openvino xattention"]
 TABLE = {  # tokens: engines; the slowest are left out
     8192: ["sparse int8", "exact int8", "sparse bf16", "exact bf16", *OPENVINO, "llama.cpp"],
@@ -218,12 +230,13 @@ def processor():
 
 
 def print_table(document):
-    print(f"{'tokens':>7}  {'engine':<22} {'first token':>11}  {'attention':>10}  answered")
+    print(f"{'tokens':>7}  {'engine':<22} {'first token':>11}  {'attention':>10}  pairs  answered")
     for row in document["rows"]:
         attention = f"{row['attention_s']:8.2f} s" if "attention_s" in row else "         -"
         spread = f" ({min(row['ttft_samples']):.2f} .. {max(row['ttft_samples']):.2f})"
         print(
             f"{row['tokens']:>7}  {row['engine']:<22} {row['ttft_s']:9.2f} s  {attention}  "
+            + (f"{row['pairs']:5.3f}  " if "pairs" in row else "    -  ")
             + f"{sum(answer['right'] for answer in row['answers'])} of {len(row['answers'])}"
             + (spread if len(row["ttft_samples"]) > 1 else "")
         )
@@ -242,6 +255,8 @@ def parse_options():
     parser.add_argument("--engines", help="all if not given, of: " + ", ".join(engines))
     lengths = ", ".join(map(str, TABLE))
     parser.add_argument("--table", action="store_true", help=f"instead of both, for {lengths} tokens")
+    lengths = ", ".join(map(str, BY_BLOCKS))
+    parser.add_argument("--by-blocks", action="store_true", help=f"likewise, for {lengths} tokens")
     parser.add_argument("--answers", action="store_true", help="keep answers alone, no times")
     parser.add_argument("--needles", type=int, help="prompts a length, 1 to 5; 5 with --answers")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
@@ -259,8 +274,8 @@ def parse_options():
     if options.table and (options.tokens or options.engines):
         parser.error("--table: chooses lengths and engines, so goes without --tokens and --engines")
     options.engines = options.engines.split(",") if options.engines else engines
-    options.plan = TABLE
-    if not options.table:
+    options.plan = BY_BLOCKS if options.by_blocks else TABLE
+    if not (options.table or options.by_blocks):
         tokens = [int(word) for word in (options.tokens or "4096,8192").split(",")]
         options.plan = {length: options.engines for length in tokens}
     if options.needles is None:

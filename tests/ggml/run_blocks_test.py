@@ -12,7 +12,10 @@ SHORT = ("--min-keys", 0, "--min-rows", 2)
 
 class Blocks(WithModel):
     def sparse(self, *options):
-        return self.json_of(*options, *SHORT, "--ubatch", 700, "--verbose")["sparse"]
+        more = ("-n", 2, "--json", *options, *SHORT, "--ubatch", 700, "--verbose")
+        result = run(*self.arguments(*more))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout)["sparse"]
 
     def test_alone_and_on_the_kept_tokens(self):
         alone = self.sparse("--coverage", 0, *BLOCKS)

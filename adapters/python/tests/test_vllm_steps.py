@@ -59,6 +59,16 @@ def test_prompts_of_the_engine_count_as_kept():
     assert Report([found]).never_sparse == {3: "too short"}
 
 
+def test_blocks_that_nobody_counted_have_no_pairs():
+    found = LayerReport(3, named=True, uncounted=True)
+    sets = Selection(torch.zeros(1, 2, 6).int(), torch.tensor([6]).int())
+    found.count_sparse([(4, 6)], sets, 2)
+    assert found.pairs_share is None and Report([found]).pairs_share is None
+    assert "blocks not counted" in str(Report([found]))
+    found.clear()
+    assert not found.uncounted
+
+
 def test_pairs():
     assert dense_pairs(3, 5) == 3 + 4 + 5
     assert clipped_sum(1, 6, 3) == 2 + 3 + 3 + 3 + 3

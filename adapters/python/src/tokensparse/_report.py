@@ -35,6 +35,7 @@ class LayerReport:
       exact: of these, the ones of a layer that the setting names which were exact, by reason.
       stock: calls handed to the engine's own kernel, by reason.
       query_tokens: rows of the served calls.
+      uncounted: whether calls by blocks were not counted, as on a GPU: there are no pairs then.
     """
 
     layer: int
@@ -44,6 +45,7 @@ class LayerReport:
     exact: Counter[str] = field(default_factory=Counter)
     stock: Counter[str] = field(default_factory=Counter)
     query_tokens: int = 0
+    uncounted: bool = False
     _key_tokens: int = 0
     _dense_pairs: int = 0
     _kept: Any = 0
@@ -132,6 +134,7 @@ class LayerReport:
         """Forgets the calls."""
         self.served = self.sparse_calls = self.query_tokens = 0
         self._key_tokens = self._dense_pairs = self._kept = self._pairs = 0
+        self.uncounted = False
         self.exact.clear()
         self.stock.clear()
 
@@ -154,14 +157,17 @@ class LayerReport:
     @property
     def pairs_share(self) -> float | None:
         """Query-key pairs computed over those of dense attention, blocks included; None when there
-        were no such calls."""
-        return float(self._pairs) / self._dense_pairs if self._dense_pairs else None
+        were no such calls, or they were not counted."""
+        if self.uncounted or not self._dense_pairs:
+            return None
+        return float(self._pairs) / self._dense_pairs
 
     def __str__(self) -> str:
         text = f"layer {self.layer:3d}  {'sparse' if self.named else 'exact ':6s}"
         if self.served:
             text += f"  served {self.served} calls, {self.query_tokens} query tokens"
-            text += f", kept {self.kept_share:.1%}, {self.pairs_share:.1%} of the pairs"
+            text += f", kept {self.kept_share:.1%}"
+            text += "" if self.pairs_share is None else f", {self.pairs_share:.1%} of the pairs"
         for reason, calls in self.exact.items():
             text += f"; exact {calls} calls ({reason})"
         for reason, calls in self.stock.items():
@@ -197,7 +203,10 @@ class Report(list):
 
     @property
     def pairs_share(self) -> float | None:
-        """Query-key pairs computed over those of dense attention, of all layers together."""
+        """Query-key pairs computed over those of dense attention, of all layers together; None when
+        there were none, or some were not counted."""
+        if any(r.uncounted for r in self):
+            return None
         dense = sum(r._dense_pairs for r in self)
         return sum(float(r._pairs) for r in self) / dense if dense else None
 
@@ -238,9 +247,10 @@ class Report(list):
         lines = [str(report) for report in self]
         if self.kept_share_of_all is not None:
             sparse = "none" if self.kept_share is None else f"{self.kept_share:.1%}"
+            share = self.pairs_share
+            pairs = "blocks not counted" if share is None else f"{share:.1%} of the query-key pairs computed"
             lines.append(
-                f"kept: sparse layers {sparse}, all layers {self.kept_share_of_all:.1%}; "
-                f"{self.pairs_share:.1%} of the query-key pairs computed"
+                f"kept: sparse layers {sparse}, all layers {self.kept_share_of_all:.1%}; {pairs}"
             )
         by_reason: dict[str, list[int]] = {}
         for layer, reason in self.never_sparse.items():

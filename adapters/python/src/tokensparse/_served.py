@@ -70,3 +70,4 @@ class ServedLayer:
             local = self.setting.dropped == "local"
             near = self.setting.sink + self.setting.band if local else 0
             self.report.count_sparse(sequences, attended.selected, near, attended.pairs)
+            self.report.uncounted |= attended.pairs is None and bool(self.setting.blocks)
