@@ -132,7 +132,7 @@ void add_blocks_option(CLI::App& app, tsp_pattern_t& pattern) {
          "  flash        alpha (0.1): FlashPrefill's rule\n"
          "  all          block (128), sink_blocks, local_blocks, last_blocks, share (head)\n"
          "OpenVINO's xattention_threshold, xattention_block_size and xattention_stride are taken")
-      ->type_name("PATTERN[,NAME=VALUE...]")
+      ->type_name("PATTERN[,NAME=N...]")
       ->default_str(ggml_adapter::blocks_text(pattern))
       ->group("Choosing tokens");
 }
