@@ -9,7 +9,7 @@ namespace {
 
 /// Of a query block: its key blocks up to each entry, and the columns beside them.
 int64_t block_pairs(const QueryBlock& rows, const Columns& columns, const Entries& entries,
-                   int32_t block) {
+                    int32_t block) {
   int64_t pairs = 0;
   for (int32_t n = 0; n < rows.num_blocks; ++n) {
     const int32_t first = rows.blocks[n] * block;
@@ -29,7 +29,7 @@ int64_t block_pairs(const QueryBlock& rows, const Columns& columns, const Entrie
 
 /// Of the entries of one head, by the lists of block set `set`.
 int64_t entry_pairs(const tsp_attend_params_t& p, const Seq& seq, const Entries& entries,
-                   int32_t set) {
+                    int32_t set) {
   if (p.blocks.blocks == nullptr) {
     return clipped_sum(entries.first_query, entries.count, entries.count);
   }

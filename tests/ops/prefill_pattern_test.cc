@@ -44,7 +44,7 @@ size_t listed(const BlockLists& lists) {
 
 /// Query-key pairs of all heads, counted one by one. `lists` null: every block.
 int64_t pairs_one_by_one(const Shape& shape, const Options& options, const Sets* sets,
-                        const BlockLists* lists, int32_t block, size_t b) {
+                         const BlockLists* lists, int32_t block, size_t b) {
   int64_t pairs = 0;
   for (int64_t head = 0; head < shape.num_q_heads; ++head) {
     const auto of = [head, &shape](const auto& all) {

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tokensparse import Selection, Setting, prefill
+from tokensparse import Selection, Setting, Unsupported, prefill
 from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
 from tokensparse._report import Counts, LayerReport, Report
 from tokensparse.vllm import metrics, planned, report, steps, tally, worker_configure
@@ -167,6 +167,11 @@ def test_a_planned_call_is_prefill_and_counts_itself():
     planned_call(dropped="zero")
     planned_call(dropped="local", sink=7, band=20)
     planned_call(kv_heads=1, share="layer", dropped="zero")
+
+
+def test_blocks_are_refused_by_name():
+    with pytest.raises(Unsupported, match="blocks: vLLM on a GPU does not serve block patterns"):
+        planned_call(dropped="zero", blocks="pooled")
 
 
 def test_one_head_moves_by_whole_rows():

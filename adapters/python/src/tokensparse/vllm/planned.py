@@ -13,7 +13,7 @@ from .. import _library
 from .._arrays import Paged
 from .._call import Call, choice
 from .._context import Context
-from .._library import check, lib
+from .._library import Unsupported, check, lib
 from .._pairs import dense_pairs
 from .._report import Counts
 from ..setting import Setting
@@ -82,7 +82,7 @@ class Planned:
       block_table: of the whole batch.
 
     Raises:
-      Unsupported: the backend does not serve such tensors.
+      Unsupported: the backend does not serve such tensors, or the setting has blocks.
     """
 
     def __init__(
@@ -95,6 +95,8 @@ class Planned:
         block_table: torch.Tensor,
         output: torch.Tensor,
     ) -> None:
+        if setting.blocks:
+            raise Unsupported("blocks: vLLM on a GPU does not serve block patterns")
         self.room = room_of(query.device)
         call = self._call = Call("prefill", self.room.context)
         params = call.params
