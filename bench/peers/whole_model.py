@@ -124,7 +124,10 @@ class Prepared:
     def prompt(self, tokens, needle):
         text = self.haystack()
         key = hashlib.sha256((text + (HERE / "prepare.py").read_text()).encode()).hexdigest()[:12]
-        path = self.model() / f"prompt-{tokens}-{needle}-{key}.json"
+        folder = self.options.prompts or self.model()
+        path = folder / f"prompt-{tokens}-{needle}-{key}.json"
+        if self.options.prompts and not path.exists():
+            raise Skip(f"--prompts: there is no {path}")
         if not path.exists():
             source = self.folder / "haystack.txt"
             source.write_text(text)
@@ -261,6 +264,8 @@ def parse_options():
     parser.add_argument("--needles", type=int, help="prompts a length, 1 to 5; 5 with --answers")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
     parser.add_argument("--model", type=pathlib.Path, help="GGUF; scripts/fetch-model if not given")
+    prompts = "folder of another model that reads the same tokens: its prompts, not new ones"
+    parser.add_argument("--prompts", type=pathlib.Path, help=prompts)
     parser.add_argument("--text", type=pathlib.Path, help="haystack; licence texts if not given")
     program = ROOT / "build" / "release" / "bin" / "tokensparse"
     parser.add_argument("--program", type=pathlib.Path, default=program)
