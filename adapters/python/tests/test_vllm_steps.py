@@ -237,6 +237,7 @@ def test_a_run_by_blocks_is_prefill_by_them(monkeypatch):
         monkeypatch.setenv(f"TOKENSPARSE_{name}", value)
     for name in ("MIN_KEYS", "MIN_ROWS"):
         monkeypatch.setenv(f"TOKENSPARSE_{name}", "2")
+    monkeypatch.setattr(steps, "_layers", {})
     layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
     layer.named("model.layers.2.attn")
     made = torch.Generator().manual_seed(1)
@@ -245,7 +246,6 @@ def test_a_run_by_blocks_is_prefill_by_them(monkeypatch):
     metadata = types.SimpleNamespace(block_table=torch.arange(30, dtype=torch.int32).view(2, 15))
     run = Run(0, 2, slice(0, 170), (0, 100, 170), (0, 200, 400), 100, long=True)
     output = torch.full_like(query, float("nan"))
-    report(reset=True)
     assert serve_step(layer, Step((run,), ()), query, pages, None, metadata, output, None) == ""
     pairs = 0
     for rows, table in ((slice(0, 100), slice(0, 15)), (slice(100, 170), slice(15, 30))):
