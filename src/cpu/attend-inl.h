@@ -64,10 +64,11 @@ void tile_begin(const Tile& tile) {
 /// o[row] += weight * value, a key after the other, for the few keys that not all rows of a product
 /// see.
 template <typename Arith>
-TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, Span keys,
+TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, int32_t column, Span keys,
                            const typename Arith::Unit* values) {
   float* const o = s.o + int64_t{row} * s.o_stride;
-  const typename Arith::Unit* const weights = s.weights + int64_t{row} * Arith::kWeightStride;
+  const typename Arith::Unit* const weights =
+      s.weights + int64_t{row} * Arith::kWeightStride + column / Arith::kUnitElems;
   for (int32_t d = 0; keys.begin < keys.end && d < s.o_stride; d += kLanes) {
     Vec sum = load(o + d);
     for (int32_t key = keys.begin; key < keys.end; ++key) {
@@ -78,9 +79,11 @@ TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, Span keys,
   }
 }
 
+/// Of keys n0 .. whose weights begin at `column`.
 template <typename Arith>
 TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, int32_t n0,
-                                int32_t num_keys, const typename Arith::Unit* values) {
+                                int32_t num_keys, int32_t column,
+                                const typename Arith::Unit* values) {
   static_assert(kTileRows % Arith::kRows == 0, "a tile is whole micro-blocks");
   constexpr int32_t kUnit = Arith::kUnitElems;
   // Columns that every row of a micro-block sees, in whole units.
@@ -98,8 +101,8 @@ TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, i
       if (common[b].empty()) continue;
       const int32_t first = common[b].begin / kUnit;
       Arith::template multiply<true>(
-          take, s.weights + int64_t{r} * Arith::kWeightStride + first, Arith::kWeightStride,
-          values + int64_t{first} * s.o_stride + v * kLanes, s.o_stride,
+          take, s.weights + int64_t{r} * Arith::kWeightStride + column / kUnit + first,
+          Arith::kWeightStride, values + int64_t{first} * s.o_stride + v * kLanes, s.o_stride,
           common[b].end / kUnit - first, s.o + int64_t{r} * s.o_stride + v * kLanes, s.o_stride);
     }
     v += take;
@@ -109,24 +112,28 @@ TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, i
     const Span done = common[r / Arith::kRows];
     if (all.empty()) continue;
     if (done.empty()) {
-      add_values(s, r, all, values);
+      add_values(s, r, column, all, values);
       continue;
     }
-    add_values(s, r, {all.begin, done.begin}, values);
-    add_values(s, r, {done.end, all.end}, values);
+    add_values(s, r, column, {all.begin, done.begin}, values);
+    add_values(s, r, column, {done.end, all.end}, values);
   }
 }
 
 template <typename Arith>
-void tile_block(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_panels,
-                const void* v_rows) {
+void tile_block(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_spans) {
   const TileScratch<Arith> s(tile.scratch, tile.q.dim);
+  int32_t num_keys = 0;
+  for (int32_t i = 0; i < num_spans; ++i) num_keys += spans[i].num_keys;
   // A product's rows at a time, so that their scores are still in L1 when they become weights.
   for (int32_t first = 0; first < tile.num_rows; first += Arith::kRows) {
     const int32_t end = min32(first + Arith::kRows, tile.num_rows);
-    multiply_keys<Arith>(s.q + int64_t{first} * s.q_stride, s.q_stride, end - first,
-                         units_of<Arith>(tile.q.dim), tile.lo + first, tile.hi + first, n0,
-                         num_keys, k_panels, s.scores + int64_t{first} * kScoreStride);
+    for (int32_t i = 0, column = 0; i < num_spans; column += spans[i++].num_keys) {
+      multiply_keys<Arith>(s.q + int64_t{first} * s.q_stride, s.q_stride, end - first,
+                           units_of<Arith>(tile.q.dim), tile.lo + first, tile.hi + first,
+                           n0 + column, spans[i].num_keys, spans[i].k_panels,
+                           s.scores + int64_t{first} * kScoreStride + column);
+    }
     for (int32_t r = first; r < end; ++r) {
       const Span span = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
       if (span.empty()) continue;
@@ -138,7 +145,10 @@ void tile_block(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_pa
       for (int32_t d = 0; d < s.o_stride; d += kLanes) store(o + d, mul(load(o + d), set1(shrink)));
     }
   }
-  multiply_values<Arith>(tile, s, n0, num_keys, static_cast<const typename Arith::Unit*>(v_rows));
+  for (int32_t i = 0, column = 0; i < num_spans; column += spans[i++].num_keys) {
+    multiply_values<Arith>(tile, s, n0 + column, spans[i].num_keys, column,
+                           static_cast<const typename Arith::Unit*>(spans[i].v_rows));
+  }
 }
 
 template <int kDtype>

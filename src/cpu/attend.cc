@@ -42,8 +42,9 @@ void add_row(const Call& call, Tile& tile, const Seq& seq, int32_t q_row, int32_
 void attend_keys(const Call& call, const Group& group, const Tile& tile, int32_t begin,
                  int32_t end) {
   for (int32_t n0 = begin; n0 < end; n0 += call.k.block_keys) {
-    call.k.tile_block(tile, n0, std::min(call.k.block_keys, end - n0), call.panels_at(group, n0),
-                      call.values_at(group, n0));
+    const KeySpan span = {std::min(call.k.block_keys, end - n0), call.panels_at(group, n0),
+                          call.values_at(group, n0)};
+    call.k.tile_block(tile, n0, &span, 1);
   }
 }
 

@@ -2,12 +2,15 @@
 // Rows that read listed key blocks only: tiles are cut within a query block, so that all of a
 // tile's rows read the same blocks, and walk over spans of adjacent ones. Columns beside the blocks
 // are gathered into a panel of their own, once for all tiles of the query block.
+#include <array>
+
 #include "core/blocks.h"
 #include "cpu/attend_call.h"
 
 namespace tsp::cpu {
 namespace {
 
+constexpr int32_t kMostSpans = kMaxBlockKeys / 16;  // of a step: no panel is shorter
 constexpr int32_t kSideKeys = 1024;  // columns packed at a time; a multiple of every block_keys
 
 /// The key blocks of a query block as spans of entries, up to `end`.
@@ -20,6 +23,36 @@ void for_each_span(const QueryBlock& row, int32_t block, int32_t end, Fn&& fn) {
     if (begin >= end) return;
     fn(begin, std::min(stop, end));
   }
+}
+
+/// A tile's rows against the key blocks of their query block, which begin with panels: spans joined
+/// until they fill a step of the kernel, so that short ones don't pay one each. Rows count joined
+/// keys then: those before the diagonal are whole blocks, those on it lie side by side.
+void attend_joined(const Call& call, const Group& group, const QueryBlock& row, int32_t begin,
+                   int32_t end, Tile& tile) {
+  const int32_t block = call.p.blocks.block;
+  int32_t whole = 0;
+  while (whole < row.num_blocks && (row.blocks[whole] + 1) * block <= begin) ++whole;
+  const int32_t skipped = row.blocks[whole] * block - whole * block;
+  for (int32_t r = 0; r < tile.num_rows; ++r) tile.hi[r] -= skipped;
+  std::array<KeySpan, kMostSpans> spans;
+  int32_t n0 = 0, keys = 0, count = 0;
+  const auto attend = [&] {
+    if (count > 0) call.k.tile_block(tile, n0, spans.data(), count);
+    n0 += keys;
+    keys = count = 0;
+  };
+  for_each_span(row, block, end, [&](int32_t first, int32_t stop) {
+    while (first < stop) {
+      const int32_t taken = std::min(stop - first, call.k.block_keys - keys);
+      spans[static_cast<size_t>(count++)] = {taken, call.panels_at(group, first),
+                                             call.values_at(group, first)};
+      keys += taken;
+      first += taken;
+      if (keys == call.k.block_keys) attend();
+    }
+  });
+  attend();
 }
 
 /// Columns that lie in no key block of the query block, packed a chunk at a time.
@@ -121,10 +154,14 @@ void attend_query_block(const Call& call, const Group& group, int32_t head, int3
     }
     call.k.tile_begin(tile);
     side.attend(tile);
-    for_each_span(row, sets.block, end, [&](int32_t first, int32_t stop) {
-      std::fill_n(tile.lo, tile.num_rows, first);
-      attend_keys(call, group, tile, first / call.k.panel_keys * call.k.panel_keys, stop);
-    });
+    if (sets.block % call.k.panel_keys == 0) {
+      attend_joined(call, group, row, begin, end, tile);
+    } else {
+      for_each_span(row, sets.block, end, [&](int32_t first, int32_t stop) {
+        std::fill_n(tile.lo, tile.num_rows, first);
+        attend_keys(call, group, tile, first / call.k.panel_keys * call.k.panel_keys, stop);
+      });
+    }
     call.k.tile_end(tile);
   }
   zero_rows_between(call, group, head, row.begin, row.end);

@@ -90,6 +90,13 @@ struct EstimateTile {
   float sums[kEstimateRows];
 };
 
+/// Packed keys: how many, and where their panels and value rows start.
+struct KeySpan {
+  int32_t num_keys;
+  const void* k_panels;
+  const void* v_rows;
+};
+
 struct Kernels {
   int32_t panel_keys;
   int32_t block_keys;
@@ -98,10 +105,9 @@ struct Kernels {
   size_t (*tile_scratch_bytes)(int32_t dim);
   void (*pack)(const PackArgs& args);
   void (*tile_begin)(const Tile& tile);
-  /// Keys n0 .. n0 + num_keys - 1 (n0 a multiple of panel_keys, num_keys <= block_keys), whose
-  /// panels and rows start at the pointers.
-  void (*tile_block)(const Tile& tile, int32_t n0, int32_t num_keys, const void* k_panels,
-                     const void* v_rows);
+  /// Keys n0 .. as lo and hi count them, n0 a multiple of panel_keys: spans one behind the other,
+  /// all but the last of whole panels, together at most block_keys.
+  void (*tile_block)(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_spans);
   void (*tile_end)(const Tile& tile);
 
   size_t (*score_scratch_bytes)(int32_t dim, int32_t keys);
