@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 
-from lab import prompts, recommend, results, table, tasks
+from lab import prompts, recommend, results, sweep, table, tasks
 from lab.engines import EngineError
 from lab.texts import TextError, Texts
 
@@ -37,6 +37,9 @@ def _parser():
     run.add_argument("--controller", help="of the method adore: what `controller` wrote")
     run.add_argument("--decode", type=int, default=0, metavar="N", help="time N tokens of each answer one by one")
     run.add_argument("--minutes", type=float, help="stop after so long")
+    convert = verbs.add_parser("convert", help="dequantise a GGUF file to a folder that loads in seconds")
+    convert.add_argument("model", help="a GGUF file")
+    convert.add_argument("--out", required=True, help="folder to write")
     search = verbs.add_parser("recommend", help="find the cheapest setting within a limit, and write it")
     search.add_argument("model")
     search.add_argument("--results", required=True, help="results file; a search goes on where it stopped")
@@ -55,13 +58,25 @@ def _parser():
     train.add_argument("--epochs", type=int, default=8)
     train.add_argument("--judge", type=int, default=8, help="of the prompts, the last ones: to judge it by")
     train.add_argument("--tokens", type=int, default=1024, help="of a set that it is judged by")
+    many = verbs.add_parser("sweep", help="many jobs over many processes and GPUs: see lab/sweep.py")
+    many.add_argument("jobs", help="JSON file: a list of jobs")
+    many.add_argument("--models", default=".", help="folder in which the jobs' models lie")
+    many.add_argument("--out", required=True, help="folder of the results; a sweep goes on where it stopped")
+    many.add_argument("--processes", type=int, default=1)
+    many.add_argument("--gpus", type=int, nargs="+", default=[], help="shared by the processes; their numbers")
+    many.add_argument("--part", type=int, help="be one of the processes")
+    many.add_argument("--minutes", type=float, help="stop after so long")
+    many.add_argument("--engine", choices=["restated", "transformers"], default="restated")
+    for verb in (make, run, search, train, many):
+        verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
+        verb.add_argument("--code", help="folder of Python modules, not this machine's standard library")
     for verb in (make, run, search, train):
+        verb.add_argument("--raw", action="store_true", help="plain text, for models without a chat template")
         verb.add_argument("--tasks", nargs="+", default=NEEDLES, choices=sorted(tasks.TASKS), metavar="TASK")
         verb.add_argument("--length", nargs="+", type=int, default=[4096], help="tokens, answer included")
         if verb is not search:  # which takes as many as it needs
             verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
             verb.add_argument("--first", type=int, default=0, help="index of the first of them")
-        verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
     heads = verbs.add_parser("head-map", help="which draft heads choose for which heads of a model")
     heads.add_argument("model")
     heads.add_argument("draft")
@@ -86,18 +101,19 @@ def _open_engine(args):
     if args.engine == "restated":
         from lab.engines.restated_engine import Engine
 
-        return Engine(args.model, chunk=args.chunk)
+        return Engine(args.model, chunk=args.chunk, raw=args.raw)
     if args.engine == "transformers":
         from lab.engines.transformers_engine import Engine
 
         names = ("draft", "head_map", "controller")
         more = {name: getattr(args, name, None) for name in names}
-        return Engine(args.model, chunk=args.chunk, decoding=getattr(args, "decode", 0), **more)
-    from lab.engines.hugging_face import tokenizer_of
+        decoding = getattr(args, "decode", 0)
+        return Engine(args.model, chunk=args.chunk, decoding=decoding, raw=args.raw, **more)
+    from lab.engines.hugging_face import numbers, tokenizer_of
     from lab.engines.program import Engine
 
-    tokenizer, limit = tokenizer_of(args.model)
-    return Engine(args.model, tokenizer, limit, args.program, args.chunk)
+    tokenizer, limit = tokenizer_of(args.model, args.raw)
+    return Engine(args.model, tokenizer, limit, numbers(args.model), args.program, args.chunk)
 
 
 def _once(pairs):
@@ -127,7 +143,7 @@ def _prompts(args, tokenizer, limit):
             if wanted and prompt.index in indices:
                 yield prompt
         return
-    texts = Texts(args.text)
+    texts = Texts(args.text, args.code)
     for index in indices:
         for length in args.length:
             for task in args.tasks:
@@ -137,7 +153,7 @@ def _prompts(args, tokenizer, limit):
 def _make(args):
     from lab.engines.hugging_face import tokenizer_of
 
-    tokenizer, limit = tokenizer_of(args.model)
+    tokenizer, limit = tokenizer_of(args.model, args.raw)
     prompts.save(args.out, _prompts(args, tokenizer, limit))
 
 
@@ -159,24 +175,49 @@ def _run(args):
             _progress(asked, total, began, prompt.key, name)
 
 
+def _sweep(args):
+    jobs = sweep.read(args.jobs, _plan)
+    if args.part is None:
+        counts = sweep.spread(sys.argv[1:], jobs, args.out, args.processes, args.gpus)
+        print(", ".join(f"{name}: {count} rows" for name, count in counts.items()))
+        return
+
+    def make_engine(job):
+        return _open_engine(
+            argparse.Namespace(
+                engine=args.engine,
+                model=pathlib.Path(args.models) / job.model,
+                chunk=job.chunk,
+                raw=job.raw,
+            )
+        )
+
+    ask = lambda engine, prompt, name, setting: _row(engine, prompt, name, setting, False)
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    parts = pathlib.Path(args.out) / "parts"
+    texts = Texts(args.text, args.code)
+    if not sweep.work(jobs, parts, args.part, args.processes, make_engine, texts, ask, deadline):
+        print(f"stopped after {args.minutes} minutes; run it again to go on", file=sys.stderr)
+
+
 def _recommend(args):
     engine = _open_engine(args)
     store = results.Store(args.results, engine.subject)
-    asked = {}
 
     def ask(settings, n):
         args.n = n
         for prompt in _prompts(args, engine.tokenizer, engine.limit):
+            if search.late():
+                break
             for name, setting in {table.DENSE: {}, **settings}.items():
                 if not store.has(prompt.key, name):
                     store.add(_row(engine, prompt, name, setting, False))
-        asked.update(settings)
         return recommend.merged(results.read(args.results)[1], settings)
 
     limits = recommend.Limits(args.points, args.loss)
     minutes = None if args.hours is None else 60 * args.hours
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    search = recommend.Search(ask, limits, minutes, say=say)
+    search = recommend.Search(ask, limits, minutes, say=say, num_layers=engine.model["num_layers"])
     found = search.run()
     print(table.markdown(table.lines(results.read(args.results)[1])))
     if found is None:
@@ -295,6 +336,12 @@ def main():
             _make(args)
         elif args.verb == "run":
             _run(args)
+        elif args.verb == "convert":
+            from lab.engines.hugging_face import convert
+
+            convert(args.model, args.out)
+        elif args.verb == "sweep":
+            _sweep(args)
         elif args.verb == "recommend":
             _recommend(args)
         elif args.verb == "head-map":

@@ -38,10 +38,14 @@ class Prompt:
 class Tokenizer:
     """What making prompts needs of a Hugging Face tokenizer."""
 
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise PromptError("model: has no chat template, and the tasks are questions to a chat")
+    def __init__(self, tokenizer, raw=False):
+        """raw: questions are plain text that the model goes on with, as base models are asked."""
+        self._tokenizer, self._raw = tokenizer, raw
+        if not raw and getattr(tokenizer, "chat_template", None) is None:
+            raise PromptError(
+                "model: has no chat template, and the tasks are questions to a chat; --raw asks"
+                " plain text, as base models are asked"
+            )
 
     def encode(self, text):
         return self._tokenizer(text, add_special_tokens=False).input_ids
@@ -49,6 +53,8 @@ class Tokenizer:
     def prompt(self, sample):
         if sample.raw:
             return sample.message
+        if self._raw:
+            return f"{self._tokenizer.bos_token or ''}{sample.message} {sample.prefix}"
         turn = [{"role": "user", "content": sample.message}]
         text = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         return text + sample.prefix

@@ -4,7 +4,8 @@
 Rounds of more and more prompts: after each, settings that are too costly for certain are out (the lower
 end of their interval is over the limit), and so is what costs more pairs than one that has passed. A
 setting passes when the upper ends of its intervals are within the limits at the last round. Coverage is
-searched first, with everything else as built in; then the other options around the best coverage.
+searched first, with everything else as built in; then the other options around the best coverage; where
+no coverage passes, fewer layers.
 """
 import dataclasses
 import datetime
@@ -24,6 +25,9 @@ VARIANTS = (  # one step from the best coverage, each alone
     {"share": "head"},
     {"share": "layer"},
 )
+
+
+FEWER = (0.05, 0.1, 0.2)  # coverages of a third or two of the layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +59,19 @@ def judge(line, limits):
 
 
 class Search:
-    """ask(settings, n) measures named settings on n prompts a task and gives the table's lines."""
+    """ask(settings, n) measures named settings on n prompts a task and gives the table's lines.
 
-    def __init__(self, ask, limits=Limits(), minutes=None, rounds=ROUNDS, say=print):
+    It stops, with what it has, when late() says so. num_layers: of the model.
+    """
+
+    def __init__(self, ask, limits=Limits(), minutes=None, rounds=ROUNDS, say=print, num_layers=0):
         self._ask, self._limits, self._rounds, self._say = ask, limits, rounds, say
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
         self.lines = {}
         self.out_of_time = False
+        self._num_layers = num_layers
 
-    def _late(self):
+    def late(self):
         self.out_of_time = self._end is not None and time.monotonic() > self._end
         return self.out_of_time
 
@@ -71,11 +79,11 @@ class Search:
         """Candidates after all rounds, cheapest first; fewer rounds when time runs out."""
         alive = dict(candidates)
         for n in self._rounds:
-            if not alive or self._late():
+            if not alive or self.late():
                 break
             lines = {line.setting: line for line in self._ask(alive, n)}
             self.lines.update(lines)
-            for name in list(alive):
+            for name in [name for name in alive if name in lines]:
                 verdict = judge(lines[name], self._limits)
                 self._say(f"n {n} a task: {name}: {verdict.why}{', out' if verdict.hopeless else ''}")
                 if verdict.hopeless:
@@ -88,12 +96,28 @@ class Search:
                 return name
         return None
 
+    def _fewer_layers(self):
+        """Each third of the layers between the first and the last, and each two neighbours of them."""
+        inner = list(range(1, self._num_layers - 1))
+        cuts = [round(len(inner) * third / 3) for third in range(4)]
+        found = {}
+        for first, last in ((0, 1), (1, 2), (2, 3), (0, 2), (1, 3)):
+            layers = inner[cuts[first] : cuts[last]]
+            if not layers:
+                continue
+            for coverage in FEWER:
+                name = f"coverage {coverage:g}, layers {layers[0]}-{layers[-1]}"
+                found[name] = {"coverage": coverage, "layers": layers}
+        return found
+
     def run(self):
         """(name, setting) of the cheapest that passes, or None."""
         candidates = {f"coverage {c:g}": {"coverage": c} for c in COVERAGES}
         best = self._cheapest(candidates)
         if best is None:
-            return None
+            candidates = self._fewer_layers()
+            best = self._cheapest(candidates)
+            return None if best is None else (best, candidates[best])
         base = candidates[best]
         around = {
             ", ".join([best, *(f"{k} {v}" for k, v in variant.items())]): {**base, **variant}

@@ -29,9 +29,11 @@ class Texts:
     """What haystacks are made of, read once.
 
     files: prose to use instead of the licences and the Python manual of this machine.
+    code: folder of Python modules to use instead of this machine's standard library.
     """
 
-    def __init__(self, files=()):
+    def __init__(self, files=(), code=None):
+        self._code = pathlib.Path(code or sysconfig.get_path("stdlib"))
         parts = [pathlib.Path(file).read_text(encoding="utf-8", errors="replace") for file in files]
         parts = parts or _licences() + _python_manual()
         self.prose = re.sub(r"\s+", " ", " ".join(parts)).strip()
@@ -57,8 +59,9 @@ class Texts:
     def modules(self):
         """The standard library's modules of one file, by name: real code for the code tasks."""
         if self._modules is None:
-            folder = pathlib.Path(sysconfig.get_path("stdlib"))
-            files = sorted(file for file in folder.glob("*.py") if not file.name.startswith("_"))
+            files = sorted(file for file in self._code.glob("*.py") if not file.name.startswith("_"))
+            if not files:
+                raise TextError(f"code: must be a folder of Python modules, is {self._code}")
             self._modules = [
                 Module(file.name, file.read_text(encoding="utf-8", errors="replace"))
                 for file in files

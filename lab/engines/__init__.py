@@ -35,16 +35,16 @@ def costs(steps, seconds, meter):
     return {**found, **meter.bytes()}
 
 
-def sparse_layers(setting, num_layers):
-    """The layers that a setting names, of a model whose layers all attend to the whole prompt."""
+def sparse_layers(setting, num_layers, windowed=()):
+    """The layers that a setting names, of those that attend to the whole prompt: not `windowed`."""
     layers = setting.get("layers", "middle")
-    if layers == "all":
-        return set(range(num_layers))
     if layers == "none" or not setting:
         return set()
-    if layers == "middle":
-        return set(range(1, num_layers - 1))
+    if layers == "all":
+        layers = range(num_layers)
+    elif layers == "middle":
+        layers = range(1, num_layers - 1)
     for layer in layers:
         if not 0 <= layer < num_layers:
             raise EngineError(f"layers: the model has layers 0 to {num_layers - 1}, got {layer}")
-    return set(layers)
+    return set(layers) - set(windowed)

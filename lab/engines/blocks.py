@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Block patterns of other methods as boolean maps [heads, query blocks, key blocks].
 
-XAttention (arXiv 2503.16428), FlexPrefill's query-aware branch by mean-pooled blocks
-(arXiv 2502.20766), vertical-slash (MInference, arXiv 2407.02490, with FlexPrefill's cumulative
-budget), and the true mass of each block, which no estimate beats. Whole prompts only.
+XAttention (arXiv 2503.16428), FlexPrefill (arXiv 2502.20766), mean-pooled blocks, MInference's
+vertical-slash (arXiv 2407.02490) and the same with a cumulative budget, and the true mass of each
+block, which no estimate beats. Whole prompts only. What each means: include/tokensparse/estimate.h.
 """
 import math
 
@@ -56,17 +56,26 @@ def xattention(q, k, scale, threshold=0.9, stride=8, last_full=0):
     return _finished(_fewest(mass, threshold), last_full)
 
 
+def _block_means(x):
+    """Means over each block, of what the last one has."""
+    count = -(-x.shape[1] // BLOCK)
+    sums = _padded(x).float().reshape(x.shape[0], count, BLOCK, -1).sum(2)
+    there = torch.full((count,), float(BLOCK), device=x.device)
+    there[-1] -= -x.shape[1] % BLOCK
+    return sums / there[:, None]
+
+
+def _pooled_mass(q, k, scale):
+    group = q.shape[0] // k.shape[0]
+    q, k = _block_means(q), _block_means(k).repeat_interleave(group, 0)
+    at = torch.arange(q.shape[1], device=q.device)
+    s = (q @ k.transpose(-1, -2)) * scale
+    return s.masked_fill(at[None, None] > at[None, :, None], -math.inf).softmax(-1)
+
+
 def pooled(q, k, scale, threshold=0.9, last_full=0):
     """Means of the queries and keys of each block, softmax, cumulative threshold."""
-    heads, group = q.shape[0], q.shape[0] // k.shape[0]
-    q, k = _padded(q).float(), _padded(k).float()
-    count = q.shape[1] // BLOCK
-    q = q.reshape(heads, count, BLOCK, -1).mean(2)
-    k = k.reshape(-1, count, BLOCK, k.shape[2]).mean(2).repeat_interleave(group, 0)
-    at = torch.arange(count, device=q.device)
-    s = (q @ k.transpose(-1, -2)) * scale
-    s = s.masked_fill(at[None, None] > at[None, :, None], -math.inf).softmax(-1)
-    return _finished(_fewest(s, threshold), last_full)
+    return _finished(_fewest(_pooled_mass(q, k, scale), threshold), last_full)
 
 
 def true_mass(q, k, scale, threshold=0.9, last_full=0):
@@ -85,19 +94,93 @@ def true_mass(q, k, scale, threshold=0.9, last_full=0):
     return _finished(_fewest(mass, threshold), last_full)
 
 
-def vertical_slash(q, k, scale, gamma=0.9, window=64):
-    """Columns and diagonals that hold `gamma` of what the last queries look at, as blocks."""
-    heads, group, n = q.shape[0], q.shape[0] // k.shape[0], q.shape[1]
+def _lines(q, k, scale, window):
+    """Mean attention of the last queries on every key, and at every distance: [heads, keys] each."""
+    heads, group, n = q.shape[0], q.shape[0] // k.shape[0], k.shape[1]
+    window = min(window, q.shape[1])
     row = torch.arange(n - window, n, device=q.device)
     column = torch.arange(n, device=q.device)
     s = (q[:, -window:].float() @ k.float().repeat_interleave(group, 0).transpose(-1, -2)) * scale
     s = s.masked_fill(column[None, None] > row[None, :, None], -math.inf).softmax(-1)
     distance = (row[:, None] - column[None]).clamp(min=0).reshape(1, -1).expand(heads, -1)
     slash = torch.zeros(heads, n, device=q.device).scatter_add_(1, distance, s.reshape(heads, -1))
-    return _fewest(s.mean(1), gamma), _fewest(slash, gamma)
+    return s.mean(1), slash / window
 
 
-METHODS = {"xattention": xattention, "pooled": pooled, "true_mass": true_mass}
+def vertical_slash(q, k, scale, gamma=0.9, window=64):
+    """Columns and diagonals that hold `gamma` of what the last queries look at."""
+    verticals, slashes = (_fewest(mass, gamma) for mass in _lines(q, k, scale, window))
+    slashes[:, :128] = True  # FlexPrefill's minimum: the local window, and the first keys
+    verticals[:, :16] = True
+    return verticals, slashes
+
+
+def _strongest(mass, count, first):
+    """The `count` strongest entries of each row; the first `first` go before all others."""
+    mass = mass.clone()
+    mass[:, :first] = math.inf
+    at = mass.topk(min(count, mass.shape[1]), -1).indices
+    return torch.zeros_like(mass, dtype=torch.bool).scatter_(1, at, True)
+
+
+def minference(q, k, scale, vertical=1000, slash=6096):
+    """MInference's vertical-slash in fixed numbers: columns, and the blocks that slashes cross."""
+    column, line = _lines(q, k, scale, 64)
+    slashes = _padded(_strongest(line, max(slash, 50), 100)[..., None])[..., 0]
+    slashes = slashes.reshape(len(slashes), -1, BLOCK)
+    offsets = slashes.any(-1)  # query block minus key block
+    offsets[:, 1:] |= slashes[:, :-1, 1:].any(-1)
+    return _strongest(column, max(vertical, 30), 30), _diagonals(offsets)
+
+
+def _diagonals(offsets):
+    """bool [heads, query blocks, key blocks] of the block diagonals in `offsets`."""
+    at = torch.arange(offsets.shape[1], device=offsets.device)
+    distance = at[:, None] - at[None]
+    return offsets[:, distance.clamp(min=0)] & (distance >= 0)
+
+
+def _block_mass(mass):
+    return _padded(mass[..., None]).reshape(len(mass), -1, BLOCK).sum(-1)
+
+
+def flexprefill(q, k, scale, gamma=0.95, tau=0.1, min_budget=1024):
+    """FlexPrefill: lines of the last query block, or pooled blocks where those tell the same."""
+    heads, group, n = q.shape[0], q.shape[0] // k.shape[0], k.shape[1]
+    column, line = _lines(q, k, scale, BLOCK)
+    true, slashes = _block_mass(column), _block_mass(line)
+    count, least = true.shape[1], -(-min_budget // BLOCK)
+    if n <= max(2 * BLOCK, min_budget):
+        return _finished(torch.ones(heads, count, count, dtype=torch.bool, device=q.device), 0)
+    means = _block_means(k).repeat_interleave(group, 0)
+    guess = (q[:, None, -BLOCK:].float().mean(2) @ means.transpose(-1, -2) * scale).softmax(-1)[:, 0]
+    middle = (true + guess) / 2
+    far = 0.5 * sum((p * (p / middle).clamp(min=1e-30).log()).sum(-1) for p in (true, guess))
+    lines = (far.clamp(min=0).sqrt() >= tau)[:, None]
+
+    def kept(mass, blocks):
+        needed = _fewest(mass, gamma).sum(-1, keepdim=True) // BLOCK + 1
+        wanted = torch.where(lines, needed.clamp(min=least), least)
+        ranked = torch.cat([torch.full_like(blocks[:, :1], math.inf), blocks[:, 1:]], 1)
+        rank = ranked.argsort(-1, descending=True).argsort(-1)
+        return rank < wanted
+
+    chosen = kept(column, true)[:, None] | _diagonals(kept(line, slashes))
+    mass = _pooled_mass(q, k, scale).reshape(heads, -1)
+    ordered, at = mass.sort(-1, descending=True)
+    while_under = ordered.cumsum(-1) <= gamma * count
+    pairs = torch.zeros_like(mass, dtype=torch.bool).scatter_(1, at, while_under)
+    return _finished(chosen | (pairs.reshape(heads, count, count) & ~lines[:, :, None]), 0)
+
+
+METHODS = {
+    "xattention": xattention,
+    "pooled": pooled,
+    "true_mass": true_mass,
+    "flexprefill": flexprefill,
+}
+
+OF_KEYS = ("vertical_slash", "minference")  # not of blocks alone
 
 
 def chosen(q, k, scale, pattern):
@@ -141,12 +224,14 @@ def attend(q, k, v, scale, chosen):
 
 
 def allowed(q, k, scale, pattern):
-    """fn(begin, end) -> bool [heads, end - begin, end]: what rows see in vertical_slash."""
+    """fn(begin, end) -> bool [heads, end - begin, end]: what rows see in patterns of single keys."""
     options = {key: value for key, value in pattern.items() if key != "method"}
     column = torch.arange(k.shape[1], device=q.device)
+    if pattern["method"] == "minference":
+        verticals, chosen = minference(q, k, scale, **options)
+        block = column // BLOCK
+        return lambda begin, end: verticals[:, None, :end] | chosen[:, block[begin:end]][:, :, block[:end]]
     verticals, slashes = vertical_slash(q, k, scale, **options)
-    slashes[:, :128] = True  # FlexPrefill's minimum: the local window, and the first keys
-    verticals[:, :16] = True
 
     def rows(begin, end):
         distance = (column[begin:end, None] - column[None, :end]).clamp(min=0)

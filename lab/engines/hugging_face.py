@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """A model in transformers: chunks, teacher forcing, generation. What two engines share."""
+import concurrent.futures
 import pathlib
 import time
+from unittest import mock
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -19,26 +22,48 @@ def _where(path):
     return {"pretrained_model_name_or_path": str(path)}
 
 
-def tokenizer_of(path):
+def tokenizer_of(path, raw=False):
     """(tokenizer, longest prompt) of a model."""
     where = _where(path)
     limit = AutoConfig.from_pretrained(**where).max_position_embeddings
-    return Tokenizer(AutoTokenizer.from_pretrained(**where)), limit
+    return Tokenizer(AutoTokenizer.from_pretrained(**where), raw), limit
 
 
-def load(path, attention, device):
+def load(path, attention, device, raw=False):
     """(model, tokenizer) of a Hugging Face folder, or of a GGUF file dequantised to bf16."""
     where = _where(path)
-    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(**where))
+    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(**where), raw)
     model = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.bfloat16, attn_implementation=attention
     )
     return model.to(device).eval(), tokenizer
 
 
-def numbers(model, path):
+def convert(path, folder):
+    """Dequantises a GGUF file to a Hugging Face folder in bf16, which many processes load in seconds."""
+    import gguf
+
+    where = _where(path)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+
+        def dequantize(data, kind):
+            if data.ndim < 2 or len(data) < 1024:
+                return gguf.quants.dequantize(data, kind)
+            parts = pool.map(lambda part: gguf.quants.dequantize(part, kind), np.array_split(data, 64))
+            return np.concatenate(list(parts))
+
+        with mock.patch("gguf.dequantize", dequantize):  # transformers uses one core
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    model.hf_quantizer = None  # else it is not saved
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+
+
+def numbers(path, config=None):
     """What a setting file says of the model it is for."""
-    config = model.config
+    config = config or AutoConfig.from_pretrained(**_where(path))
     heads = config.num_attention_heads
     return {
         "name": pathlib.Path(path).stem,

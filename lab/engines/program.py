@@ -19,11 +19,12 @@ def _program(name):
 class Engine:
     """One process a setting, kept open: the model is loaded once for each."""
 
-    def __init__(self, path, tokenizer, limit, program="tokensparse", chunk=0, options=()):
+    def __init__(self, path, tokenizer, limit, model, program="tokensparse", chunk=0, options=()):
+        """model: its numbers, as a setting file says them."""
         if chunk:
             options = [*options, "--chunk", str(chunk)]
         self._command = [_program(program), "eval", "-m", str(path), *options]
-        self.tokenizer, self.limit = tokenizer, limit
+        self.tokenizer, self.limit, self.model = tokenizer, limit, model
         self._running = {}
         self.subject = {
             "model": os.path.basename(path),

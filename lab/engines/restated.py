@@ -153,7 +153,7 @@ def _inner(q, k, v, scale, pattern):
     if pattern is None:
         rows, keys = q.shape[1], k.shape[1]
         return causal(q, k, v, scale), rows * (keys - rows) + rows * (rows + 1) / 2
-    if pattern["method"] == "vertical_slash":
+    if pattern["method"] in blocks.OF_KEYS:
         return masked(q, k, v, scale, blocks.allowed(q, k, scale, pattern))
     return blocks.attend(q, k, v, scale, blocks.chosen(q, k, scale, pattern))
 

@@ -23,13 +23,13 @@ def _check(setting, *known):
 
 
 class Engine:
-    def __init__(self, path, device=None, chunk=0, draft=None, head_map=None, controller=None, decoding=0):
+    def __init__(self, path, device=None, chunk=0, draft=None, head_map=None, controller=None, decoding=0, raw=False):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model, self.tokenizer = hugging_face.load(path, "tokensparse", device)
+        self._model, self.tokenizer = hugging_face.load(path, "tokensparse", device, raw)
         self._driver = hugging_face.Driver(self._model, self.tokenizer, chunk, decoding)
         kind = f"transformers, chunks of {chunk}" if chunk else "transformers, whole prompts"
         self.subject = hugging_face.subject(self._model, path, kind, device)
-        self.model = hugging_face.numbers(self._model, path)
+        self.model = hugging_face.numbers(path, self._model.config)
         self.limit = self._model.config.max_position_embeddings
         self._draft = hugging_face.load(draft, "tokensparse", device)[0] if draft else None
         self._head_map, self._controller = head_map, controller

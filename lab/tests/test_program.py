@@ -34,7 +34,7 @@ def engine(tmp_path):
     program, seen = tmp_path / "program", tmp_path / "seen"
     program.write_text(ANSWERS.format(python=sys.executable, seen=str(seen)))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return Engine("m.gguf", Words(), 32768, str(program)), seen
+    return Engine("m.gguf", Words(), 32768, {}, str(program)), seen
 
 
 def test_a_question_and_what_comes_back(engine):
@@ -55,6 +55,6 @@ def test_a_program_that_ends_is_said(tmp_path):
     program.write_text("#!/bin/sh\nexit 3\n")
     program.chmod(0o755)
     with pytest.raises(EngineError, match="ended with 3"):
-        Engine("m.gguf", Words(), 32768, str(program)).measure(prompt(), {})
+        Engine("m.gguf", Words(), 32768, {}, str(program)).measure(prompt(), {})
     with pytest.raises(EngineError, match="no such program: no-program"):
-        Engine("m.gguf", Words(), 32768, "no-program")
+        Engine("m.gguf", Words(), 32768, {}, "no-program")

@@ -49,6 +49,19 @@ def test_the_cheapest_setting_within_the_limit_is_found():
     assert any("coverage 0.3" in line and line.endswith(", out") for line in said)
 
 
+def test_fewer_layers_are_tried_where_no_coverage_passes():
+    class Early(FakeModel):
+        def ask(self, settings, n):
+            lines = super().ask({k: {**s, "coverage": 0.01 if s.get("layers", [1])[0] > 7 else 0.5}
+                                 for k, s in settings.items()}, n)  # fmt: skip
+            return lines
+
+    finder, _ = search(Early(free=0.02), num_layers=24)
+    name, setting = finder.run()
+    assert setting["layers"][0] == 8 and setting["layers"][-1] in (15, 22)
+    assert search(Early(free=0.02), num_layers=2)[0].run() is None
+
+
 def test_a_hopeless_setting_is_asked_in_one_round_alone():
     finder, said = search(FakeModel(free=0.05))
     finder.run()
@@ -63,6 +76,12 @@ def test_nothing_is_recommended_where_nothing_is_certain():
 def test_time_that_runs_out_is_said():
     finder, _ = search(FakeModel(free=0.15), minutes=-1)
     assert finder.run() is None and finder.out_of_time
+
+
+def test_time_that_runs_out_within_a_round_leaves_what_is_there():
+    finder, _ = search(FakeModel(free=0.15))
+    finder._ask = lambda settings, n: []
+    assert finder.run() is None
 
 
 def test_the_file_says_where_it_was_measured(tmp_path):

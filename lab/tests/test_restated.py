@@ -46,11 +46,18 @@ def test_attend_is_the_masked_definition(share, dropped, rows):
     assert pairs == pytest.approx(counted) and kept == sets.shape[1] / keys
 
 
-@pytest.mark.parametrize("method", ["xattention", "pooled", "true_mass", "vertical_slash"])
+ALL = {
+    "vertical_slash": {"gamma": 1.0},
+    "minference": {"vertical": 300, "slash": 300},
+    "flexprefill": {"gamma": 1.0, "min_budget": 0},
+}
+
+
+@pytest.mark.parametrize("method", ["xattention", "pooled", "true_mass", *ALL])
 def test_a_pattern_that_drops_nothing_is_dense(method):
     torch.manual_seed(7)
     q, k, v = (torch.randn(h, 300, 16) for h in (4, 2, 2))
-    pattern = {"method": method, "gamma" if method == "vertical_slash" else "threshold": 1.0}
+    pattern = {"method": method, **ALL.get(method, {"threshold": 1.0})}
     setting = {"coverage": 0, "blocks": pattern}
     out, pairs, kept = restated.attend(q, k, v, 0.25, setting)
     torch.testing.assert_close(out, restated.causal(q, k, v, 0.25), atol=1e-5, rtol=1e-5)
@@ -72,6 +79,37 @@ def test_a_block_pattern_is_its_mask(method, heads):
     out, pairs = blocks.attend(q, k, v, 0.5, chosen)
     torch.testing.assert_close(out, wanted)
     assert float(pairs) == pytest.approx(counted)
+
+
+def test_minference_reads_the_blocks_of_its_slashes_and_its_columns():
+    """One strong slash 300 back, and a strong column at 70."""
+    torch.manual_seed(7)
+    k = torch.nn.functional.normalize(torch.randn(1, 640, 64, dtype=torch.float64), dim=-1)
+    q = k.roll(300, 1) + k[:, 70:71]  # each looks 300 back, and at 70
+    verticals, chosen = blocks.minference(q * 40, k, 1.0, vertical=31, slash=100)
+    assert verticals[0, :30].all() and verticals[0, 70] and verticals.sum() == 31
+    distances = {m - n for m, n in chosen[0].nonzero().tolist()}
+    assert distances == {0, 1}  # the first 100 slashes go before the strong one
+    _, chosen = blocks.minference(q * 40, k, 1.0, vertical=31, slash=101)
+    distances = {m - n for m, n in chosen[0].nonzero().tolist()}
+    assert distances == {0, 1, 2, 3}  # 300 back lies in blocks 2 and 3 before
+
+
+def test_flexprefill_takes_lines_where_pooled_blocks_tell_otherwise():
+    torch.manual_seed(7)
+    q, k = torch.randn(4, 1280, 16), torch.randn(2, 1280, 16)
+    lines = blocks.flexprefill(q, k, 0.25, gamma=0.5, tau=0.0, min_budget=256)
+    offsets = [{m - n for m, n in head.nonzero().tolist() if n} for head in lines]
+    column = [head[-1].nonzero()[:, 0].tolist() for head in lines]
+    for head, offset, columns in zip(lines, offsets, column):
+        wanted = {(m, n) for m in range(10) for n in range(m + 1)}
+        wanted = {(m, n) for m, n in wanted if n in columns and head[-1, n] or m - n in offset or n == 0}
+        assert set(map(tuple, head.nonzero().tolist())) <= wanted
+    pooled = blocks.flexprefill(q, k, 0.25, gamma=0.5, tau=1.0, min_budget=256)
+    mass = blocks._pooled_mass(q, k, 0.25)
+    for head, wanted in zip(pooled, mass):
+        assert wanted[head].sum() > 0.49 * 10 and head.diagonal().all() and head[:, 0].all()
+    assert blocks.flexprefill(q, k, 0.25, min_budget=1280).sum() == 4 * 55
 
 
 def test_an_even_vote_asks_queries_of_the_whole_prompt():
