@@ -7,94 +7,11 @@ import pathlib
 import sys
 import time
 
-from lab import prompts, recommend, results, sweep, table, tasks
+from lab import arguments, document, prompts, recommend, results, sweep, table, tasks
 from lab.engines import EngineError
 from lab.texts import TextError, Texts
 
 ERRORS = (EngineError, prompts.PromptError, results.ResultsError, TextError, OSError)
-ENGINES = ["restated", "transformers", "program"]
-NEEDLES = ["niah_multikey_1", "niah_multikey_2", "vt"]
-
-
-def _parser():
-    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    make = verbs.add_parser("prompts", help="write the prompts that `run` asks, for machines without text")
-    make.add_argument("model", help="whose tokenizer cuts them")
-    make.add_argument("--out", required=True, help="JSON lines; compressed where it ends in .gz")
-    run = verbs.add_parser("run", help="ask a model in each setting, and append to a results file")
-    run.add_argument("model", help="a GGUF file, or a Hugging Face folder")
-    run.add_argument("--plan", required=True, help="JSON file: {name: setting}; dense is always asked")
-    run.add_argument("--out", required=True, help="results file; a run goes on where it stopped")
-    run.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
-    run.add_argument("--engine", choices=ENGINES, default="restated")
-    run.add_argument("--program", default="tokensparse", help="the program that answers `eval`")
-    run.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
-    run.add_argument("--generate", action="store_true", help="greedy answers too, for RULER's metric")
-    run.add_argument("--only", nargs="+", metavar="NAME", help="these settings of the plan")
-    run.add_argument("--draft", help="of the method sts: a small model with the same tokenizer")
-    run.add_argument("--head-map", help="of the method sts: what `head-map` wrote")
-    run.add_argument("--controller", help="of the method adore: what `controller` wrote")
-    run.add_argument("--decode", type=int, default=0, metavar="N", help="time N tokens of each answer one by one")
-    run.add_argument("--minutes", type=float, help="stop after so long")
-    convert = verbs.add_parser("convert", help="dequantise a GGUF file to a folder that loads in seconds")
-    convert.add_argument("model", help="a GGUF file")
-    convert.add_argument("--out", required=True, help="folder to write")
-    search = verbs.add_parser("recommend", help="find the cheapest setting within a limit, and write it")
-    search.add_argument("model")
-    search.add_argument("--results", required=True, help="results file; a search goes on where it stopped")
-    search.add_argument("--out", required=True, help="the setting file to write")
-    search.add_argument("--engine", choices=ENGINES, default="restated")
-    search.add_argument("--program", default="tokensparse", help="the program that answers `eval`")
-    search.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
-    search.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
-    search.add_argument("--points", type=float, default=1.0, help="points that may be lost at most")
-    search.add_argument("--loss", type=float, default=0.02, help="loss that may be added at most")
-    search.add_argument("--hours", type=float, help="stop after so long, and say what is undecided")
-    train = verbs.add_parser("controller", help="train what the method adore ranks tokens by")
-    train.add_argument("model")
-    train.add_argument("--out", required=True)
-    train.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
-    train.add_argument("--epochs", type=int, default=8)
-    train.add_argument("--judge", type=int, default=8, help="of the prompts, the last ones: to judge it by")
-    train.add_argument("--tokens", type=int, default=1024, help="of a set that it is judged by")
-    many = verbs.add_parser("sweep", help="many jobs over many processes and GPUs: see lab/sweep.py")
-    many.add_argument("jobs", help="JSON file: a list of jobs")
-    many.add_argument("--models", default=".", help="folder in which the jobs' models lie")
-    many.add_argument("--out", required=True, help="folder of the results; a sweep goes on where it stopped")
-    many.add_argument("--processes", type=int, default=1)
-    many.add_argument("--gpus", type=int, nargs="+", default=[], help="shared by the processes; their numbers")
-    many.add_argument("--part", type=int, help="be one of the processes")
-    many.add_argument("--minutes", type=float, help="stop after so long")
-    many.add_argument("--engine", choices=["restated", "transformers"], default="restated")
-    for verb in (make, run, search, train, many):
-        verb.add_argument("--text", nargs="+", default=[], help="files for haystacks, not this machine's")
-        verb.add_argument("--code", help="folder of Python modules, not this machine's standard library")
-    for verb in (make, run, search, train):
-        verb.add_argument("--raw", action="store_true", help="plain text, for models without a chat template")
-        verb.add_argument("--tasks", nargs="+", default=NEEDLES, choices=sorted(tasks.TASKS), metavar="TASK")
-        verb.add_argument("--length", nargs="+", type=int, default=[4096], help="tokens, answer included")
-        if verb is not search:  # which takes as many as it needs
-            verb.add_argument("-n", type=int, default=10, help="prompts a task and length")
-            verb.add_argument("--first", type=int, default=0, help="index of the first of them")
-    heads = verbs.add_parser("head-map", help="which draft heads choose for which heads of a model")
-    heads.add_argument("model")
-    heads.add_argument("draft")
-    heads.add_argument("--out", required=True)
-    heads.add_argument("--text", nargs="+", default=[], help="files to calibrate on, not this machine's")
-    heads.add_argument("--tokens", type=int, default=4096)
-    heads.add_argument("--heads", type=int, default=1, help="draft heads that vote for a KV head")
-    show = verbs.add_parser("table", help="results as a Markdown table")
-    show.add_argument("results", nargs="+", help="results files of one model")
-    show.add_argument("--tasks", nargs="+", choices=sorted(tasks.TASKS), metavar="TASK")
-    show.add_argument("--by-task", action="store_true")
-    show.add_argument("--against", default=table.DENSE, metavar="NAME", help="compare with this setting")
-    show.add_argument("--only", nargs="+", metavar="NAME", help="these settings")
-    plot = verbs.add_parser("plot", help="accuracy against pairs and time, as SVG")
-    plot.add_argument("results", nargs="+")
-    plot.add_argument("--out", required=True)
-    verbs.add_parser("tasks", help="lists the tasks")
-    return parser
 
 
 def _open_engine(args):
@@ -329,8 +246,39 @@ def _rows(files):
     return header, rows
 
 
+def _table(args):
+    header, rows = _rows(document.files(args.results))
+    names = {row["setting"] for row in rows}
+    for name in [args.against, *(args.only or [])]:
+        if name not in names:
+            raise results.ResultsError(f"table: no setting {name!r}; there are {sorted(names)}")
+    only = names if args.only is None else {args.against, *args.only}
+    rows = [row for row in rows if row["setting"] in only]
+    made = table.lines(rows, args.tasks, args.against)
+    return header, table.markdown(made, args.by_task, not header["engine"].startswith("restated"))
+
+
+def _document(args):
+    path = pathlib.Path(args.file)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        setting = json.loads(text)
+        header, rows = _rows(document.files(args.results))
+        setting["accuracy"] = {**setting.get("accuracy", {}), **document.costs(setting, header, rows)}
+        made = json.dumps(setting, indent=2) + "\n"
+    else:
+        made = document.renewed(text, lambda words: _table(arguments.parser().parse_args(["table", *words]))[1])
+    if made == text:
+        return 0
+    if args.check:
+        print(f"lab: {path}: differs from the results; make it anew", file=sys.stderr)
+        return 1
+    path.write_text(made, encoding="utf-8")
+    return 0
+
+
 def main():
-    args = _parser().parse_args()
+    args = arguments.parser().parse_args()
     try:
         if args.verb == "prompts":
             _make(args)
@@ -349,17 +297,10 @@ def main():
         elif args.verb == "controller":
             _controller(args)
         elif args.verb == "table":
-            header, rows = _rows(args.results)
-            names = {row["setting"] for row in rows}
-            for name in [args.against, *(args.only or [])]:
-                if name not in names:
-                    raise results.ResultsError(f"table: no setting {name!r}; there are {sorted(names)}")
-            only = names if args.only is None else {args.against, *args.only}
-            rows = [row for row in rows if row["setting"] in only]
-            made = table.lines(rows, args.tasks, args.against)
-            print(f"{header['model']}, {header['engine']}, {header['device']}, {header['date']}\n")
-            timed = not header["engine"].startswith("restated")
-            print(table.markdown(made, args.by_task, timed))
+            header, text = _table(args)
+            print(f"{header['model']}, {header['engine']}, {header['device']}, {header['date']}\n\n{text}")
+        elif args.verb == "document":
+            return _document(args)
         elif args.verb == "plot":
             from lab import plots
 

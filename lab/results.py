@@ -5,6 +5,7 @@ A run that was interrupted goes on where it stopped: what stands in the file is 
 last line that was cut short is dropped. A file of another model, engine or format is refused.
 """
 import datetime
+import gzip
 import json
 import pathlib
 
@@ -16,8 +17,10 @@ class ResultsError(ValueError):
 
 
 def read(path):
-    """(header, rows) of a results file."""
-    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    """(header, rows) of a results file, and whether its last line was cut short."""
+    content = pathlib.Path(path).read_bytes()
+    content = gzip.decompress(content) if str(path).endswith(".gz") else content
+    lines = content.decode("utf-8").split("\n")
     complete, rest = lines[:-1], lines[-1]  # a whole line ends with a newline
     rows = []
     for number, line in enumerate(complete, 1):

@@ -10,20 +10,9 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from lab.engines import blocks
+from lab.engines.restated_defaults import DEFAULTS
 
 STEP = 1024  # rows whose mask is in memory at a time
-DEFAULTS = {
-    "coverage": 0.1,
-    "keep": 0,
-    "share": "kv_group",
-    "dropped": "local",
-    "sink": 64,
-    "band": 256,
-    "window": 128,
-    "pool": 7,
-    "min_tokens": 1024,
-    "vote": "recent",  # of this engine alone
-}
 
 
 def score(q, k, scale, window, pool, vote="recent"):

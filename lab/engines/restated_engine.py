@@ -46,6 +46,8 @@ class Engine:
         q, k, v = query[0], key[0], value[0]
         dense = rows * (keys - rows) + rows * (rows + 1) / 2
         setting = {**self._setting, **self._changes.get(layer, {})}
+        if 0 < setting.get("long_keys", 0) <= keys:
+            setting["coverage"] = setting["long_coverage"]
         window = getattr(module, "sliding_window", None) or 0
         if 0 < window < keys:
             out, kept = restated.local(q, k, v, scale, 0, window), 1.0
