@@ -142,6 +142,15 @@ TEST(PluginLoad, ACoverageOf2IsSaidAndAttentionIsExact) {
   EXPECT_EQ(times_said("must be a number between 0 and 0.9999999, got 2", use), 1);
 }
 
+TEST(PluginLoad, AnEngineThatIsNotThereIsNotPromised) {
+  const auto use = [] {
+    const LoadedPlugin plugin(Variables{{"TOKENSPARSE_LINEAR", "onednn"},
+                                        {"TOKENSPARSE_ONEDNN_LIBRARY", "/nowhere/libdnnl.so.3"}});
+  };
+  EXPECT_EQ(times_said("linear layers are left to ggml: ", use), 1);
+  EXPECT_EQ(times_said("linear layers by oneDNN", use), 0);
+}
+
 TEST(PluginLoad, DisabledIsNotThere) {
   const LoadedPlugin plugin(Variables{{"TOKENSPARSE_DISABLE", "1"}});
   EXPECT_EQ(plugin.backend(), nullptr);

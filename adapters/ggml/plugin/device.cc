@@ -248,20 +248,23 @@ void* reg_function(ggml_backend_reg_t, const char* name) {
 
 }  // namespace
 
-ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledger& ledger,
+ggml_backend_reg_t make_backend(const Host& host, Settings& settings, Ledger& ledger,
                                 HostWatch& watch) {
   static std::vector<std::unique_ptr<Device>> devices;
   Device& device = *devices.emplace_back(std::make_unique<Device>());
   device.host = &host;
-  device.settings = settings;
   device.ledger = &ledger;
   device.watch = &watch;
   device.linear_options = linear_options(settings, host);
   if (settings.linear != Settings::kGgml) {
     std::string why;
     device.linear = ggml_adapter::LinearServer::create(device.linear_options, why) != nullptr;
-    if (!device.linear) log_line("linear layers are left to ggml: " + why);
+    if (!device.linear) {
+      log_line("linear layers are left to ggml: " + why);
+      settings.linear = Settings::kGgml;
+    }
   }
+  device.settings = settings;
 
   ggml_backend_dev_t cpu = host.ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
   the_reg.api_version = cpu->reg->api_version;

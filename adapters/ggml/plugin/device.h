@@ -19,8 +19,9 @@ inline constexpr const char* kBackendName = "tokensparse";
 std::string backend_layout_fault(const Host& host);
 
 /// The backend for ggml's registry. Contexts made from now on use these settings; `host`, `ledger`
-/// and `watch` outlive every context.
-ggml_backend_reg_t make_backend(const Host& host, const Settings& settings, Ledger& ledger,
+/// and `watch` outlive every context. An engine for linear layers that is not to be had is taken
+/// out of the settings, and said.
+ggml_backend_reg_t make_backend(const Host& host, Settings& settings, Ledger& ledger,
                                 HostWatch& watch);
 
 }  // namespace tsp::ggml_plugin

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <new>
 
 #include "adapters/ggml/plugin/host_watch.h"
@@ -30,6 +31,8 @@ ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host&
   if (int8) options.kind = ggml_adapter::LinearKind::kInt8;
   options.min_rows = settings.serve_rows;
   options.type_traits = host.ggml_get_type_traits;
+  const char* library = std::getenv("TOKENSPARSE_ONEDNN_LIBRARY");  // as the program reads it
+  if (library != nullptr) options.library = library;
   return options;
 }
 

@@ -101,7 +101,7 @@ bool start(const void* caller) {
   const std::string isa = cpu_path();
   if (isa.empty()) return refuse(tsp_last_error());
 
-  const Settings settings = read_settings(std::getenv, environment_names());
+  Settings settings = read_settings(std::getenv, environment_names());
   for (const std::string& warning : settings.warnings) log_line(warning);
   if (settings.disabled) return refuse("disabled by the user");
   if (self.backend == nullptr) self.host = host;
