@@ -137,7 +137,25 @@ void add_blocks_option(CLI::App& app, tsp_pattern_t& pattern) {
       ->group("Choosing tokens");
 }
 
+namespace {
+
+/// What is given by name outlasts what is recommended for the model.
+void note_given(CLI::App& app, Setting& setting) {
+  std::vector<std::string> keys{"layers", "blocks"};
+  for (const NumberRule& rule : ggml_adapter::number_rules()) keys.emplace_back(rule.key);
+  for (const auto& rule : ggml_adapter::word_rules()) keys.emplace_back(rule.key);
+  for (const std::string& key : keys) {
+    std::string flag = "--" + key;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    app.get_option(flag)->each(
+        [&setting, key](const std::string&) { setting.given.push_back(key); });
+  }
+}
+
+}  // namespace
+
 void add_setting_options(CLI::App& app, Setting& setting) {
+  setting.recommended = true;
   // Callbacks run in the order in which options were declared: what follows changes the file's.
   app.add_option_function<std::string>(
          "--setting",
@@ -146,9 +164,11 @@ void add_setting_options(CLI::App& app, Setting& setting) {
            if (!fault.empty()) throw Failure("--setting: " + fault);
          },
          "A setting file: layers and the options below, which change what it says; built-in for\n"
-         "the setting that --help shows the numbers of")
-      ->type_name("FILE")
-      ->default_str(ggml_adapter::kBuiltIn);
+         "the setting that --help shows the numbers of; recommended for the one that was measured\n"
+         "on a model with this one's numbers of layers, heads, KV heads and head_dim, else "
+         "built-in")
+      ->type_name("FILE|built-in|recommended")
+      ->default_str(ggml_adapter::kRecommended);
   app.add_option_function<std::string>(
          "--layers,--sparse-layers",
          [&setting](const std::string& text) {
@@ -167,6 +187,9 @@ void add_setting_options(CLI::App& app, Setting& setting) {
             "expected, too");
   add_ruled(app, "--min-rows", setting.min_rows,
             "Queries at once below which sparse layers attend exactly");
+  add_ruled(app, "--long-keys", setting.long_keys,
+            "Keys from which --long-coverage holds instead of --coverage; 0: never");
+  add_ruled(app, "--long-coverage", setting.long_coverage, "Coverage of calls with that many keys");
   app.remove_option(app.get_option("--precision"));
   app.add_option_function<std::string>(
          "--precision",
@@ -182,6 +205,7 @@ void add_setting_options(CLI::App& app, Setting& setting) {
       ->type_name("auto|f32|bf16")
       ->default_str("auto")
       ->group("Where it runs");
+  note_given(app, setting);
 }
 
 void add_backend_options(CLI::App& app, BackendOptions& options, bool cuda) {

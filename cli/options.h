@@ -26,7 +26,7 @@ void add_operator_options(CLI::App& app, tsp_prefill_params_t& params);
 void add_blocks_option(CLI::App& app, tsp_pattern_t& pattern);
 
 /// Declares --setting, then all that changes it: --layers, the options above, --blocks, --min-keys,
-/// --min-rows and a --precision that may be auto.
+/// --min-rows and a --precision that may be auto. At first `setting` is the recommended one.
 void add_setting_options(CLI::App& app, ggml_adapter::Setting& setting);
 
 /// An option that takes one of `names`; `value` becomes the position of the name in the list.

@@ -205,6 +205,7 @@ LayerStats& AttentionServer::stats_of(int32_t layer) {
 
 tsp_prefill_params_t AttentionServer::params_of(const ggml_tensor& node, const Piece& piece) const {
   tsp_prefill_params_t params = options_.setting.op;
+  params.coverage = options_.setting.coverage_of(piece.rows.k_len);
   if (piece.verdict != Verdict::kSparse) {
     params.coverage = params.keep = 0;
     params.pattern = {};

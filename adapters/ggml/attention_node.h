@@ -70,6 +70,12 @@ class AttentionServer {
   /// For the nodes to come: what was not known, or was found out, after the server was made.
   SparsePolicy& policy() { return policy_; }
 
+  /// For the nodes to come.
+  void set_setting(const Setting& setting, int32_t num_layers) {
+    options_.setting = setting;
+    policy_ = SparsePolicy(setting, num_layers);
+  }
+
   /// A tsp_precision_t, for the nodes to come.
   void set_precision(int32_t precision) { options_.setting.op.precision = precision; }
 

@@ -47,8 +47,8 @@ void settle_precision(Setting& setting, bool linear_rounds, bool machine_can) {
   setting.op.precision = bf16 ? TSP_PRECISION_BF16 : TSP_PRECISION_F32;
 }
 
-const std::array<NumberRule, 9>& number_rules() {
-  static const std::array<NumberRule, 9> rules{{
+const std::array<NumberRule, 11>& number_rules() {
+  static const std::array<NumberRule, 11> rules{{
       {"coverage", 0, 0.9999999, TSP_REAL(op.coverage)},
       {"keep", 0, 1, TSP_REAL(op.keep)},
       {"window", 1, 1 << 20, TSP_INTEGER(op.window)},
@@ -58,6 +58,8 @@ const std::array<NumberRule, 9>& number_rules() {
       {"band", 1, kMostTokens, TSP_INTEGER(op.band)},
       {"min_keys", 0, kMostTokens, TSP_INTEGER(min_keys)},
       {"min_rows", 2, 1 << 20, TSP_INTEGER(min_rows)},
+      {"long_keys", 0, kMostTokens, TSP_INTEGER(long_keys)},
+      {"long_coverage", 0, 0.9999999, TSP_REAL(long_coverage)},
   }};
   return rules;
 }
@@ -137,6 +139,31 @@ std::string contradiction(const Setting& setting) {
   const WordRule& share = word_rules()[0];
   return std::string("blocks.share must be no wider than share (") + share.word(setting) +
          "), got " + share.words[static_cast<size_t>(blocks.share)];
+}
+
+Setting recommended(const Setting& asked, const ModelNumbers& model) {
+  if (!asked.recommended) return asked;
+  Setting found;
+  for (const Setting& measured : measured_settings()) {
+    const ModelNumbers& wanted = measured.model;
+    if (wanted.num_layers == model.num_layers && wanted.num_heads == model.num_heads &&
+        wanted.num_kv_heads == model.num_kv_heads && wanted.head_dim == model.head_dim) {
+      found = measured;
+      break;
+    }
+  }
+  for (const std::string& key : asked.given) {
+    if (key == "layers") found.layers = asked.layers;
+    if (key == "blocks") found.op.pattern = asked.op.pattern;
+    for (const NumberRule& rule : number_rules()) {
+      if (key == rule.key) (void)rule.set(found, rule.get(asked));
+    }
+    for (const WordRule& rule : word_rules()) {
+      if (key == rule.key) rule.put(found, rule.get(asked));
+    }
+  }
+  found.given = asked.given;
+  return found;
 }
 
 std::string contradiction(const ModelNumbers& setting, const ModelNumbers& model) {

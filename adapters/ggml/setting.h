@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "adapters/ggml/block_choice.h"
 #include "adapters/ggml/layer_choice.h"
@@ -41,11 +42,21 @@ struct Setting {
   /// Of a call, below which its sparse layers attend exactly: choosing would not pay.
   int32_t min_keys;
   int32_t min_rows;
+  /// Calls with at least so many keys may leave out this share of the mass instead of `coverage`:
+  /// what a short prompt can spare may be too much of a long one. 0: none are.
+  int32_t long_keys = 0;
+  float long_coverage = 0;
+  /// Not these, but what was measured on the model, once it is known: recommended() says.
+  bool recommended = false;
+  std::vector<std::string> given;  // keys that were given by name, and outlast what is recommended
 
   bool chooses_tokens() const { return op.coverage > 0 || op.keep > 0; }
   bool chooses_blocks() const { return op.pattern.kind != TSP_PATTERN_NONE; }
   bool sparse() const {
     return (chooses_tokens() || chooses_blocks()) && layers.kind != LayerChoice::Kind::kNone;
+  }
+  float coverage_of(int64_t keys) const {
+    return long_keys > 0 && keys >= long_keys ? long_coverage : op.coverage;
   }
 };
 
@@ -74,7 +85,7 @@ struct NumberRule {
   std::string set(Setting& setting, double value) const;
   std::string rule() const;
 };
-const std::array<NumberRule, 9>& number_rules();
+const std::array<NumberRule, 11>& number_rules();
 /// The rule of a key; terminates where there is none.
 const NumberRule& number_rule(const std::string& key);
 
@@ -93,17 +104,25 @@ const std::array<WordRule, 3>& word_rules();
 
 // ---- files ----
 
-inline constexpr const char* kBuiltIn = "built-in";  // instead of a file's name
+// Instead of a file's name.
+inline constexpr const char* kBuiltIn = "built-in";
+inline constexpr const char* kRecommended = "recommended";
 
 /// Reads a setting file, or a layer profile, which gives the layers alone. Empty, or one sentence
 /// that names file, key, rule and value; `setting` is then as it was. kBuiltIn is no file but the
-/// built-in setting.
+/// built-in setting, and kRecommended that one until the model is known.
 std::string read_setting(const std::string& path, Setting& setting);
 /// The same from the text of a file; `file` is what the sentence calls it.
 std::string parse_setting(const std::string& text, const std::string& file, Setting& setting);
 
 /// False where it is missing, not readable, not a file, or larger than any setting.
 bool read_small_file(const std::string& path, std::string& text);
+
+/// The settings that were measured: the files of the folder settings, which are built in.
+const std::vector<Setting>& measured_settings();
+/// What a setting that is `recommended` comes to: the one measured on a model with all four of
+/// these numbers, else the built-in one, in which what was given stays. Others stay as they are.
+Setting recommended(const Setting& asked, const ModelNumbers& model);
 
 /// Empty, or how the numbers of two models contradict each other: "is for a model with num_layers
 /// 28, this one has 24". Numbers that one side does not know do not.

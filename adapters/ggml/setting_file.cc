@@ -232,8 +232,9 @@ bool read_small_file(const std::string& path, std::string& text) {
 }
 
 std::string read_setting(const std::string& path, Setting& setting) {
-  if (path == kBuiltIn) {
+  if (path == kBuiltIn || path == kRecommended) {
     setting = {};
+    setting.recommended = path == kRecommended;
     return "";
   }
   std::string text;

@@ -266,9 +266,11 @@ void add_eval(CLI::App& app) {
       ->type_name("")
       ->capture_default_str();
   verb->add_option("-m,--model", options->model, "The model, a GGUF file")->required();
-  verb->add_option("-s,--setting", options->settings,
-                   "A setting file, or built-in, exact (attention of ours), stock (llama.cpp's);\n"
-                   "once for each setting [exact and built-in]")
+  verb->add_option(
+          "-s,--setting", options->settings,
+          "A setting file, or built-in, recommended (what was measured on such a model, else\n"
+          "built-in), exact (attention of ours), stock (llama.cpp's);\n"
+          "once for each setting [exact and built-in]")
       ->type_name("FILE")
       ->allow_extra_args(false);
   const auto blocks = std::make_shared<tsp_pattern_t>();

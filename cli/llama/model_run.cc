@@ -116,6 +116,7 @@ ggml_adapter::ModelNumbers numbers_of(const Model& model) {
 }
 
 Setting ModelRunner::settled(Setting setting) const {
+  setting = recommended(setting, numbers_of(model_));
   const std::string fault = contradiction(setting.model, numbers_of(model_));
   if (!fault.empty()) throw Failure("the setting " + fault + ": " + model_.path());
   const std::string broken = contradiction(setting);

@@ -71,7 +71,8 @@ class ModelRunner {
   ModelRunner(const Model& model, const RunConditions& conditions)
       : model_(model), conditions_(conditions) {}
 
-  /// The setting as this model and machine run it. Throws Failure where it is for another model.
+  /// The setting as this model and machine run it: what is recommended for the model, where that
+  /// was asked for. Throws Failure where it is for another model.
   ggml_adapter::Setting settled(ggml_adapter::Setting setting) const;
   /// Throws Failure where the model has no layer for us: after the first tokens of the prompt, not
   /// after minutes. It also brings the weights into memory, for each variant alike.

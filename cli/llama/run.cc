@@ -141,9 +141,11 @@ void run(RunOptions& options) {
   fit_linear_to_weights(options.linear, model->weight_type());
   conditions.linear = options.linear.server.get();
   Setting& setting = options.setting;
+  const bool recommended = setting.recommended;
   setting = ModelRunner(*model, conditions).settled(setting);
 
   RunReport report;
+  if (recommended) report.measured_on = setting.model.name;
   report.linear = options.linear.description;
   report.precision = setting.op.precision == TSP_PRECISION_BF16 ? "bf16" : "f32";
   report.model = std::filesystem::path(options.model).filename().string();
@@ -208,6 +210,8 @@ void add_run(CLI::App& app) {
       "is read, attention is ours: in the sparse layers on the tokens that matter, exact in the\n"
       "others. Decoding is llama.cpp's own.\n"
       "\n"
+      "Where a setting was measured on such a model it is taken, and said (--setting "
+      "recommended).\n"
       "The built-in setting: the heads of a KV head choose together (--share kv_group), and a "
       "query\n"
       "that is left out attends to the first tokens and those before it (--dropped local); so all\n"

@@ -149,6 +149,7 @@ void add_sparsity(nlohmann::ordered_json& json, const RunReport& report) {
   const RunResult* sparse = find(report, "sparse");
   json["layers"] = report.setting.sparse() ? report.setting.layers.text() : "none";
   json["sparse_layers"] = sparse != nullptr ? sparse->sparse_layers() : std::vector<int32_t>();
+  if (!report.measured_on.empty()) json["measured_on"] = report.measured_on;
   if (!report.why_exact.empty()) json["why_exact"] = report.why_exact;
   if (sparse == nullptr) return;
   auto list = nlohmann::ordered_json::array();
@@ -179,6 +180,9 @@ void print_report(const RunReport& report, bool with_layers) {
       "by %s\n",
       static_cast<long long>(report.prompt_tokens), report.chat_template.c_str(), report.threads,
       layers_text(report).c_str(), report.precision.c_str(), report.linear.c_str());
+  if (!report.measured_on.empty()) {
+    std::printf("setting: the one measured on %s\n", report.measured_on.c_str());
+  }
   print_never_sparse(report);
   const RunResult* stock = find(report, "stock");
   std::printf("\n%-7s  %12s  %10s  %6s  %8s  %7s  %7s  %7s  %10s", "", "first token", "attention",

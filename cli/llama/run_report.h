@@ -18,10 +18,11 @@ struct RunReport {
   bool answer_shown = false;  // it was printed as it was decoded
   int32_t threads = 0;
   ggml_adapter::Setting setting;
-  std::string draft;      // the model whose votes choose the tokens; empty: the layers' own
-  std::string why_exact;  // why no layer was sparse, where the setting wants some
-  std::string linear;     // who multiplies by the weights in ours
-  std::string precision;  // of attention in ours: f32, bf16
+  std::string draft;        // the model whose votes choose the tokens; empty: the layers' own
+  std::string measured_on;  // the model whose measured setting was taken; empty: none
+  std::string why_exact;    // why no layer was sparse, where the setting wants some
+  std::string linear;       // who multiplies by the weights in ours
+  std::string precision;    // of attention in ours: f32, bf16
   std::vector<RunResult> variants;
 };
 

@@ -298,6 +298,19 @@ TEST(PluginSettings, OneNameOfASettingAsksForTheRestOfIt) {
   EXPECT_FALSE(wrong.setting.sparse()) << "what was asked for is not known";
 }
 
+TEST(PluginSettings, TheRecommendedOneWaitsForTheModel) {
+  const Settings settings = settings_of({{"TOKENSPARSE_SETTING", "recommended"},
+                                         {"TOKENSPARSE_BAND", "128"},
+                                         {"TOKENSPARSE_SPARSE_LAYERS", "2-3"},
+                                         {"TOKENSPARSE_DROPPED", "zero"},
+                                         {"TOKENSPARSE_SINK", "-1"}});
+  EXPECT_TRUE(settings.setting.recommended && settings.setting.sparse());
+  EXPECT_EQ(settings.setting.given, (std::vector<std::string>{"layers", "band", "dropped"}));
+  EXPECT_EQ(settings.warnings.size(), 1u) << "of the sink";
+  EXPECT_NE(describe(settings).find("as measured on the model, else sparse attention"),
+            std::string::npos);
+}
+
 class TextFile {
  public:
   explicit TextFile(const std::string& text) { std::ofstream(path_) << text; }

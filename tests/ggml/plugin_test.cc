@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/ggml/setting.h"
 #include "ggml-backend.h"
 #include "tests/ggml/plugin_host.h"
 
@@ -253,6 +254,20 @@ TEST(Plugin, AttendsByBlocksAlone) {
       << plugin.summary();
 }
 
+TEST(Plugin, LongCallsHaveACoverageOfTheirOwn) {
+  const ModelFile model({});
+  for (const auto& [keys, differs] : {std::pair{"1001", true}, std::pair{"1000", false}}) {
+    const LoadedPlugin plugin(Variables{{"TOKENSPARSE_COVERAGE", "0.5"},
+                                        {"TOKENSPARSE_LONG_KEYS", keys},
+                                        {"TOKENSPARSE_LONG_COVERAGE", "0"},
+                                        {"TOKENSPARSE_MIN_KEYS", "0"},
+                                        {"TOKENSPARSE_MIN_ROWS", "64"},
+                                        {"TOKENSPARSE_MIN_TOKENS", "16"}});
+    Engine(model.path(), {.ubatch = 1024}, {}).decode(random_tokens(1000, 1));
+    EXPECT_EQ(plugin.largest_difference() > 0.01, differs) << plugin.summary();
+  }
+}
+
 TEST(Plugin, AModelAndItsDraftHaveTheirOwnMiddle) {
   const ModelFile large({.layers = 6}), draft({.layers = 3, .seed = 2});
   const Engine::Options options{.context = 4096, .ubatch = 1024};
@@ -308,6 +323,37 @@ TEST(Plugin, SaysBeforeTheFirstPromptWhatWillNotHappen) {
                 "min_rows 1024; start it with -ub 2048"),
       std::string::npos)
       << said;
+}
+
+/// Of a tiny model with these numbers.
+TinyModel with_numbers(const ggml_adapter::ModelNumbers& numbers) {
+  return {.layers = numbers.num_layers,
+          .embd = 32,
+          .heads = numbers.num_heads,
+          .kv_heads = numbers.num_kv_heads,
+          .head_dim = numbers.head_dim,
+          .ff = 32};
+}
+
+TEST(Plugin, TakesWhatWasMeasuredOnAModelWithItsNumbersAndSaysSo) {
+  const ggml_adapter::Setting& measured = ggml_adapter::measured_settings().front();
+  const ModelFile known(with_numbers(measured.model)), other({.layers = 4});
+  const Variables variables{
+      {"TOKENSPARSE_SETTING", "recommended"}, {"TOKENSPARSE_COVERAGE", "0.5"},
+      {"TOKENSPARSE_LAYERS", "1-2"},          {"TOKENSPARSE_MIN_KEYS", "0"},
+      {"TOKENSPARSE_MIN_ROWS", "64"},         {"TOKENSPARSE_MIN_TOKENS", "16"}};
+  const LoadedPlugin plugin(variables);
+  const auto prompt = random_tokens(400, 1);
+  std::string said = said_by([&] { Engine(known.path(), {}, {}).decode(prompt); });
+  EXPECT_NE(said.find("the setting measured on " + measured.model.name +
+                      ": sparse attention as in " + measured.name + ", coverage 0.5"),
+            std::string::npos)
+      << said;
+  EXPECT_EQ(plugin.sparse(), 2) << "what was given stays";
+  said = said_by([&] { Engine(other.path(), {}, {}).decode(prompt); });
+  EXPECT_NE(said.find("no setting was measured on a model with these numbers"), std::string::npos)
+      << said;
+  EXPECT_EQ(plugin.sparse(), 4) << plugin.summary();
 }
 
 TEST(Plugin, SaysThatFlashAttentionIsOff) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A tiny random GGUF for the tests that start the program.
-// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS [WEIGHTS [CHAT-TEMPLATE]]]]]
+// usage: write_tiny_model OUT.gguf [ARCH [CONTEXT [LAYERS [WEIGHTS [CHAT-TEMPLATE [HEADS KV_HEADS
+// HEAD_DIM]]]]]]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +19,11 @@ int main(int argc, char** argv) {
     if (argc > 5 && std::strcmp(argv[5], ggml_type_name(type)) == 0) model.weights = type;
   }
   if (argc > 6) model.chat_template = argv[6];
+  if (argc > 9) {
+    model.heads = std::atoi(argv[7]);
+    model.kv_heads = std::atoi(argv[8]);
+    model.head_dim = std::atoi(argv[9]);
+  }
   try {
     tsp::test::write_tiny_model(model, argv[1]);
   } catch (const std::exception& error) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <clocale>
 #include <cstdlib>
 #include <filesystem>
@@ -188,6 +189,71 @@ TEST(Setting, BuiltInIsNoFile) {
   EXPECT_EQ(setting.op.coverage, Setting().op.coverage);
   EXPECT_EQ(read_setting("/no/such/file", setting), "cannot read /no/such/file");
   EXPECT_EQ(read_setting("/", setting), "cannot read /");
+}
+
+TEST(Setting, WhatWasMeasuredIsBuiltInFromTheFolderOfSettings) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(fs::path(TSP_SOURCE_DIR) / "settings")) {
+    if (entry.path().extension() == ".json") names.push_back(entry.path().stem());
+  }
+  EXPECT_EQ(measured_settings().size(), names.size());
+  for (const Setting& setting : measured_settings()) {
+    EXPECT_EQ(std::count(names.begin(), names.end(), setting.name), 1) << setting.name;
+    const ModelNumbers& model = setting.model;
+    EXPECT_GT(model.num_layers * model.num_heads * model.num_kv_heads * model.head_dim, 0)
+        << setting.name;
+    EXPECT_FALSE(model.name.empty());
+  }
+}
+
+TEST(Setting, TheRecommendedOneIsThatOfAModelWithAllFourNumbers) {
+  Setting asked;
+  EXPECT_EQ(read_setting(kRecommended, asked), "");
+  ASSERT_TRUE(asked.recommended);
+  for (const Setting& measured : measured_settings()) {
+    const Setting found = recommended(asked, measured.model);
+    EXPECT_EQ(found.name, measured.name);
+    EXPECT_FALSE(found.recommended);
+    for (int32_t ModelNumbers::*number : {&ModelNumbers::num_layers, &ModelNumbers::num_heads,
+                                          &ModelNumbers::num_kv_heads, &ModelNumbers::head_dim}) {
+      ModelNumbers other = measured.model;
+      other.*number += 1;
+      const Setting none = recommended(asked, other);
+      EXPECT_EQ(none.name, "");
+      EXPECT_EQ(none.op.coverage, Setting().op.coverage) << "the built-in one";
+      other.*number = 0;
+      EXPECT_EQ(recommended(asked, other).name, "") << "not known";
+    }
+  }
+}
+
+TEST(Setting, WhatWasGivenByNameOutlastsWhatIsRecommended) {
+  ASSERT_FALSE(measured_settings().empty());
+  const Setting& measured = measured_settings().front();
+  Setting asked;
+  asked.recommended = true;
+  asked.op.band = 7;
+  asked.op.sink = 9;  // not given: changed by nobody
+  asked.op.share = TSP_SHARE_LAYER;
+  ASSERT_EQ(parse_layers("3", asked.layers), "");
+  asked.given = {"band", "share", "layers"};
+  const Setting found = recommended(asked, measured.model);
+  EXPECT_EQ(found.op.band, 7);
+  EXPECT_EQ(found.op.share, TSP_SHARE_LAYER);
+  EXPECT_EQ(found.layers.text(), "3");
+  EXPECT_EQ(found.op.sink, measured.op.sink);
+  EXPECT_EQ(found.op.coverage, measured.op.coverage);
+  asked.recommended = false;
+  EXPECT_EQ(recommended(asked, measured.model).op.sink, 9) << "as it is";
+}
+
+TEST(Setting, LongCallsHaveACoverageOfTheirOwn) {
+  Setting setting;
+  EXPECT_EQ(setting.coverage_of(1 << 20), setting.op.coverage) << "none are long at first";
+  setting.long_keys = 100;
+  setting.long_coverage = 0.05f;
+  EXPECT_EQ(setting.coverage_of(99), setting.op.coverage);
+  EXPECT_EQ(setting.coverage_of(100), 0.05f);
 }
 
 TEST(Setting, AProfileHoldsTheBytesOfItsFile) {

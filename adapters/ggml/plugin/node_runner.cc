@@ -87,6 +87,18 @@ bool NodeRunner::fits_setting(const ggml_tensor& node) {
   return fault.empty();
 }
 
+void NodeRunner::take_recommended(const ggml_tensor& node) {
+  ggml_adapter::ModelNumbers model = numbers_of(node);
+  model.num_layers = num_layers_;
+  settings_.setting = recommended(settings_.setting, model);
+  ggml_adapter::Setting setting = settings_.setting;
+  settle_precision(setting, linear_served_ && linear_->rounds(), ggml_adapter::has_bf16(ctx_));
+  server_->set_setting(setting, num_layers_);
+  log_line(setting.model.name.empty()
+               ? "no setting was measured on a model with these numbers"
+               : "the setting measured on " + setting.model.name + ": " + describe(settings_));
+}
+
 void NodeRunner::set_threads(int32_t num_threads) {
   const int32_t wanted = settings_.threads > 0 ? settings_.threads : std::max(1, num_threads);
   cpu_.set_threads(wanted);
@@ -118,6 +130,7 @@ bool NodeRunner::compute_or_throw(ggml_tensor& node) {
 }
 
 bool NodeRunner::serve(ggml_tensor& node) {
+  if (settings_.setting.recommended) take_recommended(node);
   if (!contradicts_ && settings_.setting.sparse() && !fits_setting(node)) {
     contradicts_ = true;
     server_->policy().stop();

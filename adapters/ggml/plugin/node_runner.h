@@ -48,8 +48,9 @@ class NodeRunner {
   double difference_from_ggml(ggml_tensor& node);
   void report(Totals totals);
   bool fits_setting(const ggml_tensor& node);
+  void take_recommended(const ggml_tensor& node);
 
-  const Settings settings_;
+  Settings settings_;
   Ledger& ledger_;
   CpuBackend cpu_;
   tsp_context_t* ctx_ = nullptr;

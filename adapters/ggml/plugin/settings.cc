@@ -193,13 +193,21 @@ Setting read_setting(Source& source) {
     if (!fault.empty()) understood = source.refuse(origin + ": " + fault, "exact attention");
   }
   understood = read_layers(source, setting) && understood;
+  for (const char* name : {"layers", "sparse_layers", "profile"}) {
+    if (source.find(name, text, origin)) setting.given.emplace_back("layers");
+  }
   for (const NumberRule& rule : ggml_adapter::number_rules()) {
     const bool taken = source.read_number(rule, setting);
-    const bool asks = rule.real != nullptr;  // coverage, keep
+    if (taken && source.find(rule.key, text, origin)) setting.given.emplace_back(rule.key);
+    const bool asks = rule.real != nullptr;  // coverage, keep, long_coverage
     understood = understood && (taken || !asks);
   }
-  for (const WordRule& rule : ggml_adapter::word_rules()) (void)source.read_word(rule, setting);
+  for (const WordRule& rule : ggml_adapter::word_rules()) {
+    const bool taken = source.read_word(rule, setting);
+    if (taken && source.find(rule.key, text, origin)) setting.given.emplace_back(rule.key);
+  }
   if (source.find("blocks", text, origin)) {
+    setting.given.emplace_back("blocks");
     const std::string broken = ggml_adapter::parse_blocks(text, setting.op.pattern);
     if (!broken.empty()) understood = source.refuse(origin + ": " + broken, "exact attention");
   }
@@ -264,11 +272,16 @@ std::string describe(const Settings& settings) {
   const Setting& setting = settings.setting;
   std::string text = "exact attention";
   if (setting.sparse()) {
-    text = "sparse attention";
+    text = setting.recommended ? "as measured on the model, else sparse attention"
+                               : "sparse attention";
     if (!setting.name.empty()) text += " as in " + setting.name;
     text += setting.op.keep > 0        ? ", keep " + number_text(setting.op.keep)
             : setting.chooses_tokens() ? ", coverage " + number_text(setting.op.coverage)
                                        : ", every token";
+    if (setting.long_keys > 0) {
+      text += " (" + number_text(setting.long_coverage) + " from " +
+              std::to_string(setting.long_keys) + " keys up)";
+    }
     if (setting.chooses_blocks()) {
       text += ", blocks " + ggml_adapter::blocks_text(setting.op.pattern);
     }

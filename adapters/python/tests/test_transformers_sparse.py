@@ -65,6 +65,14 @@ def test_sparse_layers(model, tmp_path):
     assert 0.2 < report.pairs_share < 1
     assert "kept: sparse layers" in str(report) and report.asdict()[1]["sparse_calls"] == 1
     assert torch.equal(out, tokensparse.prefill(q, k, v, **options))
+    kept = report.kept_share
+    for long_keys, more in ((len(k), True), (len(k) + 1, False)):
+        ts.configure(model, SPARSE, long_keys=long_keys, long_coverage=0.001)
+        try:
+            capture(model, 1)
+            assert (ts.report(model).kept_share > kept) == more
+        finally:
+            ts.configure(model, layers="none")
     for short, why in ((dict(min_keys=len(k) + 1), "keys"), (dict(min_rows=len(q) + 1), "rows")):
         ts.configure(model, SPARSE, **short)
         try:

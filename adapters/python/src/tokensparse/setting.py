@@ -28,7 +28,7 @@ MAX_LAYERS = 4096
 
 _LAYER_WORDS = ("middle", "all", "none")
 _MODEL_KEYS = ("name", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-_REAL = {"coverage": (0.0, 0.9999999), "keep": (0.0, 1.0)}
+_REAL = {"coverage": (0.0, 0.9999999), "keep": (0.0, 1.0), "long_coverage": (0.0, 0.9999999)}
 _WHOLE = {
     "sink": (0, 1 << 30),
     "band": (1, 1 << 30),
@@ -37,6 +37,7 @@ _WHOLE = {
     "min_tokens": (0, 1 << 30),
     "min_keys": (0, 1 << 30),
     "min_rows": (2, 1 << 20),
+    "long_keys": (0, 1 << 30),
 }
 _WORDS = {
     "share": tuple(SHARES),
@@ -118,6 +119,8 @@ class Setting:
         "none" = every block.
       min_keys, min_rows: fewest keys and query rows of a call that may be sparse; below, choosing
         does not pay (docs/cpu_speed.md has the measurements).
+      long_keys, long_coverage: calls with at least so many keys may leave out this share instead of
+        `coverage`; 0 keys = none are.
       precision: of the products on the CPU: "f32", "bf16", or "auto": that of the tensors.
       name: what the setting is called.
       model: of the model that it was made for: name, num_layers, num_heads, num_kv_heads, head_dim;
@@ -138,6 +141,8 @@ class Setting:
     blocks: str | dict[str, Any] = dataclasses.field(default_factory=dict)
     min_keys: int = 4096
     min_rows: int = 1024
+    long_keys: int = 0
+    long_coverage: float = 0.0
     precision: str = "auto"
     name: str = ""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -191,6 +196,10 @@ class Setting:
         """The same without any sparsity."""
         return dataclasses.replace(self, layers="none")
 
+    def coverage_of(self, k_len: int) -> float:
+        """The coverage of a call whose longest sequence has so many keys."""
+        return self.long_coverage if 0 < self.long_keys <= k_len else self.coverage
+
     def is_long_enough(self, q_len: int, k_len: int) -> bool:
         """Whether choosing tokens pays for a sequence of a call."""
         return k_len >= self.min_keys and q_len >= self.min_rows
@@ -200,6 +209,8 @@ class Setting:
             return "exact attention"
         called = f" as in {self.name}" if self.name else ""
         much = f"keep {self.keep:g}" if self.keep else f"coverage {self.coverage:g}"
+        if self.long_keys:
+            much += f" ({self.long_coverage:g} from {self.long_keys} keys up)"
         much = much if self.is_choosing else "every token"
         much += f", blocks {blocks_text(self.blocks)}" if self.blocks else ""
         local = f" (sink {self.sink}, band {self.band})" if self.dropped == "local" else ""

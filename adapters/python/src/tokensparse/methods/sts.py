@@ -285,7 +285,7 @@ class Sts:
             torch.stack(rows, 1).contiguous().to(q.device),
             q.shape[0],
             k.shape[0],
-            coverage=setting.coverage,
+            coverage=setting.coverage_of(votes.length),
             keep=setting.keep or None,
             window=setting.window,
             min_tokens=setting.min_tokens,

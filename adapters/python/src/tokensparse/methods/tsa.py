@@ -26,7 +26,7 @@ def choose(layer: int, q: Any, k: Any, state: State) -> Dense | Vote:
         return dense
     setting = state.setting
     return Vote(
-        coverage=setting.coverage,
+        coverage=setting.coverage_of(max(k_len for _, k_len in state.lengths(q, k))),
         keep=setting.keep or None,
         window=setting.window,
         pool=setting.pool,

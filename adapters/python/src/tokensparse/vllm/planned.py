@@ -100,7 +100,9 @@ class Planned:
         self.room = room_of(query.device)
         call = self._call = Call("prefill", self.room.context)
         params = call.params
-        call.set(coverage=setting.coverage, keep=setting.keep, window=setting.window)
+        lengths = (end - begin for begin, end in zip(run.k_offsets, run.k_offsets[1:]))
+        coverage = setting.coverage_of(max(lengths, default=0))
+        call.set(coverage=coverage, keep=setting.keep, window=setting.window)
         call.set(pool=setting.pool, min_tokens=setting.min_tokens, scale=scale)
         call.set(sink=setting.sink, band=setting.band)
         params.share = choice("share", setting.share, _library.SHARES)
@@ -165,7 +167,8 @@ def reserve(
     params.q, params.k, params.v, params.out = q, k, k, q
     offsets = [(ctypes.c_int32 * 2)(0, end) for end in (rows, longest)]
     params.batch = _library.Batch(*offsets, 1, 0)
-    params.coverage, params.keep, params.window = setting.coverage, setting.keep, setting.window
+    params.coverage, params.keep = setting.coverage_of(longest), setting.keep
+    params.window = setting.window
     params.pool, params.min_tokens, params.scale = setting.pool, setting.min_tokens, scale
     params.sink, params.band = setting.sink, setting.band
     params.share = choice("share", setting.share, _library.SHARES)
