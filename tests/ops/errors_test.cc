@@ -369,12 +369,6 @@ TEST_F(Errors, NameTheOpThatABackendLeavesOut) {
 
 TEST_F(Errors, NameWhatATallyCannotBe) {
   alignas(8) std::array<int64_t, 3> tally{};
-  expect(
-      [&](auto& b) {
-        b.tally = tally.data();
-        tsp_pattern_init(&b.pattern, TSP_PATTERN_POOLED);
-      },
-      "tally: must be null with a pattern: the pairs of blocks are not told");
   tokensparse::PrefillParams bad = p;
   bad.tally = reinterpret_cast<int64_t*>(reinterpret_cast<char*>(tally.data()) + 4);
   EXPECT_EQ(tokensparse::prefill(ctx, bad).message().substr(0, 36),
