@@ -362,6 +362,7 @@ def configure(variables: Mapping[str, str]) -> None:
     for name in variables_in(os.environ):
         del os.environ[name]
     os.environ.update(variables)
-    _layers.clear()
     for layer in list(_made):
         layer.configure()
+    for name, layer in list(_layers.items()):  # a CUDA graph that is replayed calls nobody
+        layer.named(name)
