@@ -56,7 +56,7 @@ class Documents(unittest.TestCase):
 
     def test_flags_take_no_value(self):
         page = output("manual").replace("\\-", "-")
-        for flag in ("--help", "--version", "--json", "--compare"):
+        for flag in ("--help", "--version", "--json", "--cpu-time"):
             self.assertRegex(page, rf"\\fB{flag}\\fR\n", flag)
         self.assertNotIn("VALUE", page)
         self.assertNotRegex(output("completion", "fish"), r"-l json .*-r")
