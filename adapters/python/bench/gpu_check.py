@@ -58,7 +58,8 @@ def estimates_list_what_the_specification_does():
     reference = tokensparse.Context("ref")
     q, k, _ = tensors(q_len=500, k_len=700)
     for pattern in ("xattention", "flexprefill", "minference", "pooled", "flash"):
-        options = dict(block=16, min_budget=32, vertical=40, slash=60)
+        own = dict(flexprefill=dict(min_budget=32), minference=dict(vertical=40, slash=60))
+        options = dict(block=16, **own.get(pattern, {}))
         found = [
             tokensparse.estimate(*where, pattern, context=context, **options)
             for where, context in (((q.cuda(), k.cuda()), None), ((q, k), reference))

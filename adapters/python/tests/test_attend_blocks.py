@@ -80,14 +80,21 @@ def test_bad_blocks(qkv):
         tokensparse.prefill(q, k, v, blocks=good)
 
 
-@pytest.mark.parametrize("pattern", ["xattention", "minference", "pooled"])
-def test_prefill_by_a_pattern(pattern):
+@pytest.mark.parametrize(
+    ("pattern", "own"),
+    [
+        ("xattention", dict(threshold=0.6, stride=4)),
+        ("minference", dict(vertical=40, slash=60)),
+        ("pooled", dict(threshold=0.6)),
+    ],
+)
+def test_prefill_by_a_pattern(pattern, own):
     rng = np.random.default_rng(5)
     q = rng.standard_normal((400, 4, 32), dtype=np.float32) * 3
     k, v = (rng.standard_normal((400, 2, 32), dtype=np.float32) for _ in range(2))
     vote = dict(coverage=0.2, window=16, min_tokens=20, share="kv_group")
     rows = dict(dropped="local", sink=3, band=9)
-    options = dict(block=16, vertical=40, slash=60, threshold=0.6, stride=4)
+    options = dict(block=16, **own)
     found, kept = tokensparse.prefill(
         q, k, v, **vote, **rows, pattern=pattern, pattern_options=options, return_selection=True
     )
@@ -101,5 +108,7 @@ def test_prefill_by_a_pattern(pattern):
     )
     _, of_tokens = tokensparse.prefill(q, k, v, **vote, **rows, return_pairs=True)
     assert 0 < pairs < of_tokens < len(q) * (len(q) + 1) / 2
+    with pytest.raises(tokensparse.InvalidArgument, match="gamma: must be a parameter of xattention"):
+        tokensparse.estimate(q, k, "xattention", gamma=0.5)
     with pytest.raises(tokensparse.InvalidArgument, match="pattern_options: must be None"):
         tokensparse.prefill(q, k, v, pattern_options=options)

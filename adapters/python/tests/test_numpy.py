@@ -342,7 +342,8 @@ def test_estimate(pattern):
     rng = np.random.default_rng(3)
     q = rng.standard_normal((300, 4, 32), dtype=np.float32)
     k = rng.standard_normal((400, 2, 32), dtype=np.float32)
-    options = {"block": 16, "min_budget": 32, "vertical": 40, "slash": 60}
+    own = {"flexprefill": {"min_budget": 32}, "minference": {"vertical": 40, "slash": 60}}
+    options = {"block": 16, **own.get(pattern, {})}
     got = tokensparse.estimate(q, k, pattern, **options)
     ref = tokensparse.Context("ref")
     want = tokensparse.estimate(q, k, pattern, context=ref, **options)

@@ -14,6 +14,7 @@ from ._arrays import Paged
 from ._call import Call, Selection, choice, k_heads, lengths, num_sets
 from ._context import Context
 from ._library import InvalidArgument, lib
+from ._patterns import not_a_parameter, parameters_of
 
 Pattern = Literal["xattention", "flexprefill", "minference", "pooled", "flash"]
 
@@ -45,6 +46,10 @@ def pattern_of(kind: str, sets: int, options: dict[str, Any], owners: list[Any])
     code = choice("pattern", kind, {k: v for k, v in _library.PATTERNS.items() if v})
     lib.tsp_pattern_init(pattern, code)
     for name, value in options.items():
+        if name in ("kind", "thresholds") or name not in dict(_library.Pattern._fields_):
+            raise TypeError(f"{name}: no parameter of a block pattern")
+        if name not in parameters_of(kind):
+            raise not_a_parameter(name, kind, value)
         if name == "threshold" and isinstance(value, Sequence):
             if len(value) != sets:
                 raise InvalidArgument(f"threshold: must be one number or {sets}, has {len(value)}")
@@ -53,8 +58,6 @@ def pattern_of(kind: str, sets: int, options: dict[str, Any], owners: list[Any])
             pattern.thresholds = ctypes.cast(values, ctypes.POINTER(ctypes.c_float))
         elif name == "share":
             pattern.share = choice("share", value, _library.SHARES)
-        elif name in ("kind", "thresholds") or name not in dict(_library.Pattern._fields_):
-            raise TypeError(f"{name}: no parameter of a block pattern")
         elif isinstance(getattr(pattern, name), int):
             number = operator.index(value)
             setattr(pattern, name, number)
@@ -112,7 +115,8 @@ def estimate(
       k: `[Tk, Hkv, D]` or Paged.
       pattern: "xattention", "flexprefill", "minference", "pooled" or "flash".
       selected: estimate on the tokens that each set keeps; None = on all.
-      options: parameters other than the method's own: block, share, stride, threshold (a number or
+      options: parameters of the method's other than its authors' numbers, one of another method is
+        refused: block, share, stride, threshold (a number or
         one for each set of blocks), gamma, tau, alpha, min_budget, vertical, slash, sink_blocks,
         local_blocks, last_blocks.
 

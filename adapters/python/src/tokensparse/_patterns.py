@@ -76,6 +76,14 @@ def _canonical(pattern: str, name: str) -> str | None:
     return None
 
 
+def parameters_of(pattern: str) -> tuple[str, ...]:
+    return (*(name for name, rule in _RULES.items() if pattern in rule.patterns), "share")
+
+
+def not_a_parameter(key: str, pattern: str, value: Any) -> InvalidArgument:
+    return fail(key, f"a parameter of {pattern} ({', '.join(parameters_of(pattern))})", value)
+
+
 def _check(key: str, pattern: str, name: str, value: Any) -> str:
     """The parameter's own name.
 
@@ -84,8 +92,7 @@ def _check(key: str, pattern: str, name: str, value: Any) -> str:
     """
     known = _canonical(pattern, name)
     if known is None:
-        names = ", ".join(n for n, rule in _RULES.items() if pattern in rule.patterns)
-        raise fail(f"{key}.{name}", f"a parameter of {pattern} ({names}, share)", value)
+        raise not_a_parameter(f"{key}.{name}", pattern, value)
     if known == "share":
         if not isinstance(value, str) or value not in SHARES:
             raise fail(f"{key}.share", "one of " + ", ".join(SHARES), value)
