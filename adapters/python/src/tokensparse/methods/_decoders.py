@@ -36,6 +36,11 @@ def one_sequence(input_ids: Any) -> Any:
     return ids
 
 
+def check_answer_length(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
+
+
 @contextlib.contextmanager
 def served_by(model: Any, name: str) -> Iterator[None]:
     """Attention of a registered name, and then again the one before."""

@@ -28,7 +28,7 @@ from typing import Any
 from .._library import InvalidArgument
 from .._model import numbers
 from .._need import need
-from ._decoders import check_decoder, greedy, one_sequence, run_layers
+from ._decoders import check_answer_length, check_decoder, greedy, one_sequence, run_layers
 
 torch = need("torch", "2.6", "tokensparse.methods.adore")
 need("transformers", "5.0", "tokensparse.methods.adore")
@@ -223,8 +223,7 @@ class Adore:
           input_ids: [1, tokens] or [tokens] on the model's device.
           max_new_tokens: of the answer, >= 1; it ends earlier at the model's end of text.
         """
-        if max_new_tokens < 1:
-            raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
+        check_answer_length(max_new_tokens)
         began = time.perf_counter()
         reading = self.read(input_ids)
         tokens = greedy(self.model, reading.logits, reading.push, max_new_tokens)

@@ -27,7 +27,7 @@ from .. import ops
 from .._library import InvalidArgument, Unsupported
 from .._need import need
 from ..setting import Setting
-from ._decoders import check_decoder, greedy, one_sequence, served_by
+from ._decoders import check_answer_length, check_decoder, greedy, one_sequence, served_by
 
 torch = need("torch", "2.6", "tokensparse.methods.lazyllm")
 need("transformers", "5.0", "tokensparse.methods.lazyllm")
@@ -266,8 +266,7 @@ class LazyLLM:
           input_ids: [1, tokens] or [tokens] on the model's device.
           max_new_tokens: of the answer, >= 1; it ends earlier at the model's end of text.
         """
-        if max_new_tokens < 1:
-            raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
+        check_answer_length(max_new_tokens)
         began = time.perf_counter()
         reading = self.read(input_ids, max_new_tokens)
         tokens = greedy(self._model, reading.logits, reading.push, max_new_tokens)

@@ -29,7 +29,7 @@ from .._library import InvalidArgument
 from .._model import numbers
 from .._need import need
 from . import Choice, Dense, State, tsa
-from ._decoders import greedy
+from ._decoders import check_answer_length, greedy
 
 torch = need("torch", "2.6", "tokensparse.methods.sts")
 need("transformers", "5.0", "tokensparse.methods.sts")
@@ -302,8 +302,7 @@ class Sts:
           decode_keep: keys that a KV head of a sparse layer reads in a step of the answer, the first 4
             and last 64 among them; None = all.
         """
-        if max_new_tokens < 1:
-            raise InvalidArgument(f"max_new_tokens: must be at least 1, is {max_new_tokens}")
+        check_answer_length(max_new_tokens)
         ids = _check_ids(input_ids)
         adapter.report(self.target, reset=True)
         began = time.perf_counter()
