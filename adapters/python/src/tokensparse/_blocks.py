@@ -115,10 +115,10 @@ def estimate(
       k: `[Tk, Hkv, D]` or Paged.
       pattern: "xattention", "flexprefill", "minference", "pooled" or "flash".
       selected: estimate on the tokens that each set keeps; None = on all.
-      options: parameters of the method's other than its authors' numbers, one of another method is
-        refused: block, share, stride, threshold (a number or
-        one for each set of blocks), gamma, tau, alpha, min_budget, vertical, slash, sink_blocks,
-        local_blocks, last_blocks.
+      options: what differs from the authors' numbers. All methods: block, share, sink_blocks,
+        local_blocks, last_blocks. Their own: xattention stride, threshold (a number or one for each
+        set of blocks); flexprefill gamma, tau, min_budget; minference vertical, slash; pooled
+        threshold; flash alpha. One of another method is refused.
 
     Returns:
       Blocks, in entries of the lists of `selected` where it is given, in positions else.
