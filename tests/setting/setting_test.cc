@@ -134,7 +134,7 @@ TEST(Setting, BlockTexts) {
       continue;
     }
     EXPECT_EQ(broken, "") << text;
-    EXPECT_EQ(blocks_text(pattern), entry["means"]) << text;
+    EXPECT_EQ(blocks_text(pattern), entry["means"].get<std::string>()) << text;
     EXPECT_EQ(parse_blocks(blocks_text(pattern), again), "");
     EXPECT_EQ(blocks_text(again), blocks_text(pattern));
   }
