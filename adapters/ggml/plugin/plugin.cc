@@ -147,9 +147,9 @@ TSP_API ggml_backend_reg_t ggml_backend_init() {
   return tsp::ggml_plugin::plugin().backend;
 }
 
-/// The summary so far. The text stays valid until the next call.
+/// The summary so far. The text stays valid until the next call on the same thread.
 TSP_API const char* tokensparse_plugin_summary() {
-  static std::string text;
+  thread_local std::string text;
   text = tsp::ggml_plugin::summary();
   return text.c_str();
 }
