@@ -59,9 +59,11 @@ TSP_API void tsp_prefill_params_init(tsp_prefill_params_t* params, uint32_t stru
 TSP_API tsp_status_t tsp_prefill_workspace(tsp_context_t* ctx, const tsp_prefill_params_t* params,
                                            size_t* bytes);
 TSP_API tsp_status_t tsp_prefill(tsp_context_t* ctx, const tsp_prefill_params_t* params);
-/// Fewest keys, and query rows, of a sequence that TSP_WHEN_PAYS leaves tokens out of, whatever is
-/// chosen; below, it attends exactly. 0 where the backend also looks at what was chosen (host).
-TSP_API tsp_status_t tsp_prefill_paying(tsp_context_t* ctx, int32_t* keys, int32_t* rows);
+/// Whether TSP_WHEN_PAYS may leave tokens out of a sequence of `rows` queries and `keys` keys, by
+/// shape alone: pays is 0 where it attends exactly whatever would be chosen, else 1. Host backends
+/// also look at what is chosen, and answer 1.
+TSP_API tsp_status_t tsp_prefill_pays(tsp_context_t* ctx, int32_t rows, int32_t keys,
+                                      int32_t q_heads, int32_t head_dim, int32_t* pays);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -42,9 +42,8 @@ struct OpTable {
   /// is the share of their pairs that the blocks hold, or -1 before they are estimated.
   bool (*pattern_pays)(const tsp_context_t&, const tsp_prefill_params_t&, const Seq&, int32_t kept,
                        double listed);
-  /// As tsp_prefill_paying() tells them.
-  int32_t paying_keys;
-  int32_t paying_rows;
+  /// What tsp_prefill_pays() says of a shape; null: it may.
+  bool (*may_pay)(int32_t q_len, int32_t k_len, int64_t q_heads, int64_t head_dim);
 };
 
 /// The table for an instruction set, or null when the machine (or the build) lacks it.

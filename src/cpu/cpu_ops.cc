@@ -89,8 +89,7 @@ constexpr OpTable kTable = {
     .prefill_pays = pays,
     .pattern_pays = [](const tsp_context_t&, const tsp_prefill_params_t& p, const Seq& seq,
                        int32_t kept, double listed) { return pattern_pays(p, seq, kept, listed); },
-    .paying_keys = 0,
-    .paying_rows = 0,
+    .may_pay = nullptr,
 };
 
 }  // namespace

@@ -32,8 +32,7 @@ constexpr OpTable kOps{
     .check_prefill = check_prefill,
     .prefill_pays = nullptr,
     .pattern_pays = nullptr,
-    .paying_keys = kMinPayingKeys,
-    .paying_rows = kMinPayingQueries,
+    .may_pay = prefill_pays,
 };
 
 }  // namespace

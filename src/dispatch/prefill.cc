@@ -301,14 +301,20 @@ tsp_status_t tsp_prefill(tsp_context_t* ctx, const tsp_prefill_params_t* params)
   return ctx->ops->prefill(*ctx, p);
 }
 
-tsp_status_t tsp_prefill_paying(tsp_context_t* ctx, int32_t* keys, int32_t* rows) {
+tsp_status_t tsp_prefill_pays(tsp_context_t* ctx, int32_t rows, int32_t keys, int32_t q_heads,
+                              int32_t head_dim, int32_t* pays) {
   TSP_RETURN_IF_ERROR(tsp::check_context(ctx));
-  if (keys == nullptr || rows == nullptr) {
-    return tsp::fail(TSP_INVALID_ARGUMENT, "%s: must not be null",
-                     keys == nullptr ? "keys" : "rows");
+  if (pays == nullptr) return tsp::fail(TSP_INVALID_ARGUMENT, "pays: must not be null");
+  if (rows < 0 || keys < rows) {
+    return tsp::fail(TSP_INVALID_ARGUMENT, "rows: must be between 0 and keys (%d), got %d", keys,
+                     rows);
   }
-  *keys = ctx->ops->paying_keys;
-  *rows = ctx->ops->paying_rows;
+  if (q_heads < 1 || head_dim < 1) {
+    return tsp::fail(TSP_INVALID_ARGUMENT, "%s: must be positive, got %d",
+                     q_heads < 1 ? "q_heads" : "head_dim", q_heads < 1 ? q_heads : head_dim);
+  }
+  const auto may_pay = ctx->ops->may_pay;
+  *pays = may_pay == nullptr || may_pay(rows, keys, q_heads, head_dim) ? 1 : 0;
   return TSP_OK;
 }
 }

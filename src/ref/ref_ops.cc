@@ -54,8 +54,7 @@ const OpTable* ref_ops() {
       .check_prefill = nullptr,
       .prefill_pays = nullptr,
       .pattern_pays = nullptr,
-      .paying_keys = 0,
-      .paying_rows = 0,
+      .may_pay = nullptr,
   };
   return &table;
 }

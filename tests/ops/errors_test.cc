@@ -378,10 +378,24 @@ TEST_F(Errors, NameWhatATallyCannotBe) {
   EXPECT_EQ(tally, (std::array<int64_t, 3>{}));
 }
 
+TEST_F(Errors, NameAShapeThatCannotPay) {
+  int32_t pays = 7;
+  const auto error = [&](int32_t rows, int32_t keys, int32_t heads, int32_t dim) {
+    EXPECT_EQ(tsp_prefill_pays(ctx.get(), rows, keys, heads, dim, &pays), TSP_INVALID_ARGUMENT);
+    return std::string(tsp_last_error());
+  };
+  EXPECT_EQ(error(65, 64, 4, 64), "rows: must be between 0 and keys (64), got 65");
+  EXPECT_EQ(error(-1, 64, 4, 64), "rows: must be between 0 and keys (64), got -1");
+  EXPECT_EQ(error(64, 64, 0, 64), "q_heads: must be positive, got 0");
+  EXPECT_EQ(error(64, 64, 4, -2), "head_dim: must be positive, got -2");
+  EXPECT_EQ(pays, 7);
+  EXPECT_EQ(tsp_prefill_pays(ctx.get(), 64, 64, 4, 64, &pays), TSP_OK);
+  EXPECT_EQ(pays, 1) << "on the host what is chosen decides";
+}
+
 TEST_F(Errors, NameWhatIsNull) {
-  int32_t keys = 1;
-  EXPECT_EQ(tsp_prefill_paying(ctx.get(), &keys, nullptr), TSP_INVALID_ARGUMENT);
-  EXPECT_STREQ(tsp_last_error(), "rows: must not be null");
+  EXPECT_EQ(tsp_prefill_pays(ctx.get(), 64, 64, 4, 64, nullptr), TSP_INVALID_ARGUMENT);
+  EXPECT_STREQ(tsp_last_error(), "pays: must not be null");
   EXPECT_EQ(tsp_prefill(ctx.get(), nullptr), TSP_INVALID_ARGUMENT);
   EXPECT_STREQ(tsp_last_error(), "params: must not be null");
   EXPECT_EQ(tsp_prefill(nullptr, &p), TSP_INVALID_ARGUMENT);

@@ -48,11 +48,17 @@ def test_exact_prompts_can_be_left_to_the_engine():
     assert step.prompts == ((300, 5000), (200, 5000), (64, 64))
     assert step.exact == ((200, 5000), (64, 64))
     assert plan(starts, seq_lens, setting).exact == ()
+    asked = []
+    pays = lambda rows, keys: asked.append((rows, keys)) or keys < 5000
+    step = plan(starts, seq_lens, setting, exact_is_ours=False, pays=pays)
+    assert (step.ours, step.exact) == ((), step.prompts)
+    assert asked == [(300, 5000)]  # of what the setting leaves, each once
+    assert step.all_counts == Counts.of(step.prompts) == Counts(3, 564, 10064, step.exact_counts.pairs)
 
 
 def test_prompts_of_the_engine_count_as_kept():
     found = LayerReport(3, named=True)
-    found.count_stock([(200, 5000), (64, 64)], "too short")
+    found.count_stock(Counts.of([(200, 5000), (64, 64)]), "too short")
     assert (found.served, found.query_tokens, found.kept_share) == (0, 0, 1)
     assert found.stock == {"too short": 1}
     assert Report([found]).pairs_share == 1
@@ -190,7 +196,7 @@ def test_room_is_made_for_the_longest_prompt():
     assert room.at_least(size - 64) <= room.workspace.data_ptr() + 64
     room.at_least(size)
     assert room.workspace.numel() == size + 64
-    assert planned.paying(query.device) == (0, 0)  # on the host what was chosen decides
+    assert planned.pays(query.device, 4, 32, 512, 8192)  # on the host what is chosen decides
 
 
 def test_the_copy_is_published_when_it_has_arrived(monkeypatch, tmp_path):

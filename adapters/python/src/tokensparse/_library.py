@@ -315,7 +315,7 @@ def _open() -> ctypes.CDLL:
     lib.tsp_context_destroy.restype = None
     lib.tsp_context_set_threads.argtypes = [c_void_p, c_int32]
     lib.tsp_context_set_stream.argtypes = [c_void_p, c_void_p]
-    lib.tsp_prefill_paying.argtypes = [c_void_p, POINTER(c_int32), POINTER(c_int32)]
+    lib.tsp_prefill_pays.argtypes = [c_void_p, *[c_int32] * 4, POINTER(c_int32)]
     lib.tsp_pattern_init.argtypes = [POINTER(Pattern), c_int32]
     lib.tsp_pattern_init.restype = None
     for op, params in _PARAMS.items():

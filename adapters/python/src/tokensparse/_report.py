@@ -12,6 +12,10 @@ from typing import Any
 from ._call import Selection
 from ._pairs import computed_pairs, dense_pairs
 
+# Why an engine's own kernel attended to prompts in our place.
+EXACT = "exact layer"
+TOO_SHORT = "too short for sparse layers to gain"
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -21,6 +25,17 @@ class Counts:
     rows: int
     keys: int
     pairs: int  # of dense attention
+
+    @classmethod
+    def of(cls, sequences: Iterable[tuple[int, int]]) -> Counts:
+        """Of calls of `sequences`: query rows and keys of each."""
+        sizes = list(sequences)
+        return cls(
+            calls=len(sizes),
+            rows=sum(rows for rows, _ in sizes),
+            keys=sum(keys for _, keys in sizes),
+            pairs=sum(dense_pairs(*size) for size in sizes),
+        )
 
 
 @dataclass
@@ -71,18 +86,13 @@ class LayerReport:
         if self.named:
             self.exact[reason or "the method chose so"] += len(sequences)
 
-    def count_stock(self, sequences: Iterable[tuple[int, int]], reason: str) -> None:
-        """Adds a call of prompts that the engine's own kernel attended to, exactly.
-
-        Args:
-          sequences: query rows and keys of each.
-        """
+    def count_stock(self, prompts: Counts, reason: str) -> None:
+        """Adds a call of prompts that the engine's own kernel attended to, exactly."""
         self.stock[reason] += 1
-        for rows, keys in sequences:
-            self._key_tokens += keys
-            self._kept = self._kept + keys
-            self._dense_pairs += dense_pairs(rows, keys)
-            self._pairs = self._pairs + dense_pairs(rows, keys)
+        self._key_tokens += prompts.keys
+        self._kept = self._kept + prompts.keys
+        self._dense_pairs += prompts.pairs
+        self._pairs = self._pairs + prompts.pairs
 
     def count_sparse(
         self,

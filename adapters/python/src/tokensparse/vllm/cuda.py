@@ -22,12 +22,11 @@ from .. import methods
 from .._environment import serve_rows
 from .._library import Unsupported
 from .._model import check_setting
-from .planned import Pages, Planned, paying, reserve
+from .._report import EXACT, TOO_SHORT, Counts
+from .planned import Pages, Planned, pays, reserve
 from .steps import (
-    EXACT,
     GRAPH,
     SHORT,
-    TOO_SHORT,
     Layer,
     Run,
     Step,
@@ -88,8 +87,8 @@ class CUDABuilder(FlashAttentionMetadataBuilder):
             return
         rows = [past - first for first, past in zip(last.starts, last.starts[1:])]
         least = serve_rows()
-        prompts = [size for size in zip(rows, last.seq_lens) if size[0] >= least]
-        if prompts:
+        prompts = Counts.of(size for size in zip(rows, last.seq_lens) if size[0] >= least)
+        if prompts.calls:
             for report in reports_of(self.layer_names):
                 report.count_stock(prompts, GRAPH)
             publish_behind()
@@ -136,32 +135,59 @@ class CUDAImpl(FlashAttentionImpl):
                 return reason
         return ""
 
-    def _step(
-        self, prompts: Prompts, metadata: Any, query: torch.Tensor, kv_cache: torch.Tensor
+    def _plan(self, prompts: Prompts, metadata: Any, device: torch.device) -> Step | None:
+        """How a step is split for layers of this setting; None when other masks are in it."""
+        if metadata.causal is not True or getattr(metadata, "use_cascade", False):
+            return None
+        if any(getattr(metadata, field, None) is not None for field in _OTHER_MASKS):
+            return None
+        setting, may_pay = self.tokensparse.setting, None
+        if setting.when == "pays" and self._votes:
+            may_pay = functools.partial(pays, device, self.num_heads, self.head_size)
+        return plan(
+            prompts.starts,
+            prompts.seq_lens,
+            setting,
+            self.tokensparse.least,
+            exact_is_ours=not self._votes,
+            pays=may_pay,
+        )
+
+    def _step(self, prompts: Prompts, metadata: Any, query: Any, kv_cache: Any) -> Step | None:
+        """The plan of a step, made by its first layer; None when it is not for us."""
+        if self._never or query.dtype not in _DTYPES or kv_cache.dtype != query.dtype:
+            return None
+        kind = self.tokensparse.key, self.tokensparse.least
+        try:
+            return prompts.steps[kind]
+        except KeyError:
+            found = prompts.steps[kind] = self._plan(prompts, metadata, query.device)
+            return found
+
+    def _sparse_step(
+        self, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any
     ) -> Step | None:
-        if self._never or metadata.causal is not True:
+        """The step when this layer has a part in it that is ours; else it is counted and None, and
+        what comes is the stock layer's alone: on short prompts the host is slower than the GPU."""
+        report = self.tokensparse.named(layer.layer_name)
+        prompts = metadata.__dict__.get("_tokensparse")
+        if prompts is None:
+            report.stock[self._never or SHORT] += 1
             return None
-        if query.dtype not in _DTYPES or kv_cache.dtype != query.dtype:
+        if not prompts.seen:
+            prompts.seen = True
+            publish_behind()
+        if _captures(query):
             return None
-        layer = self.tokensparse
-        found = prompts.steps.get((layer.key, layer.least))
-        if found is None:
-            for field in _OTHER_MASKS:
-                if getattr(metadata, field, None) is not None:
-                    return None
-            if getattr(metadata, "use_cascade", False):
-                return None
-            setting = layer.setting
-            if setting.when == "pays" and self._votes:
-                keys, rows = paying(query.device)
-                setting = setting.changed(
-                    min_keys=max(setting.min_keys, keys), min_rows=max(setting.min_rows, rows)
-                )
-            found = plan(
-                prompts.starts, prompts.seq_lens, setting, layer.least, exact_is_ours=not self._votes
-            )
-            prompts.steps[layer.key, layer.least] = found
-        return found
+        step = self._step(prompts, metadata, query, kv_cache)
+        if step is None or not step.prompts:
+            report.stock[self._never or SHORT] += 1
+            return None
+        exact = self._votes and not report.named
+        if step.ours and not exact:
+            return step
+        report.count_stock(step.all_counts, EXACT if exact else TOO_SHORT)
+        return None
 
     def forward(
         self,
@@ -176,27 +202,16 @@ class CUDAImpl(FlashAttentionImpl):
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the stock backend's; this step's keys and values are in the cache already."""
-        scales = (output_scale, output_block_scale)
+        step = None
         if attn_metadata is None:  # a run to measure memory
             self._reserve(query)
-            return super().forward(layer, query, key, value, kv_cache, None, output, *scales)
-        report = self.tokensparse.named(layer.layer_name)
-        prompts = attn_metadata.__dict__.get("_tokensparse")
-        step = None
-        if prompts is not None:
-            prompts.seen = True
-            if output_scale is None and output_block_scale is None and not _captures(query):
-                step = self._step(prompts, attn_metadata, query, kv_cache)
-        exact = step is not None and self._votes and not report.named
-        if step is None or not step.ours or exact:
-            if step is not None and step.prompts:
-                report.count_stock(step.prompts, EXACT if exact else TOO_SHORT)
-                publish_behind()
-            else:
-                report.stock[self._never or SHORT] += 1
+        else:
+            step = self._sparse_step(layer, query, kv_cache, attn_metadata)
+        if step is None or output_scale is not None or output_block_scale is not None:
             return super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output, *scales
-            )
+                layer, query, key, value, kv_cache, attn_metadata, output, output_scale,
+                output_block_scale,
+            )  # fmt: skip
         stock = functools.partial(super().forward, layer)
 
         def serve_stock(index: int, run: Run) -> None:
@@ -207,7 +222,6 @@ class CUDAImpl(FlashAttentionImpl):
         self._never = serve(step, query, kv_cache, attn_metadata, output, serve_stock)
         if self._never:
             return stock(query, key, value, kv_cache, attn_metadata, output)
-        publish_behind()
         return output
 
     def _pages_of(self, kv_cache: torch.Tensor) -> Pages:

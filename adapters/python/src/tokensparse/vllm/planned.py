@@ -14,7 +14,6 @@ from .._arrays import Paged
 from .._call import Call, choice
 from .._context import Context
 from .._library import Unsupported, check, lib
-from .._pairs import dense_pairs
 from .._report import Counts
 from ..setting import Setting
 from .steps import Run
@@ -57,11 +56,11 @@ def room_of(device: torch.device) -> Room:
     return found
 
 
-def paying(device: torch.device) -> tuple[int, int]:
-    """Fewest keys and rows that the library leaves tokens out of on this device when it should pay."""
-    keys, rows = ctypes.c_int32(), ctypes.c_int32()
-    check(lib.tsp_prefill_paying(room_of(device).context.handle, keys, rows))
-    return keys.value, rows.value
+def pays(device: torch.device, heads: int, dim: int, rows: int, keys: int) -> bool:
+    """Whether the library may leave tokens out of a sequence on this device when it should pay."""
+    found = ctypes.c_int32()
+    check(lib.tsp_prefill_pays(room_of(device).context.handle, rows, keys, heads, dim, found))
+    return bool(found.value)
 
 
 def whole_strides(pages: torch.Tensor) -> torch.Tensor:
@@ -125,15 +124,9 @@ class Planned:
         self._q, self._k, self._v, self._out = params.q, params.k, params.v, params.out
         self._q_start = run.rows.start * query.stride(0) * query.element_size()
         self._out_start = run.rows.start * output.stride(0) * output.element_size()
-        sequences = [
+        self.counts = Counts.of(
             (run.q_offsets[i + 1] - run.q_offsets[i], run.k_offsets[i + 1] - run.k_offsets[i])
             for i in range(run.past - run.first)
-        ]
-        self.counts = Counts(
-            calls=len(sequences),
-            rows=run.q_offsets[-1],
-            keys=run.k_offsets[-1],
-            pairs=sum(dense_pairs(*sequence) for sequence in sequences),
         )
 
     def __call__(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from .._arrays import Paged
 from .._environment import SERVE_ROWS, serve_rows, setting_from_environment, variables_in
 from .._library import Unsupported, version
 from .._model import check_setting, numbers, sparse_layers
-from .._report import LayerReport, Report
+from .._report import TOO_SHORT, Counts, LayerReport, Report
 from .._served import ServedLayer
 from ..setting import Setting
 from . import metrics
@@ -31,8 +32,6 @@ from .tally import Tallies, tallies_of
 
 SHORT = "short calls and decode"
 GRAPH = "replayed in a CUDA graph"
-EXACT = "exact layer"
-TOO_SHORT = "too short for sparse layers to gain"
 
 _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
@@ -74,6 +73,16 @@ class Step:
     prompts: tuple[tuple[int, int], ...] = ()
     exact: tuple[tuple[int, int], ...] = ()
 
+    @functools.cached_property
+    def all_counts(self) -> Counts:
+        """Of the prompts, added up once for all layers."""
+        return Counts.of(self.prompts)
+
+    @functools.cached_property
+    def exact_counts(self) -> Counts:
+        """Of those in the stock runs."""
+        return Counts.of(self.exact)
+
 
 def _run(requests: list[int], starts: list[int], seq_lens: list[int], long: bool) -> Run:
     first, past = requests[0], requests[-1] + 1
@@ -92,6 +101,7 @@ def plan(
     setting: Setting,
     least: int = SERVE_ROWS,
     exact_is_ours: bool = True,
+    pays: Callable[[int, int], bool] | None = None,
 ) -> Step:
     """Splits a batch: requests with at least `least` rows are ours, the rest stock; those that are
     long enough for sparse layers apart from those that are not.
@@ -100,18 +110,21 @@ def plan(
       starts: cumulative query rows, [requests + 1].
       seq_lens: keys of each request, context and query.
       exact_is_ours: else requests that are too short for sparse layers are stock, too.
+      pays: of query rows and keys whether they may be; None = as the setting says.
     """
 
     def kind(request: int) -> tuple[bool, bool]:
-        rows = starts[request + 1] - starts[request]
-        long = rows >= least and setting.is_long_enough(rows, seq_lens[request])
+        rows, keys = starts[request + 1] - starts[request], seq_lens[request]
+        long = rows >= least and setting.is_long_enough(rows, keys)
+        long = long and (pays is None or pays(rows, keys))
         return long or (exact_is_ours and rows >= least), long
 
     runs: dict[bool, list[Run]] = {True: [], False: []}
     requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
-    for (served, long), group in groupby(requests, kind):
+    kinds = {i: kind(i) for i in requests}
+    for (served, long), group in groupby(requests, kinds.__getitem__):
         runs[served].append(_run(list(group), starts, seq_lens, long))
-    sizes = [(starts[i + 1] - starts[i], seq_lens[i], kind(i)[0]) for i in requests]
+    sizes = [(starts[i + 1] - starts[i], seq_lens[i], kinds[i][0]) for i in requests]
     prompts = [size for size in sizes if size[0] >= least]
     return Step(
         tuple(runs[True]),
@@ -248,7 +261,7 @@ def serve_the_rest(report: LayerReport, step: Step, stock: Callable[[int, Run], 
             report.stock[SHORT] += 1
         stock(index, run)
     if step.exact:
-        report.count_stock(step.exact, TOO_SHORT)
+        report.count_stock(step.exact_counts, TOO_SHORT)
 
 
 def _say_what_happens(setting: Setting, config: Any) -> None:
