@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """One engine of vllm_cuda.py, in each of its modes: called by it with what it wants as JSON."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -25,6 +24,20 @@ def variables_of(mode, asked):
         return {"TOKENSPARSE_KEEP": str(asked["keep"]), "TOKENSPARSE_MIN_KEYS": "0",
                 "TOKENSPARSE_MIN_ROWS": "2"}
     return {}
+
+
+def without_ours(worker, alone):
+    """In a rank: layers and builder are the stock ones alone, in the same engine, or again ours."""
+    from tokensparse.vllm import cuda
+
+    for name, ours, theirs in (
+        ("forward", cuda.CUDAImpl, cuda.FlashAttentionImpl),
+        ("build", cuda.CUDABuilder, cuda.FlashAttentionMetadataBuilder),
+    ):
+        saved = f"_{name}_of_ours"
+        if not hasattr(ours, saved):
+            setattr(ours, saved, ours.__dict__[name])
+        setattr(ours, name, getattr(theirs, name) if alone else getattr(ours, saved))
 
 
 def prompt_of(asked, vocabulary):
@@ -71,15 +84,16 @@ def report_of(worker):
     }
 
 
-@contextlib.contextmanager
-def cards_alone(asked):
-    """Parts that run at once measure one after the other on the cards they share."""
+def have_cards_alone(asked):
+    """Parts that run at once measure one after the other on the cards they share. What it returns
+    stays open until the process has ended: beside the end of an engine, which takes a second on
+    its cards, another's short prompts take up to 1.7 times as long."""
     cards = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
-    with contextlib.ExitStack() as held:
-        for card in sorted(cards[: asked["tensor_parallel"]]):
-            path = Path(tempfile.gettempdir(), f"tokensparse-vllm-card-{card}.lock")
-            fcntl.flock(held.enter_context(open(path, "w")), fcntl.LOCK_EX)
-        yield
+    held = []
+    for card in sorted(cards[: asked["tensor_parallel"]]):
+        held.append(open(Path(tempfile.gettempdir(), f"tokensparse-vllm-card-{card}.lock"), "w"))
+        fcntl.flock(held[-1], fcntl.LOCK_EX)
+    return held
 
 
 class Engine:
@@ -181,6 +195,27 @@ class Engine:
                 **self.report(),
             )
 
+    def in_turns(self, prompt):
+        """The time to the first token with our layers exact and with nothing of ours, in one engine."""
+        turn = 0
+        for length in self.asked["tokens"]:
+            times = {True: [], False: []}
+            for _ in range(2 + 2 * self.asked["repeat"] if length < LONG else 2):
+                for alone, found in times.items():
+                    turn += 1
+                    self.llm.collective_rpc(without_ours, args=(alone,))
+                    found.append(self.answer([[1000 + turn, *prompt[1:length]]], 1)[1])
+            theirs, ours = (statistics.median(times[alone][1:]) for alone in (True, False))
+            self.say(
+                mode=self.mode,
+                in_turns=length,
+                stock_ms=round(1e3 * theirs, 2),
+                ours_ms=round(1e3 * ours, 2),
+                of_stock=round(theirs / ours, 3),
+                all_ms=[[round(1e3 * t, 2) for t in found] for found in times.values()],
+            )
+        self.report()
+
     def batches(self, prompt):
         """Greedy tokens of prompts, of a mixed batch twice, of 64 requests."""
         compared = [n for n in self.asked["tokens"] if n <= self.asked["compared"]]
@@ -225,8 +260,9 @@ def main():
     vocabulary = json.loads(Path(asked["folder"], "config.json").read_text())["vocab_size"]
     prompt = prompt_of(asked, vocabulary)
     engine = Engine(asked)
-    with cards_alone(asked):
-        measure(engine, asked, prompt)
+    engine.cards = have_cards_alone(asked)
+    measure(engine, asked, prompt)
+    engine.llm.llm_engine.engine_core.shutdown()  # its ranks end before this process does
 
 
 def measure(engine, asked, prompt):
@@ -240,6 +276,8 @@ def measure(engine, asked, prompt):
         engine.llm.collective_rpc(memory_of, args=(True,))
         before = engine.llm.collective_rpc(memory_of)[0][0]
         engine.first_tokens(prompt)
+        if mode == "exact":
+            engine.in_turns(prompt)
         engine.batches(prompt)
         peak = engine.llm.collective_rpc(memory_of)[0][1]
         engine.say(mode=mode, extra_peak_mib=peak - before, mode_seconds=round(time.time() - start, 1))

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from vllm_engines import cards_alone, is_stock, prompt_of, variables_of
+from vllm_engines import have_cards_alone, is_stock, prompt_of, variables_of
 
 LONGEST = 12288  # every eighth request: long enough to be sparse
 NEW_TOKENS = 8
@@ -71,7 +71,7 @@ def main():
         command += ["--load-format", "dummy"]
     if asked["eager"]:
         command.append("--enforce-eager")
-    start = time.time()
+    start, cards = time.time(), []
     server = subprocess.Popen(command, env={**os.environ, **variables_of(mode, asked)})
     base = f"http://127.0.0.1:{port}"
     try:
@@ -87,7 +87,8 @@ def main():
 
         lengths = [LONGEST if i % 8 == 7 else 256 + i * 61 for i in range(64)]
         requests = [[300 + i, *prompt[1:length]] for i, length in enumerate(lengths)]
-        with cards_alone(asked), concurrent.futures.ThreadPoolExecutor(64) as pool:
+        cards = have_cards_alone(asked)
+        with concurrent.futures.ThreadPoolExecutor(64) as pool:
             list(pool.map(ask, [[17 + i, *prompt[1:5000]] for i in range(8)]))
             began = time.perf_counter()
             answers = list(pool.map(ask, requests))
@@ -106,6 +107,7 @@ def main():
     finally:
         server.terminate()
         server.wait(30)
+        del cards
 
 
 if __name__ == "__main__":
