@@ -60,6 +60,8 @@ def main():
     parser.add_argument("--setting", default="built-in", help="file of the sparse mode")
     for key, kind in (("coverage", float), ("keep", float), ("layers", str), ("min-rows", int)):
         parser.add_argument(f"--{key}", type=kind, help="instead of the setting's")
+    parser.add_argument("--stock", default="sdpa", help="attention implementation to compare with")
+    parser.add_argument("--handed", action="store_true", help="what is exact goes to --stock")
     parser.add_argument("--json", help="file to keep the figures in")
     options = parser.parse_args()
     model = load(options.model, getattr(torch, options.dtype), options.device)
@@ -72,7 +74,7 @@ def main():
     changes = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
     sparse = ts.Setting.make(options.setting).changed(**changes)
     modes = {
-        "stock": ("sdpa", sparse.exact),
+        "stock": (options.stock, sparse.exact),
         "exact": (ts.NAME, sparse.exact),
         "sparse": (ts.NAME, sparse),
     }
@@ -86,7 +88,7 @@ def main():
         for turn in range(options.repeat + 1):  # the first on a short prompt, to warm up
             for name, (implementation, settings) in modes.items():
                 model.set_attn_implementation(implementation)
-                ts.configure(model, settings)
+                ts.configure(model, settings, stock=options.stock if options.handed else None)
                 with torch.no_grad():
                     seconds, first[name] = first_token(model, ids if turn else ids[:, :2048])
                 if turn:
@@ -97,6 +99,7 @@ def main():
             "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
             "device": torch.cuda.get_device_name() if ids.is_cuda else "cpu",
             "dtype": options.dtype,
+            "stock": options.stock,
             "tokens": ids.shape[1],
             **record.ratios(times),
             "first_token": first,

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tokensparse
+import tokensparse._stock
 import tokensparse.transformers as ts
 
 LENGTH = 200
@@ -233,6 +234,63 @@ def test_training_stays_with_the_stock_kernel(model):
     assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
     model.zero_grad()
     assert ts.report(model, reset=True)[0].stock == {"gradients are wanted": 1}
+
+
+def flash(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """What flash-attn is to transformers: no mask or a mask of keys, the last query at the last key."""
+    assert module.config._attn_implementation == "flash_of_this_test" and kwargs["is_causal"] is None
+    assert attention_mask is None or attention_mask.shape == (len(key), key.shape[2])
+    flash.calls.append((module.layer_idx, attention_mask is not None))
+    behind = key.shape[2] - query.shape[2]
+    seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(behind)[None, None]
+    if attention_mask is not None:
+        seen = seen & attention_mask[:, None, None]
+        seen = seen | torch.eye(query.shape[2], dtype=torch.bool).logical_and(~seen.any(-1)[..., None])
+    return tokensparse._stock.sdpa_attention_forward(
+        module, query, key, value, seen, dropout=dropout, scaling=scaling
+    )
+
+
+def test_exact_layers_can_be_the_stock_kernels_alone(floor):
+    transformers.AttentionInterface.register("flash_of_this_test", flash)
+    model = make()
+    other = 'an attention implementation of transformers, got "flash"'
+    with pytest.raises(tokensparse.InvalidArgument, match=other):
+        ts.configure(model, stock="flash")
+    # Exact: not a call is ours, and with sdpa every bit is sdpa's.
+    ts.configure(model, layers="none", stock="sdpa")
+    found, expected, report = both(model, lambda: model(tokens()).logits)
+    assert torch.equal(found, expected)
+    assert [(r.served, r.stock) for r in report] == [(0, {"exact layer": 1})] * 4
+    assert report.kept_share_of_all == 1
+    flash.calls = []
+    ts.configure(model, layers="none", stock="flash_of_this_test")
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    mask[1, :30] = 0
+    for run in (
+        lambda: model(tokens()).logits,
+        lambda: model(tokens(rows=2), attention_mask=mask).logits[mask.bool()],
+        lambda: model.generate(tokens(), max_new_tokens=4, do_sample=False).float(),
+        lambda: model.generate(
+            tokens(), max_new_tokens=4, do_sample=False, cache_implementation="static"
+        ).float(),
+    ):
+        found, expected, report = both(model, run)
+        close(found, expected, floor)
+        assert not sum(r.served for r in report)
+    assert {padded for _, padded in flash.calls} == {False, True}
+    # Sparse: the layers that the setting names are ours, prompts that are too short are not.
+    flash.calls = []
+    ts.configure(model, layers="1-2", keep=0.5, min_keys=0, min_rows=2, min_tokens=16)
+    model(tokens())
+    assert [layer for layer, _ in flash.calls] == [0, 3]
+    assert [r.served for r in ts.report(model)] == [0, 1, 1, 0]
+    ts.configure(model, min_keys=LENGTH + 1)
+    model(tokens())
+    assert ts.report(model)[1].stock == {"too short for sparse layers to gain": 1}
+    ts.configure(model, stock="tokensparse")
+    model(tokens())
+    assert [r.served for r in ts.report(model)] == [1, 1, 1, 1]
 
 
 def test_what_a_backend_cannot_serve_stays_with_the_stock_kernel(model, monkeypatch):

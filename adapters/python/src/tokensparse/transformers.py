@@ -9,7 +9,8 @@
 Importing this module registers an attention function and its mask function under the name
 "tokensparse"; no model is patched. Calls of 64 query rows and more are served by tokensparse, exactly
 until `configure` (or TOKENSPARSE_SETTING, TOKENSPARSE_COVERAGE, ...) says otherwise. Decode, short
-calls, sliding windows, training and every mask that is not plain causal go to the stock kernel.
+calls, sliding windows, training and every mask that is not plain causal go to the stock kernel, sdpa
+or what `configure(model, stock="flash_attention_2")` names, which then has all that is exact.
 `report(model)` says what happened in each layer.
 """
 
@@ -18,7 +19,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 import warnings
 import weakref
 from typing import Any
@@ -30,7 +30,7 @@ from ._model import check_setting, numbers, sparse_layers, text_config, whole_pr
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._recommended import RECOMMENDED, recommended
-from ._report import Report
+from ._report import EXACT, TOO_SHORT, Counts, Report
 from ._served import ServedLayer
 from .setting import Setting, TokensparseWarning
 
@@ -38,13 +38,13 @@ torch = need("torch", "2.6", "tokensparse.transformers")
 need("transformers", "5.0", "tokensparse.transformers")
 
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ._masks import as_mask, check_spans, dense_mask, is_spans, mask, why_short
+from ._masks import check_spans, dense_mask, is_spans, mask, why_short
+from ._stock import NAME, STOCK, check_stock, sdpa, stock_name
+from ._stock import stock as attend_by_stock
 
 __all__ = ["Profile", "Report", "Setting", "configure", "profile", "report"]
 
-NAME = "tokensparse"
 METHOD = "tokensparse_method"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Of each attention module its layer, and what of the config that was made from.
@@ -97,7 +97,12 @@ def _recommended(config: Any) -> Setting:
 
 
 def configure(
-    model: Any, setting: Any = None, *, method: str | None = None, **changes: Any
+    model: Any,
+    setting: Any = None,
+    *,
+    method: str | None = None,
+    stock: str | None = None,
+    **changes: Any,
 ) -> Setting:
     """Makes a model sparse, or exact again. The setting is stored in its config and saved with it.
 
@@ -107,6 +112,9 @@ def configure(
         measured on a model with these numbers, else the built-in setting; None = what the model has, at
         first what the environment asks for or else the recommended one.
       method: who chooses, a name of `tokensparse.methods`.
+      stock: an attention implementation of transformers ("sdpa", "flash_attention_2", ...) that attends
+        in exact layers, to prompts too short for sparse ones, and to whatever is not served; "tokensparse"
+        (at first) = this library wherever it can, sdpa elsewhere; None = as before.
       **changes: keys of Setting to change, e.g. coverage=0.05 or layers="none" for exact attention.
 
     Returns:
@@ -116,6 +124,7 @@ def configure(
       InvalidArgument: a key that is not one, a value that breaks its rule, layers that the model does
         not have, or a setting that was made for another model.
     """
+    check_stock(stock)
     if setting is not None and setting != RECOMMENDED:
         base = Setting.make(setting)
     elif setting == RECOMMENDED:
@@ -139,6 +148,8 @@ def configure(
     for config in _configs(model):
         setattr(config, NAME, made.asdict())
         setattr(config, METHOD, method)
+        if stock is not None:
+            setattr(config, STOCK, stock)
     for module in _attention_modules(model):
         _layers.pop(module, None)
     return made
@@ -196,26 +207,24 @@ def profile(
             setattr(config, NAME, before)
 
 
-def _stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any):
-    """The kernel the model would use without us: sdpa, or eager for what sdpa leaves out."""
-    if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None:
-        raise NotImplementedError(
-            f"{type(module).__name__} uses soft capping or attention sinks and has no eager "
-            "attention to fall back to"
-        )
-    if attention_mask is None and query.shape[2] > 1:
-        offset = key.shape[2] - query.shape[2]
-        spans = as_mask([[0, key.shape[2], offset]] * query.shape[0], query.shape[2])
-        attention_mask = dense_mask(spans, query, key)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        lowest = torch.finfo(query.dtype).min
-        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(
-            ~attention_mask, lowest
-        )
-    return eager(module, query, key, value, attention_mask, **kwargs)[0], None
+def _why_exact(module: Any, layer: ServedLayer, spans: list[list[int]], q_len: int) -> str:
+    """Why a call that could be served is the stock kernel's, where one is named; empty when not."""
+    method = _stored(getattr(module, "config", None))[1] or methods.default()
+    if stock_name(module) == NAME or method != "tsa":
+        return ""
+    if not layer.report.named:
+        return EXACT
+    long = any(layer.setting.is_long_enough(*size) for size in _sizes(spans, q_len))
+    return "" if long else TOO_SHORT
+
+
+def _sizes(spans: list[list[int]], q_len: int) -> list[tuple[int, int]]:
+    """Query rows and keys of each sequence, padding left out."""
+    found = []
+    for first, past, offset in spans:
+        high = min(past, offset + q_len)
+        found.append((max(high - max(first, offset), 0), max(high - first, 0)))
+    return found
 
 
 def _reason(query: Any, key: Any, value: Any, dropout: float, is_causal: Any, kwargs: Any) -> str:
@@ -274,7 +283,7 @@ def attention(
     if torch.compiler.is_compiling():
         if is_spans(attention_mask):  # made before the compiled part
             attention_mask = dense_mask(attention_mask, query, key)
-        return _stock(
+        return sdpa(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
         )  # fmt: skip
@@ -285,15 +294,17 @@ def attention(
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
     else:
         reason = _foreign(query, attention_mask, kwargs)
-    if not reason:
+    exact = "" if reason else _why_exact(module, layer, spans, query.shape[2])
+    if exact:
+        layer.report.count_stock(Counts.of(_sizes(spans, query.shape[2])), exact)
+    else:
         try:
-            return _serve(layer, query, key, value, spans, attention_mask, scaling), None
+            if not reason:
+                return _serve(layer, query, key, value, spans, attention_mask, scaling), None
         except Unsupported as error:  # a shape that this backend cannot serve
             reason = str(error)
-    layer.report.stock[reason] += 1
-    if ours:
-        attention_mask = dense_mask(attention_mask, query, key)
-    return _stock(
+        layer.report.stock[reason] += 1
+    return attend_by_stock(
         module, query, key, value, attention_mask,
         dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
     )  # fmt: skip
