@@ -47,6 +47,8 @@ target_link_libraries(tsp_plugin_host PUBLIC tsp_tiny_model GTest::gtest ${CMAKE
 target_compile_definitions(tsp_plugin_host PUBLIC TSP_PLUGIN="$<TARGET_FILE:ggml_tokensparse>")
 tsp_target_defaults(tsp_plugin_host)
 add_dependencies(tsp_plugin_host ggml_tokensparse)
+tsp_test(host_watch_test SOURCES ggml/host_watch_test.cc LIBRARIES ggml_tokensparse_parts
+         LABELS plugin)
 find_package(nlohmann_json 3.11 REQUIRED)
 foreach(test plugin_test plugin_load_test)
   tsp_test(${test} SOURCES ggml/${test}.cc LIBRARIES tsp_plugin_host ggml_tokensparse_parts

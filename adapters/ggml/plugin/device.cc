@@ -74,6 +74,7 @@ void backend_free(ggml_backend_t backend) {
       return entry.second == backend_of(backend).runner.get();
     });
   }
+  device.watch->freed_context(backend_of(backend).context);
   delete &backend_of(backend);
   delete backend;
 }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -24,12 +25,13 @@ class HostWatch {
   void clear();
   /// The number of the new context, from 1.
   int64_t made_context();
+  void freed_context(int64_t context);
   int64_t contexts() const { return contexts_; }
   /// The host asks who takes a node. Contexts may be made on several threads.
   void asked(const ggml_tensor& node);
 
-  /// Of the model of a context.
-  int32_t num_layers(int64_t context) const;
+  /// Of the model of a context that is about to compute: it has been asked about wholly by then.
+  int32_t num_layers(int64_t context);
   /// What the setting asks for and this host will not do; a sentence each.
   std::vector<std::string> remarks(const ggml_adapter::Setting& setting) const;
   /// Why no attention node can be served, where it is the host's doing; else empty.
@@ -39,13 +41,16 @@ class HostWatch {
   std::atomic<int64_t> contexts_{0};
   std::atomic<int64_t> rows_{0};  // of the largest chunk that there may be
   std::atomic<bool> flash_attention_{false}, other_attention_{false};
+  /// What a context showed of its model.
   struct Model {
     int32_t layers = 0;
-    std::string first;              // the name of the first weights that were asked about ...
-    const void* weights = nullptr;  // ... and which they were: others of the name are another's
-    bool others = false;
+    std::map<std::string, const ggml_tensor*, std::less<>> tensors;  // its weights and its cache
+    const ggml_tensor* first = nullptr;  // weights: the same in every context of a model
+    bool whole = false;                  // nothing asked about since is of this context
   };
-  void count_layers(const ggml_tensor* weights, int32_t layer);
+  int32_t counted_layers(int64_t context) const;
+  void count_layer(int32_t layer, const ggml_tensor* weights, const ggml_tensor* cache);
+  bool is_of_others(const Model& model, const ggml_tensor& tensor) const;
   mutable std::mutex models_mutex_;
   std::vector<Model> models_{1};  // of each context; before the first one, of weights being loaded
 };
