@@ -8,8 +8,8 @@ vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix c
   stock         vLLM's own kernel, everything twice: what two runs of the same differ by
   ours          exact; sparse (--coverage in all layers but the first and last); kept (--keep instead)
                 of each: time to first token by length, greedy tokens of prompts, of a mixed batch, of
-                that batch from the prefix cache and of 64 requests at once, memory; exact also in
-                turns with the same engine without anything of ours
+                that batch from the prefix cache and of 64 requests at once, memory
+  turns         exact in turns with the same engine without anything of ours: what the plugin costs
   runner-stock, runner-ours   the same, short and eager, by vLLM's other model runner
   backend       our builder and layer alone on paged caches, beside plain attention
   graphs        prompts inside full CUDA graphs: nothing of ours runs in a replay, and it is counted
@@ -54,6 +54,7 @@ SMALL = {"tokens": [4096, 16384], "eager": True, "repeat": 2}
 PARTS = {
     "stock": ("vllm_engines.py", {"modes": ["stock", "stock again"]}, {}),
     "ours": ("vllm_engines.py", {"modes": ["exact", "sparse", "kept"]}, {}),
+    "turns": ("vllm_engines.py", {"modes": ["exact"]}, {}),
     "runner-stock": ("vllm_engines.py", {"modes": ["stock"], **SMALL}, {"runner": 1}),
     "runner-ours": ("vllm_engines.py", {"modes": ["exact", "kept"], **SMALL}, {"runner": 1}),
     "backend": ("../tests/vllm_backend.py", {}, {}),

@@ -197,6 +197,7 @@ class Engine:
 
     def in_turns(self, prompt):
         """The time to the first token with our layers exact and with nothing of ours, in one engine."""
+        self.answer([prompt[: min(self.asked["tokens"])]], 1)
         turn = 0
         for length in self.asked["tokens"]:
             times = {True: [], False: []}
@@ -270,14 +271,16 @@ def measure(engine, asked, prompt):
     if asked["part"] == "graphs":
         full_graphs(engine, prompt)
         return
+    if asked["part"] == "turns":
+        engine.configure("exact")
+        engine.in_turns(prompt)
+        return
     for mode in asked["modes"]:
         start = time.time()
         engine.configure(mode)
         engine.llm.collective_rpc(memory_of, args=(True,))
         before = engine.llm.collective_rpc(memory_of)[0][0]
         engine.first_tokens(prompt)
-        if mode == "exact":
-            engine.in_turns(prompt)
         engine.batches(prompt)
         peak = engine.llm.collective_rpc(memory_of)[0][1]
         engine.say(mode=mode, extra_peak_mib=peak - before, mode_seconds=round(time.time() - start, 1))
