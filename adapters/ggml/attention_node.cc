@@ -59,15 +59,27 @@ Refusal AttentionServer::find_pieces(const ggml_tensor& node, int32_t layer) {
   mask.ne[1] = node.src[kQ]->ne[1];  // older masks are padded with rows that mean nothing
   pieces_.clear();
   for (int64_t stream = 0; stream < mask.ne[3]; ++stream) {
-    std::vector<RowGroup> groups = read_row_groups(mask, stream);
+    const auto& groups = groups_of(mask, stream, node.src[kMask]->op == GGML_OP_NONE);
     if (groups.empty()) return Refusal::kMask;
-    for (RowGroup& rows : groups) {
+    for (const RowGroup& rows : groups) {
       const int32_t num_rows = rows.num_rows, k_len = rows.k_len;
       const Verdict verdict = policy_.verdict(layer, num_rows, k_len);
-      pieces_.push_back({stream, std::move(rows), verdict, {0, num_rows}, {0, k_len}});
+      pieces_.push_back({stream, rows, verdict, {0, num_rows}, {0, k_len}});
     }
   }
   return Refusal::kNone;
+}
+
+/// read_row_groups(), once a graph where the mask is an input, which stays as it is.
+const std::vector<RowGroup>& AttentionServer::groups_of(const ggml_tensor& mask, int64_t stream,
+                                                        bool is_input) {
+  const bool known = mask_.of_graph && is_input && mask_.data == mask.data &&
+                     mask_.rows == mask.ne[1] && mask_.groups.contains(stream);
+  if (known) return mask_.groups[stream];
+  if (mask_.data != mask.data || mask_.rows != mask.ne[1]) mask_.groups.clear();
+  mask_.data = mask.data;
+  mask_.rows = mask.ne[1];
+  return mask_.groups[stream] = read_row_groups(mask, stream);
 }
 
 void AttentionServer::leave_unread_rows(int32_t layer) {

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "adapters/ggml/attention_memory.h"
@@ -60,6 +61,9 @@ class AttentionServer {
   /// TSP_OK, or tsp_last_error() says what happened.
   [[nodiscard]] tsp_status_t serve(ggml_tensor& node);
 
+  /// Nodes from here to the next call are of one graph: a mask that several share is read once.
+  void begin_graph() { mask_ = {true, nullptr, 0, {}}; }
+
   /// For the nodes to come: of their rows only the last `rows` are read behind the model's last
   /// layer (the tokens whose logits are wanted; row by row from there on), which then attends for
   /// them alone and leaves zeros in the others, which the statistics count as if they were there.
@@ -95,6 +99,7 @@ class AttentionServer {
     std::array<int32_t, 2> q_offsets{}, k_offsets{};  // a batch of this one
   };
 
+  const std::vector<RowGroup>& groups_of(const ggml_tensor& mask, int64_t stream, bool is_input);
   Refusal judge(const ggml_tensor& node, int32_t layer);
   Refusal find_pieces(const ggml_tensor& node, int32_t layer);
   void leave_unread_rows(int32_t layer);
@@ -111,10 +116,16 @@ class AttentionServer {
   std::vector<LayerStats> layers_;
   LayerStats no_layer_;
   AttentionMemory memory_;
-  const ggml_tensor* checked_ = nullptr;  // the node that check() saw last ...
-  int32_t checked_layer_ = -1;            // ... its layer ...
-  std::vector<Piece> pieces_;             // ... its sequences ...
-  LayerStats unread_;                     // ... and rows before theirs that nobody reads
+  struct {
+    bool of_graph = false;  // whether begin_graph() says when masks change
+    const void* data = nullptr;
+    int64_t rows = 0;
+    std::map<int64_t, std::vector<RowGroup>> groups;  // by stream
+  } mask_;                                            // that was read last
+  const ggml_tensor* checked_ = nullptr;              // the node that check() saw last ...
+  int32_t checked_layer_ = -1;                        // ... its layer ...
+  std::vector<Piece> pieces_;                         // ... its sequences ...
+  LayerStats unread_;  // ... and rows before theirs that nobody reads
   int32_t rows_read_ = -1;
 };
 

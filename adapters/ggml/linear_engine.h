@@ -26,6 +26,13 @@ struct Product {
   int64_t c_stride;  // elements from one row of c to the next
 };
 
+/// Columns [first, first + n) of silu(activations x gate transposed) * (activations x up
+/// transposed), m rows of `width` values, as activations in the engine's form.
+struct GatedProduct {
+  int64_t m, n, k;
+  int64_t first, width;
+};
+
 class LinearEngine {
  public:
   virtual ~LinearEngine() = default;
@@ -49,6 +56,11 @@ class LinearEngine {
   [[nodiscard]] virtual bool prepare(const Product& product) = 0;
   [[nodiscard]] virtual bool run(const Product& product, const void* inputs, const void* weights,
                                  float* c) = 0;
+  /// Columns that run_gated() takes at once are a multiple of this; 0 where it is not there.
+  virtual int64_t gated_columns() const { return 0; }
+  /// `gate` and `up` are the weights' rows for these columns alone; `out` holds all columns.
+  virtual void run_gated(const GatedProduct&, const void* /*inputs*/, const void* /*gate*/,
+                         const void* /*up*/, void* /*out*/) {}
   /// Memory of its own.
   virtual size_t scratch_bytes() const = 0;
 };

@@ -31,6 +31,13 @@ bool is_dense_f32(const ggml_tensor& tensor) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int64_t kMany = 64;  // engines may round a number of rows up
+
+/// Rows that fit into `limit` bytes.
+int64_t fitting(size_t limit, size_t bytes_of_many) {
+  return static_cast<int64_t>(limit) * kMany / static_cast<int64_t>(bytes_of_many);
+}
+
 /// The size of the parts that `total` is cut into so that none exceeds `limit`: even ones, in whole
 /// tiles of the library where that fits.
 int64_t part_of(int64_t total, int64_t limit) {
@@ -148,6 +155,7 @@ LinearServer::LinearServer(std::unique_ptr<LinearEngine> engine, const LinearOpt
     : engine_(std::move(engine)), options_(options) {}
 
 LinearRefusal LinearServer::check(const ggml_tensor& node) {
+  if (node.op == GGML_OP_GLU && is_gate_of_waiting(node)) return LinearRefusal::kNone;
   LinearRefusal refusal = refusal_of_shape(node, options_);
   if (refusal == LinearRefusal::kNone && !prepare(node)) refusal = LinearRefusal::kLibrary;
   if (refusal != LinearRefusal::kNone && refusal != LinearRefusal::kNotLinear) {
@@ -156,15 +164,15 @@ LinearRefusal LinearServer::check(const ggml_tensor& node) {
   return refusal;
 }
 
+/// Rows of activations that are held at once.
+int64_t LinearServer::most_rows(int64_t k) const {
+  return std::max(fitting(kActivationBytes, engine_->input_bytes(kMany, k)), kMinBlockRows);
+}
+
 LinearServer::Plan LinearServer::plan_of(const ggml_tensor& node) const {
   Plan plan = {rows_of(node), node.ne[0], node.src[0]->ne[0], 0, 0};
-  constexpr int64_t kMany = 64;  // engines may round a number of rows up
-  const auto fitting = [](int64_t limit, size_t bytes_of_many) {
-    return limit * kMany / static_cast<int64_t>(bytes_of_many);
-  };
-  const int64_t block = fitting(kActivationBytes, engine_->input_bytes(kMany, plan.k));
   const int64_t slice = fitting(kWeightBytes, engine_->weight_bytes(kMany, plan.k));
-  plan.block_rows = part_of(plan.m, std::max(block, kMinBlockRows));
+  plan.block_rows = part_of(plan.m, most_rows(plan.k));
   plan.slice_rows = part_of(plan.n, std::max(slice, int64_t{1}));
   return plan;
 }
@@ -175,7 +183,7 @@ bool LinearServer::prepare(const ggml_tensor& node) {
   if (!kept && !weight_buffer_.reserve(engine_->weight_bytes(plan.slice_rows, plan.k))) {
     return false;
   }
-  if (engine_->converts_inputs()) {
+  if (engine_->converts_inputs() && formed_.input != node.src[1]) {
     const void* const before = activation_buffer_.memory.get();
     const bool room = activation_buffer_.reserve(engine_->input_bytes(plan.block_rows, plan.k));
     if (!room || activation_buffer_.memory.get() != before) formed_ = {};
@@ -192,6 +200,12 @@ bool LinearServer::prepare(const ggml_tensor& node) {
 }
 
 bool LinearServer::serve(ggml_tensor& node) {
+  if (node.op == GGML_OP_GLU) return serve_gated(node);
+  if (may_wait(node) && wait(node)) return true;
+  return multiply(node);
+}
+
+bool LinearServer::multiply(ggml_tensor& node) {
   const auto start = std::chrono::steady_clock::now();
   const ggml_tensor& weight = *node.src[0];
   const Plan plan = plan_of(node);
@@ -245,16 +259,107 @@ const void* LinearServer::activations(const ggml_tensor& node, int64_t first, in
   const int64_t k = input.ne[0];
   const float* rows = static_cast<const float*>(input.data) + first * k;
   if (!engine_->converts_inputs()) return rows;
-  void* const out = activation_buffer_.memory.get();
-  if (formed_.input == &input && formed_.node != &node) return out;
+  if (formed_.input == &input && formed_.node != &node) return formed_.data;
   formed_ = {};
+  void* const out = activation_buffer_.memory.get();
   engine_->read_inputs(rows, count, k, out);
-  if (options_.share_inputs && count == rows_of(input)) formed_ = {&input, &node};
+  if (options_.share_inputs && count == rows_of(input)) formed_ = {&input, &node, out};
   return out;
 }
 
 size_t LinearServer::buffer_bytes() const {
-  return weight_buffer_.bytes + activation_buffer_.bytes + engine_->scratch_bytes();
+  return weight_buffer_.bytes + activation_buffer_.bytes + gated_buffer_.bytes +
+         engine_->scratch_bytes();
+}
+
+void LinearServer::begin_graph() {
+  formed_ = {};
+  waiting_.clear();
+  layers_.begin_graph();
+}
+
+bool LinearServer::saw(const ggml_tensor& node) {
+  layers_.saw(node, refusal_of_shape(node, options_) == LinearRefusal::kNone);
+  if (waiting_.empty() || is_gate_of_waiting(node)) return true;
+  if (node.op == GGML_OP_MUL_MAT && may_wait(node)) return true;
+  return compute_waiting();
+}
+
+// A product waits for its partner, and both for the GLU. Activations are brought into form at once:
+// their memory may be another tensor's by then.
+
+int64_t LinearServer::gated_slice(int64_t n, int64_t k) const {
+  const int64_t step = engine_->gated_columns();
+  const int64_t limit = fitting(kWeightBytes / 2, engine_->weight_bytes(kMany, k)) / step * step;
+  if (limit == 0) return 0;
+  return ceil_div(ceil_div(n, ceil_div(n, limit)), step) * step;
+}
+
+bool LinearServer::may_wait(const ggml_tensor& node) const {
+  const int64_t step = engine_->gated_columns(), m = rows_of(node), n = node.ne[0];
+  if (!options_.share_inputs || step == 0 || !layers_.gated(node) || n % step != 0) return false;
+  const int64_t k = node.src[0]->ne[0];
+  if (m > most_rows(k) || m > most_rows(n) || gated_slice(n, k) == 0) return false;
+  return waiting_.empty() || (waiting_.size() == 1 && waiting_[0]->src[1] == node.src[1] &&
+                              waiting_[0]->ne[0] == n && waiting_[0] != &node);
+}
+
+bool LinearServer::is_gate_of_waiting(const ggml_tensor& node) const {
+  return waiting_.size() == 2 && is_swiglu(node) &&
+         ((node.src[0] == waiting_[0] && node.src[1] == waiting_[1]) ||
+          (node.src[0] == waiting_[1] && node.src[1] == waiting_[0]));
+}
+
+/// False where memory is short, before anything is done. The product that reads the GLU then finds
+/// all that it needs.
+bool LinearServer::wait(ggml_tensor& node) {
+  if (!gated_buffer_.reserve(engine_->input_bytes(rows_of(node), node.ne[0])) ||
+      !weight_buffer_.reserve(kWeightBytes)) {
+    return false;
+  }
+  const auto start = std::chrono::steady_clock::now();
+  (void)activations(node, 0, rows_of(node));
+  waiting_.push_back(&node);
+  stats_.seconds += seconds_since(start);
+  return true;
+}
+
+/// As if they had not waited.
+bool LinearServer::compute_waiting() {
+  const std::vector<ggml_tensor*> nodes = std::exchange(waiting_, {});
+  return std::all_of(nodes.begin(), nodes.end(),
+                     [&](ggml_tensor* node) { return multiply(*node); });
+}
+
+bool LinearServer::serve_gated(const ggml_tensor& node) {
+  const auto start = std::chrono::steady_clock::now();
+  const ggml_tensor* const weights[2] = {node.src[0]->src[0], node.src[1]->src[0]};
+  const int64_t m = rows_of(node), n = node.ne[0], k = weights[0]->ne[0];
+  const int64_t slice = gated_slice(n, k);
+  const void* const kept[2] = {kept_weight(*weights[0]), kept_weight(*weights[1])};
+  auto* const buffer = static_cast<char*>(weight_buffer_.memory.get());
+  for (int64_t first = 0; first < n; first += slice) {
+    const int64_t columns = std::min(slice, n - first);
+    const void* rows[2];
+    for (size_t i = 0; i < 2; ++i) {
+      if (kept[i] != nullptr) {
+        rows[i] = static_cast<const char*>(kept[i]) + engine_->weight_bytes(first, k);
+      } else {
+        char* const out = buffer + i * engine_->weight_bytes(slice, k);
+        read_weights(*weights[i], first, columns, out);
+        rows[i] = out;
+      }
+    }
+    engine_->run_gated({m, columns, k, first, n}, formed_.data, rows[0], rows[1],
+                       gated_buffer_.memory.get());
+  }
+  waiting_.clear();
+  formed_ = {&node, &node, gated_buffer_.memory.get()};
+  stats_.served += 2;
+  stats_.served_rows += 2 * m;
+  stats_.gflop += 4e-9 * static_cast<double>(m) * static_cast<double>(n * k);
+  stats_.seconds += seconds_since(start);
+  return true;
 }
 
 }  // namespace tsp::ggml_adapter

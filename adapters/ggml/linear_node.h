@@ -11,7 +11,9 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "adapters/ggml/gated_layers.h"
 #include "adapters/ggml/linear_engine.h"
 #include "ggml.h"
 #include "tokensparse/context.h"
@@ -58,7 +60,8 @@ struct LinearOptions {
   /// in int8, first come first kept. It saves making it once a chunk. Weights outlive the server.
   size_t keep_bytes = 0;
   /// Products of the same activations, as of q, k and v, bring them into the engine's form once.
-  /// The caller then says where a graph begins: LinearServer::begin_graph().
+  /// The caller then says where a graph begins: LinearServer::begin_graph(). Of a gated layer the
+  /// two products are then kept back, until what reads them comes: see saw().
   bool share_inputs = false;
   /// Path of oneDNN's shared library; empty for the one that OneDnn::open() finds.
   std::string library;
@@ -86,6 +89,14 @@ class LinearServer {
   /// stop.
   static std::unique_ptr<LinearServer> create(const LinearOptions& options, std::string& why);
 
+  /// Every node of a graph, in its order, before its check(). Where that is done for a whole graph,
+  /// ended by end_graph(), and share_inputs is set, later graphs compute SwiGLU of two products
+  /// that nothing else reads as one (GGML_OP_GLU, served too), into the activations of the product
+  /// that reads it: results of the three nodes are then not written. False where a product that was
+  /// kept back could not be computed.
+  [[nodiscard]] bool saw(const ggml_tensor& node);
+  void end_graph() { layers_.end_graph(); }
+
   /// refusal_of_shape(), and the memory and code that serve() needs, made here; counts a refusal.
   /// The activations may still be waiting to be computed.
   [[nodiscard]] LinearRefusal check(const ggml_tensor& node);
@@ -94,7 +105,7 @@ class LinearServer {
   [[nodiscard]] bool serve(ggml_tensor& node);
 
   /// Tensors that were seen may hold other values from here on.
-  void begin_graph() { formed_ = {}; }
+  void begin_graph();
 
   void set_threads(int32_t threads) { engine_->set_threads(threads); }
   const LinearStats& stats() const { return stats_; }
@@ -107,7 +118,7 @@ class LinearServer {
   /// whatever the prompt's length and the model.
   size_t buffer_bytes() const;
   size_t kept_bytes() const { return kept_bytes_; }
-  static constexpr size_t max_buffer_bytes() { return kWeightBytes + kActivationBytes; }
+  static constexpr size_t max_buffer_bytes() { return kWeightBytes + 2 * kActivationBytes; }
 
  private:
   // A slice of a weight, at most; one row of a weight if that is more.
@@ -133,14 +144,25 @@ class LinearServer {
   const void* kept_weight(const ggml_tensor& weight);
   void read_weights(const ggml_tensor& weight, int64_t first, int64_t count, void* out);
   const void* activations(const ggml_tensor& node, int64_t first, int64_t count);
+  bool multiply(ggml_tensor& node);
+  int64_t most_rows(int64_t k) const;
+  int64_t gated_slice(int64_t n, int64_t k) const;
+  bool may_wait(const ggml_tensor& node) const;
+  bool is_gate_of_waiting(const ggml_tensor& node) const;
+  bool wait(ggml_tensor& node);
+  bool compute_waiting();
+  bool serve_gated(const ggml_tensor& node);
 
   std::unique_ptr<LinearEngine> engine_;
   LinearOptions options_;
   LinearStats stats_;
-  Buffer weight_buffer_, activation_buffer_;
+  Buffer weight_buffer_, activation_buffer_, gated_buffer_;
   struct {
     const ggml_tensor *input = nullptr, *node = nullptr;
-  } formed_;  // what activation_buffer_ holds all rows of, and the first product of it
+    const void* data = nullptr;
+  } formed_;  // what a buffer holds all rows of, and the first product of it
+  GatedLayers layers_;
+  std::vector<ggml_tensor*> waiting_;   // products of a gated layer, of formed_.input
   std::map<const void*, Memory> kept_;  // by the weight's data
   size_t kept_bytes_ = 0;
 };

@@ -13,7 +13,7 @@ namespace tsp::cli {
 
 struct LinearChoice {
   std::string who = "auto";  // ggml, onednn, int8, auto
-  int32_t keep_mb = 0;       // weights kept in the engine's form, at most
+  int32_t keep_mb = -1;      // weights kept in the engine's form, at most; -1 = as memory allows
   int32_t threads = 1;
 
   std::unique_ptr<ggml_adapter::LinearServer> server;                 // null: ggml multiplies

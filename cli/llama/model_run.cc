@@ -160,7 +160,10 @@ void ModelRunner::probe(const Prompt& prompt, const Setting& setting) const {
   options.setting = exact(setting);
   AttentionServer server(ctx.get(), options);
   Session session(model_,
-                  {.context = kServedRows, .ubatch = kServedRows, .threads = conditions_.threads},
+                  {.context = kServedRows,
+                   .ubatch = kServedRows,
+                   .threads = conditions_.threads,
+                   .linear = conditions_.linear},  // which learns the model's gated layers
                   &server);
   Progress silent("", kServedRows, false);
   session.read_prompt(start, silent);

@@ -3,6 +3,7 @@
 
 #include <malloc.h>
 
+#include <algorithm>
 #include <fstream>
 #include <string>
 
@@ -20,6 +21,19 @@ int64_t peak_memory() {
     if (word == "VmHWM:" && status >> kilobytes) return 1024 * kilobytes;
   }
   return 0;
+}
+
+int64_t available_memory() {
+  int64_t available = 0;
+  std::ifstream info("/proc/meminfo");
+  for (std::string word; info >> word;) {
+    int64_t kilobytes = 0;
+    if (word == "MemAvailable:" && info >> kilobytes) available = 1024 * kilobytes;
+  }
+  int64_t limit = 0, used = 0;  // of a container; a machine's own group has no limit
+  std::ifstream most("/sys/fs/cgroup/memory.max"), now("/sys/fs/cgroup/memory.current");
+  if (most >> limit && now >> used) available = std::clamp<int64_t>(limit - used, 0, available);
+  return available;
 }
 
 }  // namespace tsp::cli

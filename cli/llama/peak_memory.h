@@ -11,4 +11,8 @@ void reset_peak_memory();
 /// In bytes; 0 where it is not known.
 int64_t peak_memory();
 
+/// Bytes that the system, or the container that limits this process, has left. 0 where neither
+/// says.
+int64_t available_memory();
+
 }  // namespace tsp::cli

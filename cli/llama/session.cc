@@ -146,11 +146,14 @@ void Session::decode(const llama_token* tokens, int32_t count, int32_t outputs) 
   }
   // An observer looks at whole layers.
   if (server_ != nullptr && !observer_) server_->set_rows_read(outputs);
+  if (server_ != nullptr) server_->begin_graph();
   if (options_.linear != nullptr) options_.linear->begin_graph();
   const int32_t status = llama_decode(ctx_.get(), batch);
   llama_batch_free(batch);
   stop_if_interrupted();
   if (!callback_.error().empty()) throw Failure(callback_.error());
+  // An observer keeps nodes to itself.
+  if (status == 0 && options_.linear != nullptr && !observer_) options_.linear->end_graph();
   if (status != 0) {
     throw Failure("llama.cpp could not run the model: " +
                   llama_reason("llama_decode returned " + std::to_string(status)));

@@ -268,5 +268,27 @@ TEST_F(AttentionNode, AttendsForAllRowsWhereTheSettingNamesTheLastLayer) {
   EXPECT_NE(result_of(server, *node.get())[0], 0);
 }
 
+TEST_F(AttentionNode, AMaskIsReadOnceAGraph) {
+  Node node(Shape{});
+  auto* mask = static_cast<ggml_fp16_t*>(node.get()->src[3]->data);
+  const auto check_with = [&](ggml_fp16_t first) {
+    mask[0] = first;  // 1.0: a mask that is not served
+    return server_->check(*node.get());
+  };
+  EXPECT_EQ(check_with(0), Refusal::kNone);
+  EXPECT_EQ(check_with(0x3C00), Refusal::kMask) << "nobody said that graphs begin";
+  server_->begin_graph();
+  EXPECT_EQ(check_with(0), Refusal::kNone);
+  EXPECT_EQ(check_with(0x3C00), Refusal::kNone) << "as it was";
+  server_->begin_graph();
+  EXPECT_EQ(server_->check(*node.get()), Refusal::kMask);
+  server_->begin_graph();
+  EXPECT_EQ(check_with(0), Refusal::kNone);
+  Node other(Shape{.rows = 66, .k_len = 90});
+  EXPECT_EQ(server_->check(*other.get()), Refusal::kNone);
+  static_cast<ggml_fp16_t*>(other.get()->src[3]->data)[0] = 0x3C00;
+  EXPECT_EQ(check_with(0x3C00), Refusal::kMask) << "another mask was read since";
+}
+
 }  // namespace
 }  // namespace tsp::ggml_adapter

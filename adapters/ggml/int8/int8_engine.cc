@@ -27,6 +27,22 @@ static_assert(kChunk % kGroup == 0 && kChunk % 256 == 0);
 constexpr int64_t kMaxPassGroups = 48;  // 204 KiB of a panel
 constexpr int64_t kTileBytesAtOnce = int64_t{400} << 10;
 
+// Groups of a pass, even ones.
+int64_t pass_of(int64_t groups) { return ceil_div(groups, ceil_div(groups, kMaxPassGroups)); }
+
+/// What a tile at `row` of `rows` fetches of the next panel into the second-level cache. The first
+/// tile would else wait for all of it: products of K 896 and 192 rows, 5 % of the time (one thread,
+/// 2 cores AMD EPYC Zen 5, 2026-11-27).
+inline void prefetch_share(const uint8_t* next, int64_t bytes, int64_t row, int64_t rows) {
+  if (next == nullptr) return;
+  const int64_t end = bytes * std::min(rows, row + kTileRows) / rows;
+  for (int64_t at = bytes * row / rows; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
+}
+
+// Rows whose gated products wait, in f32, to be quantised: 192 KiB of a thread's stack.
+constexpr int64_t kGatedRows = 32 * kTileRows;
+static_assert(kGroup % kPanelRows == 0);
+
 }  // namespace
 
 std::unique_ptr<Int8Engine> Int8Engine::create(int32_t threads, tsp_parallel_fn parallel,
@@ -81,30 +97,66 @@ void Int8Engine::read_inputs(const float* rows, int64_t count, int64_t k, void* 
   });
 }
 
+/// Up to a panel's columns of a product of rows that begin with a tile. `next` is the panel that
+/// comes next, or null.
+void Int8Engine::multiply_panel(const uint8_t* tiles, const uint8_t* panel, const Product& product,
+                                float* c, const uint8_t* next) const {
+  const int64_t groups = groups_of(product.k), pass = pass_of(groups);
+  for (int64_t group = 0; group < groups; group += pass) {
+    int8::Part part = {0, product.n, std::min(pass, groups - group), group > 0};
+    for (int64_t row = 0; row < product.m; row += kTileRows) {
+      part.rows = std::min(kTileRows, product.m - row);
+      prefetch_share(next, int8::panel_bytes(product.k), row, product.m);
+      kernels_.multiply(
+          tiles + row / kTileRows * int8::tile_bytes(product.k) + group * kTileGroupBytes,
+          panel + group * kPanelGroupBytes, part, c + row * product.c_stride, product.c_stride);
+    }
+  }
+}
+
 bool Int8Engine::run(const Product& product, const void* inputs, const void* weights, float* c) {
-  const int64_t groups = groups_of(product.k);
-  const int64_t pass = ceil_div(groups, ceil_div(groups, kMaxPassGroups));
   const int64_t tiles = ceil_div(product.m, kTileRows);
   const int64_t panels = ceil_div(product.n, kPanelRows);
-  const int64_t block = std::max(int64_t{1}, kTileBytesAtOnce / (pass * kTileGroupBytes));
-  for_each(ceil_div(tiles, block) * panels, [&](int64_t index) {
-    const int64_t column = index % panels * kPanelRows, first = index / panels * block;
-    const auto* panel =
-        static_cast<const uint8_t*>(weights) + index % panels * int8::panel_bytes(product.k);
-    for (int64_t group = 0; group < groups; group += pass) {
-      int8::Part part = {0, std::min(kPanelRows, product.n - column),
-                         std::min(pass, groups - group), group > 0};
-      for (int64_t tile = first; tile < std::min(tiles, first + block); ++tile) {
-        const int64_t row = tile * kTileRows;
-        part.rows = std::min(kTileRows, product.m - row);
-        const auto* input = static_cast<const uint8_t*>(inputs) +
-                            tile * int8::tile_bytes(product.k) + group * kTileGroupBytes;
-        kernels_.multiply(input, panel + group * kPanelGroupBytes, part,
-                          c + row * product.c_stride + column, product.c_stride);
-      }
-    }
+  const int64_t pass_bytes = pass_of(groups_of(product.k)) * kTileGroupBytes;
+  const int64_t block = std::max(int64_t{1}, kTileBytesAtOnce / pass_bytes) * kTileRows;
+  for_each(ceil_div(tiles * kTileRows, block) * panels, [&](int64_t index) {
+    const int64_t column = index % panels * kPanelRows, row = index / panels * block;
+    const Product part = {std::min(block, product.m - row),
+                          std::min(kPanelRows, product.n - column), product.k, product.c_stride};
+    multiply_panel(
+        static_cast<const uint8_t*>(inputs) + row / kTileRows * int8::tile_bytes(product.k),
+        static_cast<const uint8_t*>(weights) + index % panels * int8::panel_bytes(product.k), part,
+        c + row * product.c_stride + column, nullptr);
   });
   return true;
+}
+
+void Int8Engine::run_gated(const GatedProduct& product, const void* inputs, const void* gate,
+                           const void* up, void* out) {
+  const int64_t groups = product.n / kGroup, blocks = ceil_div(product.m, kGatedRows);
+  const int64_t panel_bytes = int8::panel_bytes(product.k);
+  for_each(blocks * groups, [&](int64_t index) {
+    alignas(64) float gated[kGatedRows * kGroup], factors[kGatedRows * kGroup];
+    const int64_t group = index % groups, first = index / groups * kGatedRows;
+    const Product part = {std::min(kGatedRows, product.m - first), kPanelRows, product.k, kGroup};
+    const auto* tiles =
+        static_cast<const uint8_t*>(inputs) + first / kTileRows * int8::tile_bytes(product.k);
+    for (int64_t column = 0; column < kGroup; column += kPanelRows) {
+      const int64_t panel = (group * kGroup + column) / kPanelRows * panel_bytes;
+      const auto* const gates = static_cast<const uint8_t*>(gate) + panel;
+      const auto* const ups = static_cast<const uint8_t*>(up) + panel;
+      const bool last = panel + panel_bytes == product.n / kPanelRows * panel_bytes;
+      multiply_panel(tiles, gates, part, gated + column, ups);
+      multiply_panel(tiles, ups, part, factors + column, last ? nullptr : gates + panel_bytes);
+    }
+    uint8_t* at = static_cast<uint8_t*>(out) + first / kTileRows * int8::tile_bytes(product.width) +
+                  (product.first / kGroup + group) * kTileGroupBytes;
+    for (int64_t row = 0; row < part.m; row += kTileRows) {
+      kernels_.pack_gated(gated + row * kGroup, factors + row * kGroup,
+                          std::min(kTileRows, part.m - row),
+                          at + row / kTileRows * int8::tile_bytes(product.width));
+    }
+  });
 }
 
 /// body(i) for each i in [0, count), whatever the number of threads that come.

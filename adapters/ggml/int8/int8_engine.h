@@ -9,6 +9,7 @@
 #include <string>
 
 #include "adapters/ggml/int8/kernels.h"
+#include "adapters/ggml/int8/layout.h"
 #include "adapters/ggml/linear_engine.h"
 #include "tokensparse/context.h"
 
@@ -33,11 +34,16 @@ class Int8Engine final : public LinearEngine {
 
   bool prepare(const Product&) override { return true; }
   bool run(const Product& product, const void* inputs, const void* weights, float* c) override;
+  int64_t gated_columns() const override { return int8::kGroup; }
+  void run_gated(const GatedProduct& product, const void* inputs, const void* gate, const void* up,
+                 void* out) override;
   size_t scratch_bytes() const override { return 0; }
 
  private:
   Int8Engine(const int8::Kernels& kernels, int32_t threads, tsp_parallel_fn parallel, void* user)
       : kernels_(kernels), threads_(threads), parallel_(parallel), parallel_user_(user) {}
+  void multiply_panel(const uint8_t* tiles, const uint8_t* panel, const Product& product, float* c,
+                      const uint8_t* next) const;
   void for_each(int64_t count, const std::function<void(int64_t)>& body) const;
 
   const int8::Kernels& kernels_;

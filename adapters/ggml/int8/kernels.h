@@ -23,6 +23,9 @@ struct Kernels {
   void (*(*reader)(ggml_type type))(const void* packed, float* out, int64_t count);
   /// Quantises `count` rows of k values, dense, into a tile. Rows beyond `count` become zeros.
   void (*pack_tile)(const float* rows, int64_t count, int64_t k, uint8_t* tile);
+  /// Quantises silu(gate) * up, `count` rows of kGroup values each, dense, into one group of a
+  /// tile. Rows beyond `count` become zeros.
+  void (*pack_gated)(const float* gate, const float* up, int64_t count, uint8_t* group);
   /// Quantises `count` values of one row of a weight into groups of a panel that follow one
   /// another, `panel` being the first. A group that `count` does not fill ends in zeros.
   void (*pack_panel_row)(const float* values, int64_t count, int64_t row, uint8_t* panel);

@@ -140,23 +140,59 @@ inline void prefetch_group(const float* at) {
   for (int i = 0; i < kGroupVectors; ++i) __builtin_prefetch(at + i * kLanes);
 }
 
-void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
+/// One row of a group of a tile.
+inline void pack_tile_row(Values floats, int64_t row, uint8_t* group) {
   const __m512i sign = _mm512_set1_epi8(-128);  // adds 128
+  rotate(floats);
+  const Quantised values = quantise(floats);
+  const Bytes bytes = bytes_of(values);
+  TSP_UNROLL
+  for (int i = 0; i < kGroup / 64; ++i) {
+    _mm512_storeu_si512(group + row * kGroup + 64 * i, _mm512_xor_si512(bytes.v[i], sign));
+  }
+  memcpy(group + kTileRows * kGroup + row * int64_t{sizeof(float)}, &values.scale, sizeof(float));
+}
+
+void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
   for (int64_t first = 0; first < k; first += kGroup, tile += kTileGroupBytes) {
     for (int64_t row = 0; row < kTileRows; ++row) {
       const int64_t left = row < count ? k - first : 0;
-      Values floats = load(row < count ? rows + row * k + first : rows, left);
+      const Values floats = load(row < count ? rows + row * k + first : rows, left);
       if (left > 3 * kGroup) prefetch_group(rows + row * k + first + 2 * kGroup);
-      rotate(floats);
-      const Quantised values = quantise(floats);
-      const Bytes bytes = bytes_of(values);
-      TSP_UNROLL
-      for (int i = 0; i < kGroup / 64; ++i) {
-        _mm512_storeu_si512(tile + row * kGroup + 64 * i, _mm512_xor_si512(bytes.v[i], sign));
-      }
-      memcpy(tile + kTileRows * kGroup + row * int64_t{sizeof(float)}, &values.scale,
-             sizeof(float));
+      pack_tile_row(floats, row, tile);
     }
+  }
+}
+
+/// e to the power of each lane, to 2 units in the last place; infinity and zero beyond the range.
+inline __m512 exponential(__m512 x) {
+  const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), 0);
+  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0x1.62e400p-1f), x);
+  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0x1.7f7d1cp-20f), rest);
+  constexpr float kFactors[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};  // Taylor's
+  __m512 sum = _mm512_set1_ps(1.0f / 720);
+  for (const float factor : kFactors) {
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  }
+  return _mm512_scalef_ps(sum, power);
+}
+
+inline __m512 silu(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1);
+  const __m512 negated = _mm512_sub_ps(_mm512_setzero_ps(), x);
+  return _mm512_div_ps(x, _mm512_add_ps(one, exponential(negated)));
+}
+
+void pack_gated(const float* gate, const float* up, int64_t count, uint8_t* group) {
+  for (int64_t row = 0; row < kTileRows; ++row) {
+    const int64_t left = row < count ? kGroup : 0, at = row < count ? row * kGroup : 0;
+    Values values = load(gate + at, left);
+    const Values factors = load(up + at, left);
+    TSP_UNROLL
+    for (int i = 0; i < kGroupVectors; ++i) {
+      values.v[i] = _mm512_mul_ps(silu(values.v[i]), factors.v[i]);
+    }
+    pack_tile_row(values, row, group);
   }
 }
 
@@ -278,7 +314,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 }  // namespace
 
 extern const Kernels kAvx512Vnni;
-const Kernels kAvx512Vnni = {"AVX512-VNNI", block_reader<float>, pack_tile, pack_panel_row,
-                             multiply};
+const Kernels kAvx512Vnni = {"AVX512-VNNI", block_reader<float>, pack_tile,
+                             pack_gated,    pack_panel_row,      multiply};
 
 }  // namespace tsp::ggml_adapter::int8
