@@ -75,7 +75,7 @@ def program(options, lengths):
         path.write_text(text[: int(tokens * per_token)])
         times = {"exact": [], "sparse": []}
         for _ in range(options.repeat):
-            for mode, more in (("exact", ["--coverage", "0"]), ("sparse", [])):
+            for mode, more in (("exact", ["--coverage", "0"]), ("sparse", ["--setting", "built-in"])):
                 command = [BUILD / "bin" / "tokensparse", "run", "-m", options.model, "-f", path]
                 command += ["-p", "What is this?", "-n", "1", "--json", *more]
                 command += ["--threads", options.threads]

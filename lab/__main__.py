@@ -43,7 +43,9 @@ def _once(pairs):
 
 
 def _plan(path, only):
-    plan = json.loads(pathlib.Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once)
+    plan = results.load(path, object_pairs_hook=_once)
+    if not (isinstance(plan, dict) and all(isinstance(setting, dict) for setting in plan.values())):
+        raise EngineError(f"{path}: must be an object of settings by name")
     for name in only or []:
         if name not in plan:
             raise EngineError(f"--only: the plan has no setting {name!r}; it has {', '.join(plan)}")
@@ -137,6 +139,8 @@ def _recommend(args):
     search = recommend.Search(ask, limits, minutes, say=say, num_layers=engine.model["num_layers"])
     found = search.run()
     print(table.markdown(table.lines(results.read(args.results)[1])))
+    for name in search.undecided():
+        print(f"undecided: {name}: {recommend.judge(search.lines[name], limits).why}")
     if found is None:
         late = "time ran out; " if search.out_of_time else ""
         raise EngineError(f"{late}no setting is within the limits for certain; more prompts may show one")
@@ -249,20 +253,25 @@ def _rows(files):
 def _table(args):
     header, rows = _rows(document.files(args.results))
     names = {row["setting"] for row in rows}
-    for name in [args.against, *(args.only or [])]:
+    ends = args.between or [args.against]
+    for name in [*ends, *(args.only or [])]:
         if name not in names:
             raise results.ResultsError(f"table: no setting {name!r}; there are {sorted(names)}")
-    only = names if args.only is None else {args.against, *args.only}
+    only = names if args.only is None else {*ends, *args.only}
     rows = [row for row in rows if row["setting"] in only]
-    made = table.lines(rows, args.tasks, args.against)
-    return header, table.markdown(made, args.by_task, not header["engine"].startswith("restated"))
+    rows = table.common(rows) if args.common else rows
+    made = table.lines(rows, args.tasks, args.against) if not args.between else table.between(rows, *ends, args.tasks)
+    if args.times:
+        made = table.timed(made, _rows(document.files(args.times))[1], args.against)
+    shown = not header["engine"].startswith("restated")
+    return header, table.markdown(made, args.by_task, shown, args.kept)
 
 
 def _document(args):
     path = pathlib.Path(args.file)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        setting = json.loads(text)
+        setting = results.load(path)
         header, rows = _rows(document.files(args.results))
         setting["accuracy"] = {**setting.get("accuracy", {}), **document.costs(setting, header, rows)}
         made = json.dumps(setting, indent=2) + "\n"

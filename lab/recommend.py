@@ -4,8 +4,8 @@
 Rounds of more and more prompts: after each, settings that are too costly for certain are out (the lower
 end of their interval is over the limit), and so is what costs more pairs than one that has passed. A
 setting passes when the upper ends of its intervals are within the limits at the last round. Coverage is
-searched first, with everything else as built in; then the other options around the best coverage; where
-no coverage passes, fewer layers.
+searched first, with everything else as built in; then the other options and block patterns around the best
+coverage; where no coverage passes, fewer layers, and block patterns on every token.
 """
 import dataclasses
 import datetime
@@ -24,10 +24,15 @@ VARIANTS = (  # one step from the best coverage, each alone
     {"band": 512},
     {"share": "head"},
     {"share": "layer"},
+    {"blocks": {"pattern": "xattention", "threshold": 0.95, "stride": 8}},
+    {"blocks": {"pattern": "xattention", "threshold": 0.9, "stride": 8}},
 )
 
-
 FEWER = (0.05, 0.1, 0.2)  # coverages of a third or two of the layers
+BLOCKS = (  # on every token, where no coverage passes
+    {"pattern": "xattention", "threshold": 0.95, "stride": 8},
+    {"pattern": "flexprefill", "gamma": 0.95},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,17 @@ def judge(line, limits):
         hopeless=line.loss.low > limits.loss or surely_lost > limits.points,
         why=why,
     )
+
+
+def _named(change):
+    """{"band": 128} as "band 128", {"blocks": {"pattern": "xattention", "threshold": .9}} as "xattention, threshold 0.9"."""
+    found = []
+    for key, value in change.items():
+        if key == "blocks":
+            found += [value["pattern"], *(f"{k} {v:g}" for k, v in value.items() if k != "pattern")]
+        else:
+            found.append(f"{key} {value}")
+    return ", ".join(found)
 
 
 class Search:
@@ -96,6 +112,12 @@ class Search:
                 return name
         return None
 
+    def undecided(self):
+        """What neither passed nor is too costly for certain, cheapest first."""
+        verdicts = {name: judge(line, self._limits) for name, line in self.lines.items()}
+        open_ = [name for name, found in verdicts.items() if not (found.passed or found.hopeless)]
+        return sorted(open_, key=lambda name: self.lines[name].pairs)
+
     def _fewer_layers(self):
         """Each third of the layers between the first and the last, and each two neighbours of them."""
         inner = list(range(1, self._num_layers - 1))
@@ -116,12 +138,13 @@ class Search:
         best = self._cheapest(candidates)
         if best is None:
             candidates = self._fewer_layers()
+            for blocks in BLOCKS:
+                candidates[_named({"blocks": blocks})] = {"coverage": 0, "layers": "all", "blocks": blocks}
             best = self._cheapest(candidates)
             return None if best is None else (best, candidates[best])
         base = candidates[best]
         around = {
-            ", ".join([best, *(f"{k} {v}" for k, v in variant.items())]): {**base, **variant}
-            for variant in VARIANTS
+            f"{best}, {_named(variant)}": {**base, **variant} for variant in VARIANTS
         }
         better = self._cheapest(around)
         if better is not None and self.lines[better].pairs < self.lines[best].pairs:

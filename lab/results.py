@@ -16,6 +16,14 @@ class ResultsError(ValueError):
     """A results file that cannot be used."""
 
 
+def load(path, **how):
+    """What a file of JSON holds."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"), **how)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: not JSON: {error}") from error
+
+
 def read(path):
     """(header, rows) of a results file, and whether its last line was cut short."""
     content = pathlib.Path(path).read_bytes()

@@ -43,7 +43,7 @@ class Job:
 def read(path, load_plan):
     """The jobs of a file. load_plan(file, only) reads a plan."""
     jobs = []
-    for number, fields in enumerate(json.loads(pathlib.Path(path).read_text(encoding="utf-8")), 1):
+    for number, fields in enumerate(results.load(path), 1):
         only, plan = fields.pop("only", None), fields.pop("plan", None)
         try:
             plan = load_plan(plan, only) if isinstance(plan, str) else {DENSE: {}, **plan}

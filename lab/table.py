@@ -4,10 +4,17 @@ import collections
 import dataclasses
 
 from lab import stats
+from lab.results import ResultsError
 
 DENSE = "dense"
 # What rows may have besides: tokens a second of decoding, MiB beside the weights, held by the answer's end.
-COSTS = {"decode": ("tokens/s", 1), "peak_bytes": ("peak MiB", 2**20), "held_bytes": ("held MiB", 2**20)}
+# (column, unit, digits)
+COSTS = {
+    "first": ("first token, s", 1, 3),  # in rows that were asked for their time alone, see timed()
+    "decode": ("tokens/s", 1, 1),
+    "peak_bytes": ("peak MiB", 2**20, 0),
+    "held_bytes": ("held MiB", 2**20, 0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +23,7 @@ class Line:
     length: int
     n: int
     pairs: float  # share of dense's query-key pairs, mean over layers
+    kept: float | None  # share of the tokens kept, mean over layers; see the engine
     seconds: float | None  # median ratio of the time to what it is compared with, same prompt
     exact: float  # share of prompts whose answer is right token by token
     points: stats.Difference | None  # of `exact`, in points; None for what others are compared with
@@ -35,8 +43,21 @@ def _mean(values):
     return sum(values) / len(values)
 
 
+def common(rows):
+    """The rows of prompts that every setting of their length answered."""
+    settings, answered = collections.defaultdict(set), collections.defaultdict(set)
+    for row in rows:
+        settings[row["length"]].add(row["setting"])
+        answered[row["prompt"]].add(row["setting"])
+    return [row for row in rows if answered[row["prompt"]] == settings[row["length"]]]
+
+
 def lines(rows, tasks=None, against=DENSE):
-    """One Line a setting and length, what they are compared with first, then by pairs."""
+    """One Line a setting and length, what they are compared with first, then by pairs.
+
+    Raises:
+      ResultsError: rows of one prompt that did not ask the same.
+    """
     cells = collections.defaultdict(dict)  # (length, setting) -> prompt -> row
     for row in rows:
         if tasks is None or row["task"] in tasks:
@@ -45,6 +66,11 @@ def lines(rows, tasks=None, against=DENSE):
     for (length, setting), mine in cells.items():
         base = cells.get((length, against), {})
         both = [(row, base[key]) for key, row in mine.items() if key in base]
+        for row, other in both:
+            if row.get("digest") != other.get("digest"):
+                raise ResultsError(
+                    f"{row['prompt']}: {setting} was asked another prompt than {against}: other texts or tokenizer"
+                )
         if setting != against and not both:
             continue
         made.append(_line(setting, length, mine, None if setting == against else both))
@@ -86,6 +112,7 @@ def _line(setting, length, mine, both):
         length=length,
         n=len(rows),
         pairs=_mean([row["pairs"] for row in rows]),
+        kept=_mean([row["kept"] for row in rows]) if all("kept" in row for row in rows) else None,
         seconds=1.0 if both is None else _median([row["seconds"] / base["seconds"] for row, base in both]),
         exact=_mean(exact) if exact else float("nan"),
         points=difference("exact", 100.0),
@@ -98,6 +125,53 @@ def _line(setting, length, mine, both):
             if any(name in row for row in rows)
         },
     )
+
+
+def between(rows, first, second, tasks=None):
+    """Lines of all other settings, compared with what `first` and `second` come to at the same pairs.
+
+    That is a straight line between the two, prompt by prompt. Costs grow faster the fewer pairs are
+    left, so where the two are one method the line is a little above it.
+    """
+    cells = collections.defaultdict(dict)  # (length, setting) -> prompt -> row
+    for row in rows:
+        if tasks is None or row["task"] in tasks:
+            cells[row["length"], row["setting"]][row["prompt"]] = row
+    made = []
+    for (length, setting), mine in cells.items():
+        ends = [cells.get((length, name), {}) for name in (first, second)]
+        keys = [key for key in mine if all(key in end for end in ends)]
+        if setting in (first, second) or not keys:
+            continue
+        here, a, b = (_mean([of[key]["pairs"] for key in keys]) for of in (mine, *ends))
+        if a == b:
+            raise ResultsError(f"{first} and {second} compute the same pairs: nothing lies between them")
+        share = (here - b) / (a - b)
+        both = [(mine[key], _mixed(*(end[key] for end in ends), share)) for key in keys]
+        made.append(_line(setting, length, {key: mine[key] for key in keys}, both))
+    made.sort(key=lambda line: (line.length, line.pairs))
+    return _corrected(made)
+
+
+def _mixed(a, b, share):
+    """The row that lies `share` of the way from b to a."""
+    mix = lambda x, y: None if x is None or y is None else share * x + (1 - share) * y
+    return {**a, **{name: mix(a[name], b[name]) for name in ("loss", "exact", "score", "seconds")}}
+
+
+def timed(made, rows, against=DENSE):
+    """The lines with the times and costs of other rows, which were asked alone on their machine."""
+    measured = {(line.length, line.setting): line for line in lines(rows, against=against)}
+    seconds = collections.defaultdict(list)
+    for row in rows:
+        seconds[row["length"], row["setting"]].append(row["seconds"])
+    out = []
+    for line in made:
+        key = line.length, line.setting
+        costs = {"first": _median(seconds[key]), **measured[key].costs} if key in measured else {}
+        ratio = measured[key].seconds if key in measured else None
+        out.append(dataclasses.replace(line, seconds=ratio, costs=costs))
+    return out
 
 
 def _corrected(made):
@@ -119,11 +193,17 @@ def _interval(difference, digits):
     )
 
 
-def markdown(made, by_task=False, timed=True):
+def _cost(line, name):
+    _, unit, digits = COSTS[name]
+    return f"{line.costs[name] / unit:.{digits}f}" if name in line.costs else "-"
+
+
+def markdown(made, by_task=False, timed=True, kept=False):
     """The lines as a Markdown table; not `timed` where an engine's time is not a user's."""
     tasks = sorted({task for line in made for task in line.by_task}) if by_task else []
     extra = [name for name in COSTS if timed and any(name in line.costs for line in made)]
-    head = ["tokens", "setting", "n", "pairs"] + ["time"] * timed + [COSTS[name][0] for name in extra]
+    head = ["tokens", "setting", "n"] + ["kept"] * kept + ["pairs"]
+    head += ["time"] * timed + [COSTS[name][0] for name in extra]
     head += ["d loss", "p", "d points"]
     head += ["d score"] if any(line.score for line in made) else []
     head += [f"{task}: %, loss" for task in tasks]
@@ -133,9 +213,10 @@ def markdown(made, by_task=False, timed=True):
             f"{line.length:,}",
             line.setting,
             str(line.n),
+            *(["-" if line.kept is None else f"{line.kept:.3f}"] if kept else []),
             f"{line.pairs:.3f}",
-            *([f"{line.seconds:.2f}"] if timed else []),
-            *(f"{line.costs[name] / COSTS[name][1]:.1f}" if name in line.costs else "-" for name in extra),
+            *(["-" if line.seconds is None else f"{line.seconds:.2f}"] if timed else []),
+            *(_cost(line, name) for name in extra),
             _interval(line.loss, 3),
             "-" if line.p_loss is None else f"{line.p_loss:.3f}",
             _interval(line.points, 1),

@@ -142,6 +142,7 @@ def run_tokensparse(options, engine, prompt):
     text.write_text(prompt["text"])
     command = [options.program, "run", "-m", options.model, "-f", text, "-p", prompt["question"]]
     command += ["-n", options.answer_tokens, "--threads", options.threads, "--json", *settings]
+    command += ["--setting", "built-in"]  # on every model, whatever was measured on it
     command += ["--chat-template", "chatml"]  # as prepare.py does: no system turn of the model's own
     try:
         report = json.loads(output_of(command, engine, options.timeout))

@@ -5,10 +5,13 @@ XAttention (arXiv 2503.16428), FlexPrefill (arXiv 2502.20766), mean-pooled block
 vertical-slash (arXiv 2407.02490) and the same with a cumulative budget, and the true mass of each
 block, which no estimate beats. Whole prompts only. What each means: include/tokensparse/estimate.h.
 """
+import inspect
 import math
 
 import torch
 import torch.nn.functional as F
+
+from lab.engines import EngineError
 
 BLOCK = 128
 GROUPS = 12  # of query blocks computed as one batch each
@@ -180,13 +183,32 @@ METHODS = {
     "flexprefill": flexprefill,
 }
 
-OF_KEYS = ("vertical_slash", "minference")  # not of blocks alone
+OF_KEYS = {"vertical_slash": vertical_slash, "minference": minference}  # not of blocks alone
+# Where a setting file means something else by what is not given.
+OF_SETTINGS = {"xattention": {"stride": 16}}
+
+
+def method(pattern):
+    return pattern.get("method", pattern.get("pattern"))
+
+
+def parameters(pattern):
+    """Of a pattern: {"method": name, ...}, or as a setting file says it, {"pattern": name, ...}."""
+    known = {**METHODS, **OF_KEYS}
+    name = method(pattern)
+    if name not in known:
+        raise EngineError(f"blocks: must be one of {', '.join(known)}, is {name!r}")
+    found = {key: value for key, value in pattern.items() if key not in ("method", "pattern")}
+    mine = list(inspect.signature(known[name]).parameters)[3:]
+    for key in found:
+        if key not in mine:
+            raise EngineError(f"blocks.{key}: must be one of {', '.join(mine)}")
+    return {**(OF_SETTINGS.get(name, {}) if "pattern" in pattern else {}), **found}
 
 
 def chosen(q, k, scale, pattern):
     """bool [heads, query blocks, key blocks] of a pattern of blocks."""
-    options = {key: value for key, value in pattern.items() if key != "method"}
-    return METHODS[pattern["method"]](q, k, scale, **options)
+    return METHODS[method(pattern)](q, k, scale, **parameters(pattern))
 
 
 def attend(q, k, v, scale, chosen):
@@ -225,9 +247,9 @@ def attend(q, k, v, scale, chosen):
 
 def allowed(q, k, scale, pattern):
     """fn(begin, end) -> bool [heads, end - begin, end]: what rows see in patterns of single keys."""
-    options = {key: value for key, value in pattern.items() if key != "method"}
+    options = parameters(pattern)
     column = torch.arange(k.shape[1], device=q.device)
-    if pattern["method"] == "minference":
+    if method(pattern) == "minference":
         verticals, chosen = minference(q, k, scale, **options)
         block = column // BLOCK
         return lambda begin, end: verticals[:, None, :end] | chosen[:, block[begin:end]][:, :, block[:end]]

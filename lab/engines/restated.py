@@ -9,10 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from lab.engines import blocks
+from lab.engines import EngineError, blocks
 from lab.engines.restated_defaults import DEFAULTS
 
 STEP = 1024  # rows whose mask is in memory at a time
+
+
+WORDS = {"share": ("head", "kv_group", "layer"), "dropped": ("zero", "local"), "vote": ("recent", "even")}
+BESIDE = ("layers", "min_rows", "blocks", "by_layer")  # of a setting, beside DEFAULTS
+
+
+def check(setting):
+    """A key or a word that this engine does not know would be measured as something else."""
+    for key, value in setting.items():
+        if key not in DEFAULTS and key not in BESIDE:
+            raise EngineError(f"{key}: must be one of {', '.join((*DEFAULTS, *BESIDE))}")
+        if key in WORDS and value not in WORDS[key]:
+            raise EngineError(f"{key}: must be one of {', '.join(WORDS[key])}, is {value!r}")
+    if setting.get("blocks"):
+        blocks.parameters(setting["blocks"])
+    for change in setting.get("by_layer", {}).values():
+        check(change)
 
 
 def score(q, k, scale, window, pool, vote="recent"):
@@ -142,7 +159,7 @@ def _inner(q, k, v, scale, pattern):
     if pattern is None:
         rows, keys = q.shape[1], k.shape[1]
         return causal(q, k, v, scale), rows * (keys - rows) + rows * (rows + 1) / 2
-    if pattern["method"] in blocks.OF_KEYS:
+    if blocks.method(pattern) in blocks.OF_KEYS:
         return masked(q, k, v, scale, blocks.allowed(q, k, scale, pattern))
     return blocks.attend(q, k, v, scale, blocks.chosen(q, k, scale, pattern))
 
@@ -174,7 +191,7 @@ def attend(q, k, v, scale, setting):
     Gives the output, query-key pairs a head (a number, or a tensor of one), and the share of the
     tokens kept.
     """
-    pattern = setting.get("blocks")
+    pattern = setting.get("blocks") or None
     options = {**DEFAULTS, **setting}
     sets = None
     if options["coverage"] > 0 or options["keep"]:

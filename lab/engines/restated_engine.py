@@ -53,7 +53,7 @@ class Engine:
             out, kept = restated.local(q, k, v, scale, 0, window), 1.0
             at = torch.arange(keys - rows, keys)
             pairs = dense = float(restated.local_pairs(at, 0, window).sum())
-        elif rows >= MIN_ROWS and layer in self._layers and keys >= setting.get("min_keys", 0):
+        elif rows >= max(MIN_ROWS, setting.get("min_rows", 0)) and layer in self._layers and keys >= setting.get("min_keys", 0):
             out, pairs, kept = restated.attend(q, k, v, scale, setting)
         else:
             out, pairs, kept = restated.causal(q, k, v, scale), dense, 1.0
@@ -72,6 +72,7 @@ class Engine:
 
     def measure(self, prompt, setting, generate=False):
         num_layers = self.subject["num_layers"]
+        restated.check(setting)
         self._setting, self._seen = setting, {}
         self._layers = sparse_layers(setting, num_layers, self._windowed)
         self._changes = _by_layer(setting, num_layers)

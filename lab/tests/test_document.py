@@ -59,7 +59,8 @@ def test_results_that_are_not_there_are_named():
         document.files(["nothing-*.jsonl"])
 
 
-def test_the_tables_of_the_documents_are_those_of_the_results(monkeypatch):
+@pytest.mark.parametrize("page", ["docs/accuracy.md", "docs/relatives.md"])
+def test_the_tables_of_the_documents_are_those_of_the_results(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert document.MARKED.search((ROOT / "docs/accuracy.md").read_text())
-    assert lab(monkeypatch, "document", "docs/accuracy.md", "--check") == 0
+    assert document.MARKED.search((ROOT / page).read_text())
+    assert lab(monkeypatch, "document", page, "--check") == 0

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import dataclasses
 import json
 import random
 
@@ -25,12 +26,12 @@ class FakeModel:
                 for i in range(n):
                     rng = random.Random(f"{name}/{task}/{i}")
                     coverage = setting.get("coverage", 0)
-                    lost = max(0.0, coverage - self.free)
+                    lost = max(0.0, coverage - self.free) * bool(setting)
                     band = setting.get("band", 256)
                     lost += 0.5 if band < 256 else 0.0
                     self.asked += 1
                     rows.append({"prompt": f"{task}/{i}", "task": task, "length": 8192, "setting": name,
-                                 "loss": 0.1 + lost + rng.gauss(0, self.noise) * (coverage > 0),
+                                 "loss": 0.1 + lost + rng.gauss(0, self.noise) * bool(setting),
                                  "exact": 1.0, "score": None, "seconds": 1.0,
                                  "pairs": (1 - coverage) * (0.9 if band < 256 else 1.0)})  # fmt: skip
         return recommend.merged(rows, settings)
@@ -52,7 +53,8 @@ def test_the_cheapest_setting_within_the_limit_is_found():
 def test_fewer_layers_are_tried_where_no_coverage_passes():
     class Early(FakeModel):
         def ask(self, settings, n):
-            lines = super().ask({k: {**s, "coverage": 0.01 if s.get("layers", [1])[0] > 7 else 0.5}
+            late = lambda s: s.get("layers", "all") != "all" and s["layers"][0] > 7
+            lines = super().ask({k: {**s, "coverage": 0.01 if late(s) else 0.5}
                                  for k, s in settings.items()}, n)  # fmt: skip
             return lines
 
@@ -62,6 +64,31 @@ def test_fewer_layers_are_tried_where_no_coverage_passes():
     assert search(Early(free=0.02), num_layers=2)[0].run() is None
 
 
+def test_block_patterns_are_tried():
+    class Blocks(FakeModel):
+        """Blocks halve the pairs of a coverage, and are free on every token alone."""
+
+        def ask(self, settings, n):
+            lines = super().ask(settings, n)
+            halved = lambda line: "blocks" in settings[line.setting]
+            return [dataclasses.replace(line, pairs=line.pairs / 2) if halved(line) else line for line in lines]
+
+    name, setting = search(Blocks(free=0.15))[0].run()
+    assert name.startswith("coverage 0.15, xattention, threshold 0.9") and setting["coverage"] == 0.15
+    assert setting["blocks"]["pattern"] == "xattention"
+    name, setting = search(Blocks(free=0.0), num_layers=24)[0].run()
+    assert name.startswith(("xattention", "flexprefill")) and setting["coverage"] == 0
+    assert setting["layers"] == "all"
+
+
+def test_what_is_undecided_is_known():
+    finder, _ = search(FakeModel(free=0.15, noise=0.3), rounds=(10,))
+    finder.run()
+    undecided = finder.undecided()
+    assert undecided and all(finder.lines[name].loss.high > 0.02 for name in undecided)
+    assert not any(recommend.judge(finder.lines[name], recommend.Limits()).hopeless for name in undecided)
+
+
 def test_a_hopeless_setting_is_asked_in_one_round_alone():
     finder, said = search(FakeModel(free=0.05))
     finder.run()
@@ -69,7 +96,7 @@ def test_a_hopeless_setting_is_asked_in_one_round_alone():
 
 
 def test_nothing_is_recommended_where_nothing_is_certain():
-    finder, _ = search(FakeModel(free=1.0, noise=1.0), rounds=(10,))
+    finder, _ = search(FakeModel(free=-0.1, noise=0.5), rounds=(10,))
     assert finder.run() is None
 
 
@@ -98,7 +125,7 @@ def test_the_file_says_where_it_was_measured(tmp_path):
 
 @pytest.mark.parametrize("limit", [{"points": 0.0}, {"loss": -1.0}])
 def test_a_limit_that_nothing_meets(limit):
-    finder, _ = search(FakeModel(free=0.0, noise=0.3), limits=recommend.Limits(**limit), rounds=(10,))
+    finder, _ = search(FakeModel(free=-0.1, noise=0.3), limits=recommend.Limits(**limit), rounds=(10,))
     assert finder.run() is None
 
 

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lab.engines import blocks, restated, sparse_layers  # noqa: E402  torch may be missing
+from lab.engines import EngineError, blocks, restated, sparse_layers  # noqa: E402  torch may be missing
 
 
 def oracle(q, k, v, scale, sets, sink, band, dropped):
@@ -110,6 +110,30 @@ def test_flexprefill_takes_lines_where_pooled_blocks_tell_otherwise():
     for head, wanted in zip(pooled, mass):
         assert wanted[head].sum() > 0.49 * 10 and head.diagonal().all() and head[:, 0].all()
     assert blocks.flexprefill(q, k, 0.25, min_budget=1280).sum() == 4 * 55
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"coverge": 0.1}, "coverge: must be one of coverage, keep"),
+        ({"share": "heads"}, "share: must be one of head, kv_group, layer, is 'heads'"),
+        ({"by_layer": {"1-3": {"bands": 4}}}, "bands: must be one of"),
+        ({"blocks": {"method": "magic"}}, "blocks: must be one of xattention, .*, is 'magic'"),
+        ({"blocks": {"pattern": "xattention", "gamma": 1}}, "blocks.gamma: must be one of threshold, stride"),
+    ],
+)
+def test_what_this_engine_does_not_know_is_refused(setting, message):
+    with pytest.raises(EngineError, match=message):
+        restated.check(setting)
+
+
+def test_blocks_mean_what_a_setting_file_says():
+    assert blocks.parameters({"pattern": "xattention"}) == {"stride": 16}
+    assert blocks.parameters({"pattern": "xattention", "stride": 8}) == {"stride": 8}
+    assert blocks.parameters({"method": "xattention"}) == {}
+    q, k = torch.randn(2, 700, 8), torch.randn(1, 700, 8)
+    named, written = ({key: "xattention", "stride": 8} for key in ("method", "pattern"))
+    assert torch.equal(blocks.chosen(q, k, 0.5, named), blocks.chosen(q, k, 0.5, written))
 
 
 def test_an_even_vote_asks_queries_of_the_whole_prompt():

@@ -85,11 +85,49 @@ def test_a_table_compares_the_same_prompts_alone():
     assert "time" not in table.markdown([dense, sparse], timed=False)
 
 
+def test_prompts_that_are_not_the_same_are_not_compared():
+    rows = [{**row("t/1", "dense", 0.1), "digest": "a"}, {**row("t/1", "sparse", 0.1), "digest": "b"}]
+    with pytest.raises(results.ResultsError, match="t/1: sparse was asked another prompt than dense"):
+        table.lines(rows)
+
+
+def test_a_table_of_the_prompts_that_all_answered():
+    rows = [row(f"t/{i}", name, 0.1) for name, n in (("dense", 9), ("a", 5), ("b", 3)) for i in range(n)]
+    assert [line.n for line in table.lines(table.common(rows))] == [3, 3, 3]
+
+
+def test_a_table_compares_at_equal_pairs():
+    few, many, other = ((name, pairs) for name, pairs in (("few", 0.2), ("many", 0.6), ("other", 0.5)))
+    rows = [{**row(f"t/{i}", name, loss + 0.01 * i), "pairs": pairs}
+            for (name, pairs), loss in ((few, 0.9), (many, 0.1), (other, 0.4)) for i in range(4)]  # fmt: skip
+    (line,) = table.between(rows, "few", "many")
+    assert line.setting == "other" and line.n == 4
+    assert line.loss.mean == pytest.approx(0.4 - (0.25 * 0.9 + 0.75 * 0.1))  # a quarter of the way back
+    with pytest.raises(results.ResultsError, match="many and other compute the same pairs"):
+        table.between([{**r, "pairs": 0.5} for r in rows], "many", "other")
+
+
+def test_times_of_rows_that_were_asked_alone():
+    rows = [row("t/1", name, 0.1) for name in ("dense", "a", "b")]
+    alone = [{**row("t/9", "dense", 0.1), "seconds": 4.0, "decode": 20.0},
+             {**row("t/9", "a", 0.1), "seconds": 1.0, "decode": 25.0, "held_bytes": 3 << 20}]  # fmt: skip
+    made = table.timed(table.lines(rows), alone)
+    assert [(line.setting, line.seconds) for line in made] == [("dense", 1.0), ("a", 0.25), ("b", None)]
+    first, _, *lines = table.markdown(made, kept=True).split("\n")
+    assert "| n | kept | pairs | time | first token, s | tokens/s | held MiB |" in first
+    assert "| a | 1 | 1.000 | 0.250 | 0.25 | 1.000 | 25.0 | 3 |" in lines[1]
+    assert "| b | 1 | 1.000 | 0.250 | - | - | - | - |" in lines[2]
+
+
 def test_a_plan_names_each_setting_once(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text('{"a": {"coverage": 0.1}, "b": {}, "a": {"coverage": 0.2}}')
     with pytest.raises(EngineError, match="must have a once"):
         _plan(path, None)
+    for text, error in (("[1]", EngineError), ('{"a": 1}', EngineError), ("{", results.ResultsError)):
+        path.write_text(text)
+        with pytest.raises(error, match="plan.json: "):
+            _plan(path, None)
 
 
 def test_a_table_compares_with_any_setting():

@@ -254,6 +254,8 @@ def test_a_measured_setting_is_found_by_all_numbers_of_the_model():
     assert found.accuracy["by_length"]["16384"]["n"] >= 400
     assert "as in qwen2.5-coder-1.5b-instruct" in str(found)
     assert recommended(model(27, **CODER)) is None
+    small = recommended(model(24, num_attention_heads=14, num_key_value_heads=2, hidden_size=896))
+    assert small.name == "qwen2.5-coder-0.5b-instruct" and list(small.layers) == list(range(16, 23))
     assert recommended(SimpleNamespace(num_hidden_layers=28)) is None  # too little is known
 
 
