@@ -148,10 +148,15 @@ def python_host(options, lengths, script, pattern, more):
     command = [pythons[-1], ROOT / "adapters" / "python" / "bench" / script, options.folder]
     command += ["--tokens", *lengths, "--repeat", options.repeat, *more]
     command += ["--text", options.folder / "haystack.txt"]
-    for line in output_of(command, environment).splitlines():
-        if line.startswith("{"):
-            row = json.loads(line)
-            yield row["tokens"], row["all_seconds"]
+    with subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:  # a length's row as soon as it is there
+            if line.startswith("{"):
+                row = json.loads(line)
+                yield row["tokens"], row["all_seconds"]
+    if process.returncode != 0:
+        raise whole_model.Skip(f"{script} ended with {process.returncode}")
 
 
 def transformers(options, lengths):
@@ -159,7 +164,7 @@ def transformers(options, lengths):
 
 
 def vllm(options, lengths):
-    return python_host(options, lengths, "ttft_vllm.py", "python-vllm-[0-9a-f]*", [])
+    return python_host(options, lengths, "ttft_vllm.py", "python-vllm-[0-9a-f]*", ["--limit", 300])
 
 
 HOSTS = {

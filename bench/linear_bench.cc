@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters/ggml/int8/int8_engine.h"
 #include "adapters/ggml/linear_node.h"
 #include "bench/floor.h"
 #include "bench/timing.h"
@@ -18,10 +19,12 @@
 
 namespace {
 
+using tsp::ggml_adapter::Int8Engine;
 using tsp::ggml_adapter::LinearKind;
 using tsp::ggml_adapter::LinearOptions;
 using tsp::ggml_adapter::LinearRefusal;
 using tsp::ggml_adapter::LinearServer;
+namespace int8 = tsp::ggml_adapter::int8;
 
 struct Options {
   std::vector<std::string> shapes = {"896x4864",  "4864x896",  "896x896",
@@ -72,15 +75,19 @@ class Product {
   std::vector<uint8_t> scratch_;
 };
 
-std::unique_ptr<LinearServer> open(LinearKind kind, const Options& options) {
+LinearOptions options_of(LinearKind kind, const Options& options) {
   LinearOptions linear;
   linear.kind = kind;
   linear.threads = options.threads;
   linear.parallel = tsp::cli::run_on_openmp;
   linear.keep_bytes = static_cast<size_t>(options.keep_mb) * 1'000'000;
   linear.type_traits = ggml_get_type_traits;
+  return linear;
+}
+
+std::unique_ptr<LinearServer> open(LinearKind kind, const Options& options) {
   std::string why;
-  auto server = LinearServer::create(linear, why);
+  auto server = LinearServer::create(options_of(kind, options), why);
   if (server == nullptr) std::fprintf(stderr, "left out: %s\n", why.c_str());
   return server;
 }
@@ -133,7 +140,11 @@ void run(const Options& options) {
               options.type.c_str(), static_cast<long long>(options.rows), options.threads, peak,
               floor.bf16_gflops);
   std::vector<std::unique_ptr<LinearServer>> opened;
-  opened.push_back(open(LinearKind::kInt8, options));
+  for (const int8::Kernels* kernels : int8::all_kernels()) {
+    opened.push_back(LinearServer::create(
+        std::make_unique<Int8Engine>(*kernels, options.threads, tsp::cli::run_on_openmp, nullptr),
+        options_of(LinearKind::kInt8, options)));
+  }
   opened.push_back(open(LinearKind::kOneDnn, options));
   std::vector<LinearServer*> servers;
   for (const auto& server : opened) {

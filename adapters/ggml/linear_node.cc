@@ -147,7 +147,11 @@ std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options,
   } else {
     engine = open_onednn(options, why);
   }
-  if (engine == nullptr) return nullptr;
+  return engine == nullptr ? nullptr : create(std::move(engine), options);
+}
+
+std::unique_ptr<LinearServer> LinearServer::create(std::unique_ptr<LinearEngine> engine,
+                                                   const LinearOptions& options) {
   return std::unique_ptr<LinearServer>(new LinearServer(std::move(engine), options));
 }
 

@@ -89,6 +89,10 @@ class LinearServer {
   /// stop.
   static std::unique_ptr<LinearServer> create(const LinearOptions& options, std::string& why);
 
+  /// With an engine of the caller's, whatever the kind.
+  static std::unique_ptr<LinearServer> create(std::unique_ptr<LinearEngine> engine,
+                                              const LinearOptions& options);
+
   /// Every node of a graph, in its order, before its check(). Where that is done for a whole graph,
   /// ended by end_graph(), and share_inputs is set, later graphs compute SwiGLU of two products
   /// that nothing else reads as one (GGML_OP_GLU, served too), into the activations of the product

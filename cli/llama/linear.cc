@@ -65,8 +65,8 @@ void add_linear_options(CLI::App& app, LinearChoice& choice) {
          "--linear", choice.who,
          "Who multiplies by the weights while the prompt is read: ggml; int8, with quantised\n"
          "weights and activations as 8-bit integers; onednn, with both rounded to bf16; auto:\n"
-         "int8 where the processor has AVX512-VNNI and the weights are quantised, else onednn\n"
-         "where it is there and faster and the weights are not f16 or f32")
+         "int8 where the processor has AVX512-VNNI or AVX-VNNI and the weights are quantised,\n"
+         "else onednn where it is there and faster and the weights are not f16 or f32")
       ->check(one_of({"auto", "ggml", "onednn", "int8"}))
       ->type_name("auto|ggml|onednn|int8")
       ->capture_default_str();

@@ -127,7 +127,8 @@ constexpr double kSame = 1e-3;
 class GatedLayer : public testing::Test {
  protected:
   void SetUp() override {
-    if (int8::best_kernels() == nullptr) GTEST_SKIP() << "no AVX512-VNNI on this processor";
+    if (int8::best_kernels() == nullptr)
+      GTEST_SKIP() << "no products of 8-bit integers on this processor";
   }
 };
 

@@ -67,7 +67,8 @@ TEST(LinearPlugin, RoundsForAttentionWhereItDoesForLinearLayers) {
 }
 
 TEST(LinearPlugin, KeepsAttentionExactWhereItLeavesTheWeightsToTheHost) {
-  if (ggml_adapter::int8::best_kernels() == nullptr) GTEST_SKIP() << "no AVX512-VNNI";
+  if (ggml_adapter::int8::best_kernels() == nullptr)
+    GTEST_SKIP() << "no products of 8-bit integers";
   TinyModel shape = kQuantised;
   shape.weights = GGML_TYPE_F16;
   const ModelFile model(shape);

@@ -243,8 +243,8 @@ class Run(WithModel):
         self.use_weights("q8_0")
         arguments = self.arguments("-n", 2, "--json", "--coverage", 0, "--linear", "int8")
         result = run(*arguments)
-        if b"AVX512-VNNI" in result.stderr:
-            self.fails("--linear int8: this processor has no AVX512-VNNI", 1, *arguments)
+        if b"VNNI" in result.stderr:
+            self.fails("--linear int8: this processor has neither", 1, *arguments)
             self.skipTest("no 8-bit products on this processor")
         report = json.loads(result.stdout)
         self.assertRegex(report["linear"], r"^int8 \(")

@@ -19,6 +19,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT TOKENSPARSE_SANITIZE)
 endif()
 tsp_test(int8_linear_test SOURCES ggml/int8_linear_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+tsp_test(int8_kernels_test SOURCES ggml/int8_kernels_test.cc
+         LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(gated_layers_test SOURCES ggml/gated_layers_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 set(slow_waiting adapter_test int8_linear_test gated_layers_test)

@@ -49,10 +49,10 @@ std::unique_ptr<Int8Engine> Int8Engine::create(int32_t threads, tsp_parallel_fn 
                                                void* parallel_user, std::string& why) {
   const int8::Kernels* kernels = int8::best_kernels();
   if (kernels == nullptr) {
-    why = "this processor has no AVX512-VNNI (dot product of 8-bit integers)";
+    why = "this processor has neither AVX512-VNNI nor AVX-VNNI (dot product of 8-bit integers)";
     return nullptr;
   }
-  return std::unique_ptr<Int8Engine>(new Int8Engine(*kernels, threads, parallel, parallel_user));
+  return std::make_unique<Int8Engine>(*kernels, threads, parallel, parallel_user);
 }
 
 size_t Int8Engine::weight_bytes(int64_t rows, int64_t k) const {

@@ -20,6 +20,8 @@ class Int8Engine final : public LinearEngine {
   /// Null where the processor has no instruction set for it, with the reason in `why`.
   static std::unique_ptr<Int8Engine> create(int32_t threads, tsp_parallel_fn parallel,
                                             void* parallel_user, std::string& why);
+  Int8Engine(const int8::Kernels& kernels, int32_t threads, tsp_parallel_fn parallel, void* user)
+      : kernels_(kernels), threads_(threads), parallel_(parallel), parallel_user_(user) {}
 
   std::string description() const override { return std::string("int8 (") + kernels_.name + ")"; }
   bool rounds() const override { return true; }
@@ -40,8 +42,6 @@ class Int8Engine final : public LinearEngine {
   size_t scratch_bytes() const override { return 0; }
 
  private:
-  Int8Engine(const int8::Kernels& kernels, int32_t threads, tsp_parallel_fn parallel, void* user)
-      : kernels_(kernels), threads_(threads), parallel_(parallel), parallel_user_(user) {}
   void multiply_panel(const uint8_t* tiles, const uint8_t* panel, const Product& product, float* c,
                       const uint8_t* next) const;
   void for_each(int64_t count, const std::function<void(int64_t)>& body) const;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ggml.h"
 
@@ -34,7 +35,9 @@ struct Kernels {
                    int64_t c_stride);
 };
 
-/// The fastest that this processor runs, or null.
+/// Those that this processor runs, the fastest first.
+std::vector<const Kernels*> all_kernels();
+/// The first of them, or null.
 const Kernels* best_kernels();
 
 }  // namespace tsp::ggml_adapter::int8

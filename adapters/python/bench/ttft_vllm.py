@@ -9,8 +9,10 @@ after the other. Ratios are of medians, against stock. One line of JSON a length
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import record
@@ -69,6 +71,33 @@ def measure(options):
         print("\n" + json.dumps(found), flush=True)
 
 
+def rows_of(mode, environment, limit):
+    """What an engine of its own measures; told as it goes, and ended at the limit."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, __file__, *sys.argv[1:], "--child"],
+        env={**os.environ, **QUIET, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # an engine may start processes of its own
+    ) as engine:
+        timer = threading.Timer(limit, os.killpg, (engine.pid, signal.SIGKILL))
+        timer.start()
+        for line in engine.stdout:
+            if not line.startswith('{"tokens": '):
+                continue
+            row = json.loads(line)
+            passed = time.perf_counter() - start
+            told = f"{mode}, {row['tokens']} tokens: {min(row['times']):.2f} s"
+            print(f"vllm {told} ({passed:.0f} s since the start)", file=sys.stderr, flush=True)
+            yield row
+        timer.cancel()
+    if engine.returncode == -signal.SIGKILL:
+        sys.exit(f"ttft_vllm.py: {mode}: not done after {limit} s (--limit)")
+    if engine.returncode != 0:
+        sys.exit(f"ttft_vllm.py: {mode}: the engine ended with {engine.returncode}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -78,6 +107,7 @@ def main():
     parser.add_argument("--text", required=True, help="file to take the prompts from")
     parser.add_argument("--json", help="file to keep the figures in")
     parser.add_argument("--setting", default="built-in", help="file of the sparse mode")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for each engine")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -89,15 +119,7 @@ def main():
             "exact": {},
             "sparse": {"TOKENSPARSE_SETTING": options.setting},
         }[mode]
-        done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--child"],
-            env={**os.environ, **QUIET, **environment},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        lines = [line for line in done.stdout.splitlines() if line.startswith('{"tokens": ')]
-        found[mode] = {row["tokens"]: row for row in map(json.loads, lines)}
+        found[mode] = {row["tokens"]: row for row in rows_of(mode, environment, options.limit)}
     for length in options.tokens:
         modes = {mode: rows[length] for mode, rows in found.items()}
         row = {

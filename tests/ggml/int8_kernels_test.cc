@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+// Every table of 8-bit kernels that this processor runs, through the engine: error against double
+// precision, edges, and that a gated layer comes out of each as out of the fastest.
+#include "adapters/ggml/int8/kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "adapters/ggml/int8/int8_engine.h"
+#include "adapters/ggml/linear_node.h"
+#include "tests/ggml/product_node.h"
+
+namespace tsp::ggml_adapter {
+namespace {
+
+using Node = test::ProductNode;
+
+// As in int8_linear_test.cc: two roundings to steps of 1/127 of the largest of 128 values.
+constexpr double kInt8Error = 3.0 / 127 * 0.2887 * 1.4143;
+
+class Int8Kernels : public testing::TestWithParam<const int8::Kernels*> {
+ protected:
+  Int8Kernels() {
+    LinearOptions options;
+    options.type_traits = ggml_get_type_traits;
+    auto engine = std::make_unique<Int8Engine>(*GetParam(), 1, nullptr, nullptr);
+    server_ = LinearServer::create(std::move(engine), options);
+  }
+
+  void serve(Node& node) {
+    ASSERT_EQ(server_->check(*node.get()), LinearRefusal::kNone);
+    ASSERT_TRUE(server_->serve(*node.get()));
+  }
+
+  std::unique_ptr<LinearServer> server_;
+};
+
+TEST_P(Int8Kernels, TakeAnyShape) {
+  for (const int64_t k : {32, 96, 128, 160, 640}) {
+    for (const int64_t n : {1, 15, 31, 33, 64}) {
+      for (const int64_t m : {64, 65, 71}) {
+        Node node({.m = m, .n = n, .k = k});
+        serve(node);
+        EXPECT_LT(node.error(), 1.5 * kInt8Error) << m << " " << n << " " << k;
+      }
+    }
+  }
+}
+
+TEST_P(Int8Kernels, AddPassesOverManyGroups) {
+  Node node({.m = 67, .n = 40, .k = 16384});
+  serve(node);
+  EXPECT_LT(node.error(), kInt8Error);
+}
+
+TEST_P(Int8Kernels, WriteNothingBesideTheResult) {
+  Node node({.m = 64, .n = 40, .k = 128});
+  ggml_tensor wide = *node.get();
+  std::vector<float> out(65 * 40, 7);
+  wide.data = out.data();
+  ASSERT_EQ(server_->check(wide), LinearRefusal::kNone);
+  ASSERT_TRUE(server_->serve(wide));
+  EXPECT_TRUE(std::all_of(out.begin() + 64 * 40, out.end(), [](float x) { return x == 7; }));
+}
+
+TEST_P(Int8Kernels, KeepWhatIsNoNumberInItsRow) {
+  const test::ProductShape shape = {.m = 64, .n = 40, .k = 256};
+  Node node(shape);
+  auto* input = static_cast<float*>(node.input()->data);
+  input[3 * shape.k + 100] = std::nanf("");
+  input[20 * shape.k + 255] = -INFINITY;
+  std::fill_n(input + 30 * shape.k, shape.k, 0.0f);
+  std::fill_n(input + 31 * shape.k, shape.k, 1e-42f);
+  serve(node);
+  for (int64_t i = 0; i < shape.m * shape.n; ++i) {
+    const int64_t row = i / shape.n;
+    EXPECT_EQ(std::isnan(node.result()[i]), row == 3 || row == 20) << row;
+    if (row == 30 || row == 31) {
+      EXPECT_EQ(node.result()[i], 0) << row;
+    }
+  }
+}
+
+/// A product by three rows of silu(g) * g, g a product of values up to `size`.
+std::vector<float> gated(const int8::Kernels& kernels, float size) {
+  Int8Engine engine(kernels, 1, nullptr, nullptr);
+  constexpr int64_t kRows = 7, kColumns = 128;
+  Node weight({.m = 64, .n = kColumns, .k = 128}), down({.m = 64, .n = 3, .k = kColumns});
+  const auto read = ggml_get_type_traits(GGML_TYPE_Q8_0)->to_float;
+  const auto rows_of = [&](ggml_tensor* tensor) {
+    return PackedRows{tensor->data,  tensor->nb[1], tensor->ne[1],
+                      tensor->ne[0], tensor->type,  read};
+  };
+  std::vector<float> input(kRows * 128), out(kRows * 3);
+  for (size_t i = 0; i < input.size(); ++i) input[i] = size * std::sin(static_cast<float>(i));
+  std::vector<char> weights(engine.weight_bytes(kColumns, 128)), next(engine.weight_bytes(3, 128));
+  std::vector<char> rows(engine.input_bytes(kRows, 128)), hidden(engine.input_bytes(kRows, 128));
+  engine.read_weights(rows_of(weight.weight()), weights.data());
+  engine.read_weights(rows_of(down.weight()), next.data());
+  engine.read_inputs(input.data(), kRows, 128, rows.data());
+  engine.run_gated({kRows, kColumns, 128, 0, kColumns}, rows.data(), weights.data(), weights.data(),
+                   hidden.data());
+  EXPECT_TRUE(engine.run({kRows, 3, kColumns, 3}, hidden.data(), next.data(), out.data()));
+  return out;
+}
+
+TEST_P(Int8Kernels, GateAsTheFastestDoes) {
+  for (const float size : {0.01f, 1.0f, 30.0f, 3000.0f}) {  // the last: exponentials out of range
+    const std::vector<float> ours = gated(*GetParam(), size);
+    const std::vector<float> expected = gated(*int8::best_kernels(), size);
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < ours.size(); ++i) {
+      ASSERT_TRUE(std::isfinite(ours[i])) << size;
+      difference += std::pow(double{ours[i]} - expected[i], 2);
+      norm += std::pow(double{expected[i]}, 2);
+    }
+    EXPECT_LT(std::sqrt(difference / norm), 3 * kInt8Error) << size;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Int8Kernels, testing::ValuesIn(int8::all_kernels()),
+                         [](const auto& kernels) {
+                           std::string name = kernels.param->name;
+                           std::erase(name, '-');
+                           return name;
+                         });
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Int8Kernels);
+
+}  // namespace
+}  // namespace tsp::ggml_adapter
