@@ -43,14 +43,15 @@ tsp_block_sets_t block_lists(const tsp_prefill_params_t& p) {
   return s;
 }
 
-EstimateCall estimate_call(const tsp_estimate_params_t& e, const Sets& sets, int32_t num_lists) {
+EstimateCall estimate_call(const State& state, const tsp_estimate_params_t& e, const Sets& sets,
+                           int32_t num_lists) {
   BlockLists out;
   out.blocks = e.blocks.blocks;
   out.counts = e.blocks.counts;
   out.row_stride = e.blocks.row_stride;
   out.set_stride = e.blocks.set_stride;
   out.count_stride = e.blocks.count_set_stride;
-  return {e, sets, num_lists, out};
+  return {e, sets, num_lists, out, state.warpgroups, state.num_sms};
 }
 
 bool chooses(const tsp_prefill_params_t& p) { return p.given.indices == nullptr; }
@@ -110,7 +111,7 @@ size_t shared_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p, con
     e.blocks = a.blocks = block_lists(p);
     a.blocks.blocks = a.blocks.counts = &some;  // there will be lists
     const int32_t lists = dense(p, seq) ? 0 : p.selected.num_sets;
-    estimate_bytes = estimate_scratch_bytes(estimate_call(e, Sets{}, lists), seq);
+    estimate_bytes = estimate_scratch_bytes(estimate_call(state, e, Sets{}, lists), seq);
   }
   const auto with_estimate = [&](size_t bytes) { return std::max(bytes, estimate_bytes); };
   if (dense(p, seq)) return with_estimate(attend_scratch_bytes(state, dense_task(a, seq)));
@@ -148,7 +149,7 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
       tsp_estimate_params_t e = estimate_part(p);
       e.blocks = layout.blocks;
       TSP_RETURN_IF_ERROR(
-          run_estimate(estimate_call(e, task.sets, num_lists), seq, layout.shared, stream));
+          run_estimate(estimate_call(state, e, task.sets, num_lists), seq, layout.shared, stream));
     }
     return run_attend(state, task, layout.shared, stream);
   };

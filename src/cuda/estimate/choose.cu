@@ -7,7 +7,7 @@
 namespace tsp::cuda {
 namespace {
 
-constexpr int kRowThreads = 128;  // of a block that decides about a query block
+constexpr int kRowWarps = 4;       // query blocks of a block, a warp each
 constexpr int kSetThreads = 512;  // of a block that decides about a set's lines
 // As in core/block_choice.cc.
 constexpr int kFirstColumns = 30;
@@ -29,70 +29,109 @@ struct QueryRow {
   __device__ bool always(int n) const {
     return n < a.sink_blocks || n >= diagonal() - a.local_blocks;
   }
-  /// The blocks that are in, ascending.
+  /// The blocks that are in, ascending, by one warp: in(n, whether n exists).
   template <typename In>
-  __device__ void write(Reduce<kRowThreads>& reduce, In&& in) const {
+  __device__ void write(In&& in) const {
     int32_t* const row = a.out.blocks + set * a.out.set_stride + m * a.out.row_stride;
+    const int lane = static_cast<int>(threadIdx.x) % 32, end = visible();
     int32_t count = 0;
-    for (int begin = 0; begin < visible(); begin += kRowThreads) {
-      const int n = begin + static_cast<int>(threadIdx.x);
-      int32_t here = 0;
-      const bool listed = n < visible() && in(n);
-      const int32_t rank = reduce.rank(listed, here);
-      if (listed) row[count + rank] = n;
-      count += here;
+    for (int begin = 0; begin < end; begin += 32) {
+      const int n = begin + lane;
+      const bool listed = in(n, n < end) && n < end;
+      const uint32_t votes = __ballot_sync(~0u, listed);
+      if (listed) row[count + __popc(votes & ((1u << lane) - 1))] = n;
+      count += __popc(votes);
     }
-    if (threadIdx.x == 0) a.out.counts[set * a.out.count_stride + m] = count;
+    if (lane == 0) a.out.counts[set * a.out.count_stride + m] = count;
   }
 };
 
-/// xattention, pooled, flash. Grid (query blocks, sets).
-__global__ void __launch_bounds__(kRowThreads)
+__device__ __forceinline__ Units max_of_warp(Units x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const Units other = __shfl_xor_sync(~0u, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+/// What a query block adds to what is always in: those above `value`, and the first `need` of its
+/// equals.
+struct Added {
+  Units value;
+  int32_t need;
+};
+
+/// The fewest of the strongest others whose mass reaches `wanted`, by one warp: bit by bit the
+/// largest f32 from which on masses suffice. Their order is that of the fixed point.
+__device__ __forceinline__ Added reach_by_warp(const QueryRow& row, const float* mass, float unit,
+                                               Units wanted) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, end = row.visible();
+  const auto sum_where = [&](auto&& belongs) {
+    Units sum = 0;
+    for (int n = lane; n < end; n += 32) {
+      if (!row.always(n) && belongs(mass[n])) sum += to_units(mass[n], unit);
+    }
+    return sum_of_warp(sum);
+  };
+  uint32_t least = 0;
+  for (int bit = 30; bit >= 0; --bit) {
+    const uint32_t higher = least | 1u << bit;
+    const Units sum = sum_where([&](float x) { return __float_as_uint(x) >= higher; });
+    if (sum >= wanted) least = higher;
+  }
+  const Units value = to_units(__uint_as_float(least), unit);
+  const Units above = sum_where([&](float x) { return to_units(x, unit) > value; });
+  return {value, static_cast<int32_t>((wanted - above + value - 1) / value)};
+}
+
+/// xattention, pooled, flash: a warp per query block. Grid (query blocks, sets).
+__global__ void __launch_bounds__(kRowWarps * 32)
     choose_map_kernel(const __grid_constant__ EstimateArgs a,
                       const __grid_constant__ MapPart part) {
   await_previous();
-  __shared__ Ranking<kRowThreads> ranking;
-  auto& reduce = ranking.reduce;
-  const QueryRow row(a, part.first_set + static_cast<int>(blockIdx.y),
-                     part.first_block + static_cast<int>(blockIdx.x));
-  if (!row.exists()) return;
+  const int local = static_cast<int>(blockIdx.x) * kRowWarps + static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const QueryRow row(a, part.first_set + static_cast<int>(blockIdx.y), part.first_block + local);
+  if (local >= part.num_blocks || !row.exists()) return;
   const bool flash = a.kind == TSP_PATTERN_FLASH;
   const float threshold = part.thresholds[blockIdx.y];
   const int visible = row.visible();
   const float* const mass =
-      a.mass + (int64_t{blockIdx.y} * part.num_blocks + blockIdx.x) * a.key_blocks;
+      a.mass + (int64_t{blockIdx.y} * part.num_blocks + local) * a.key_blocks;
   const float unit = unit_of_mass(visible);
   bool bad = false;
   Units total = 0, given = 0, most = 0;
-  for (int n = static_cast<int>(threadIdx.x); n < visible; n += kRowThreads) {
+  for (int n = lane; n < visible; n += 32) {
     bad = bad || !rankable(mass[n]);
     const Units value = to_units(mass[n], unit);
     total += value;
     given += row.always(n) ? value : 0;
     most = value > most ? value : most;
   }
-  const bool everything =
-      __syncthreads_or(bad) != 0 || row.last() || (flash ? a.alpha <= 0.f : threshold >= 1.f);
+  const bool everything = __any_sync(~0u, bad) || row.last() ||
+                          (flash ? a.alpha <= 0.f : threshold >= 1.f);
   if (everything) {
-    row.write(reduce, [](int) { return true; });
+    row.write([](int, bool) { return true; });
     return;
   }
-  Cut cut{kAlwaysFirst, 0};
+  Added added{kAlwaysFirst, 0};
   if (flash) {
-    cut = {ceil_share(a.alpha, reduce.max(most)), visible};
+    added = {ceil_share(a.alpha, max_of_warp(most)), visible};
   } else {
-    const Units limit = ceil_share(threshold, reduce.sum(total));
-    given = reduce.sum(given);
-    const auto others = [&](int64_t n) {
-      return row.always(static_cast<int>(n)) ? 0ull : to_units(mass[n], unit);
-    };
-    if (given < limit) {
-      const auto found = ranking.reach(visible, limit - given, true, others);
-      cut = ranking.cut_at(visible, found, found.need, others);
-    }
+    const Units limit = ceil_share(threshold, sum_of_warp(total));
+    given = sum_of_warp(given);
+    if (given < limit) added = reach_by_warp(row, mass, unit, limit - given);
   }
-  row.write(reduce,
-            [&](int n) { return row.always(n) || belongs(cut, to_units(mass[n], unit), n); });
+  int32_t seen = 0;  // of the equals
+  row.write([&](int n, bool there) {
+    const bool always = there && row.always(n);
+    const Units value = there ? to_units(mass[n], unit) : 0;
+    const uint32_t equals = __ballot_sync(~0u, there && !always && value == added.value);
+    const int32_t rank = seen + __popc(equals & ((1u << lane) - 1));
+    seen += __popc(equals);
+    return always || value > added.value || (value == added.value && rank < added.need);
+  });
 }
 
 /// A set's lines, decided by one block.
@@ -119,11 +158,10 @@ struct LineSet {
   /// The `wanted` strongest, the first `forced` before others.
   __device__ Cut strongest(const float* mass, int count, int wanted, int forced) {
     const float unit = unit_of_mass(count);
-    const auto value = [=](int64_t i) {
-      return i < forced ? kAlwaysFirst : to_units(mass[i], unit);
-    };
-    const auto found = ranking.reach(count, static_cast<Units>(min(wanted, count)), false, value);
-    return ranking.cut_at(count, found, found.need, value);
+    const auto mass_of = [=](int64_t i) { return i < forced ? kFirstMass : mass[i]; };
+    const auto found =
+        ranking.reach(count, static_cast<Units>(min(wanted, count)), false, unit, mass_of);
+    return ranking.cut_at(count, found, found.need, unit, mass_of);
   }
   /// Calls fn(i, whether it belongs, how many that belong come before); returns how many do.
   template <typename Fn>
@@ -157,12 +195,15 @@ struct LineSet {
     if (threadIdx.x == 0) rank_of[n()] = all;
   }
 
-  /// Entries ascending.
+  /// A warp per block.
   __device__ void sum_blocks(const float* mass, float* out) const {
-    for (int i = static_cast<int>(threadIdx.x); i < num_blocks(); i += kSetThreads) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    for (int i = static_cast<int>(threadIdx.x) / 32; i < num_blocks(); i += kSetThreads / 32) {
       float sum = 0.f;
-      for (int t = i * a.block; t < min((i + 1) * a.block, n()); ++t) sum += mass[t];
-      out[i] = sum;
+      for (int t = i * a.block + lane; t < min((i + 1) * a.block, n()); t += 32) sum += mass[t];
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+      if (lane == 0) out[i] = sum;
     }
     __syncthreads();
   }
@@ -197,7 +238,7 @@ struct LineSet {
     int64_t count = n();
     if (total > limit) {
       const auto found =
-          ranking.reach(n(), limit + 1, true, [=](int64_t i) { return to_units(mass[i], unit); });
+          ranking.reach(n(), limit + 1, true, unit, [=](int64_t i) { return mass[i]; });
       count = found.above + found.need;
     }
     return static_cast<int>(count / a.block) + 1;
@@ -210,7 +251,8 @@ struct LineSet {
 
   __device__ int64_t num_pairs() const { return int64_t{num_blocks()} * cut.query_blocks(a.block); }
   __device__ float pair_mass(int64_t index) const {
-    const auto m = static_cast<int>(index / num_blocks());
+    // 32-bit division takes a third of the time: 2^16 blocks of each kind are 2^31 masses.
+    const auto m = static_cast<int>(static_cast<uint32_t>(index) / num_blocks());
     const auto i = static_cast<int>(index - int64_t{m} * num_blocks());
     if (i >= cut.visible(m, a.block)) return 0.f;
     return a.mass[(int64_t{local} * a.query_blocks + m) * a.key_blocks + i];
@@ -230,9 +272,9 @@ struct LineSet {
     const Units limit = floor_share(a.gamma, total);
     pairs = {0, num_pairs()};
     if (total <= limit) return true;
-    const auto value = [&](int64_t i) { return to_units(pair_mass(i), unit); };
-    const auto found = ranking.reach(num_pairs(), limit + 1, true, value);
-    pairs = ranking.cut_at(num_pairs(), found, found.need - 1, value);
+    const auto mass_of = [&](int64_t i) { return pair_mass(i); };
+    const auto found = ranking.reach(num_pairs(), limit + 1, true, unit, mass_of);
+    pairs = ranking.cut_at(num_pairs(), found, found.need - 1, unit, mass_of);
     return true;
   }
 
@@ -272,24 +314,26 @@ __global__ void __launch_bounds__(kSetThreads, 1)
   if (threadIdx.x == 0) a.choices[local] = choice;
 }
 
-/// Grid (query blocks, sets).
-__global__ void __launch_bounds__(kRowThreads)
+/// A warp per query block. Grid (query blocks, sets).
+__global__ void __launch_bounds__(kRowWarps * 32)
     write_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set) {
   await_previous();
-  __shared__ Reduce<kRowThreads> reduce;
   const int local = static_cast<int>(blockIdx.y);
-  const QueryRow row(a, first_set + local, static_cast<int>(blockIdx.x));
+  const QueryRow row(
+      a, first_set + local,
+      static_cast<int>(blockIdx.x) * kRowWarps + static_cast<int>(threadIdx.x) / 32);
   if (!row.exists()) return;
   const LineChoice choice = a.choices[local];
   if (choice.everything != 0 || row.last()) {
-    row.write(reduce, [](int) { return true; });
+    row.write([](int, bool) { return true; });
     return;
   }
   const int last = row.cut.last_entry(row.m, a.block);
   if (a.kind == TSP_PATTERN_MINFERENCE) {
     const int first = row.cut.first_entry(row.m, a.block);
     const int32_t* const rank = a.slash_rank + int64_t{local} * (a.k_len + 1);
-    row.write(reduce, [&](int n) {
+    row.write([&](int n, bool there) {
+      if (!there) return false;
       // Distances that lead from the query block into block n.
       const int nearest = max(0, first - n * a.block - a.block + 1);
       const int farthest = last - n * a.block;
@@ -302,7 +346,8 @@ __global__ void __launch_bounds__(kRowThreads)
   const int key_blocks = row.cut.key_blocks(a.block);
   const float unit = unit_of_mass(int64_t{key_blocks} * row.cut.query_blocks(a.block));
   const float* const mass = a.mass + (int64_t{local} * a.query_blocks + row.m) * a.key_blocks;
-  row.write(reduce, [&](int n) {
+  row.write([&](int n, bool there) {
+    if (!there) return false;
     const int near = row.diagonal() - n;
     if (row.always(n) || columns[n] != 0 || slashes[row.visible() - 1 - n] != 0) return true;
     if (near >= 0 && slashes[near] != 0) return true;
@@ -311,15 +356,16 @@ __global__ void __launch_bounds__(kRowThreads)
   });
 }
 
-dim3 grid_of(int32_t blocks, int32_t sets) {
-  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(sets));
+dim3 grid_of(int32_t query_blocks, int32_t sets) {
+  return dim3(static_cast<unsigned>((query_blocks + kRowWarps - 1) / kRowWarps),
+              static_cast<unsigned>(sets));
 }
 
 }  // namespace
 
 tsp_status_t launch_choose_map(const EstimateArgs& a, const MapPart& part, cudaStream_t stream) {
   return launch("estimate: choose", choose_map_kernel, grid_of(part.num_blocks, part.num_sets),
-                dim3(kRowThreads), 0, stream, a, part);
+                dim3(kRowWarps * 32), 0, stream, a, part);
 }
 
 tsp_status_t launch_choose_lines(const EstimateArgs& a, const MapPart& part, cudaStream_t stream) {
@@ -328,7 +374,7 @@ tsp_status_t launch_choose_lines(const EstimateArgs& a, const MapPart& part, cud
                              dim3(static_cast<unsigned>(part.num_sets)), dim3(kSetThreads), 0,
                              stream, a, first));
   return launch("estimate: write lines", write_lines_kernel, grid_of(a.query_blocks, part.num_sets),
-                dim3(kRowThreads), 0, stream, a, first);
+                dim3(kRowWarps * 32), 0, stream, a, first);
 }
 
 }  // namespace tsp::cuda

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The strongest of n values in fixed point, as core/block_choice.cc ranks them, without a sort: the
-// value of the last that belongs is found digit by digit from histograms, its equals by index.
+// The strongest of n masses in fixed point, as core/block_choice.cc ranks them, without a sort: the
+// mass of the last that belongs is found bit by bit, its equals by their index. The bits are those of
+// the f32 mass, which orders as they do: half as many as its fixed point has.
 #pragma once
 
 #include "cuda/estimate/estimate.h"
@@ -27,17 +28,23 @@ __device__ __forceinline__ Units floor_share(float share, Units total) {
   return static_cast<Units>(floor(static_cast<double>(share) * static_cast<double>(total)));
 }
 
+/// Of a mass that is in before all others.
+constexpr float kFirstMass = INFINITY;
+__device__ __forceinline__ Units rank_of(float mass, float unit) {
+  return mass == kFirstMass ? kAlwaysFirst : to_units(mass, unit);
+}
+__device__ __forceinline__ Units sum_of_warp(Units x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
 /// By a whole block; all threads get the same answers.
 template <int kThreads>
 struct Ranking {
-  static constexpr int kBins = 256;
+  static constexpr int kWarps = kThreads / 32;
   Reduce<kThreads> reduce;
-  Units bins[kBins];
-  uint32_t numbers[kBins];
-  Units rest;
-  Units prefix;
-  Units above;
-  uint32_t equals;
+  Units warp_sums[3][kWarps];
 
   struct Found {
     Units value;     // of the last that belongs
@@ -46,56 +53,54 @@ struct Ranking {
     int64_t need;    // of those that belong
   };
 
-  /// The fewest of the strongest whose weight reaches `limit` (1 .. the weight of all). `value_of`
-  /// gives an index's value; a mass weighs itself, else each weighs 1.
-  template <typename ValueOf>
-  __device__ __forceinline__ Found reach(int64_t n, Units limit, bool by_mass, ValueOf&& value_of) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      rest = limit;
-      prefix = 0;
-      above = 0;
-    }
-    for (int shift = 56; shift >= 0; shift -= 8) {
-      for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) {
-        bins[i] = 0;
-        numbers[i] = 0;
-      }
-      __syncthreads();
-      const Units leading = prefix;
-      for (int64_t begin = 0; begin < n; begin += kBatch * kThreads) {
-        Units values[kBatch];
+  /// The fewest of the strongest whose weight reaches `limit` (1 .. the weight of all). `mass_of`
+  /// gives an index's mass; by_mass: it weighs itself, else each weighs 1.
+  template <typename MassOf>
+  __device__ __forceinline__ Found reach(int64_t n, Units limit, bool by_mass, float unit,
+                                         MassOf&& mass_of) {
+    // The largest f32 from which on the weight suffices, two bits at a time.
+    uint32_t least = 0;
+    for (int shift = 30; shift >= 0; shift -= 2) {
+      Units sums[3] = {};
+#pragma unroll 4
+      for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+        const float mass = mass_of(i);
+        const Units weight = by_mass ? to_units(mass, unit) : 1;
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int64_t i = begin + j * kThreads + threadIdx.x;
-          values[j] = i < n ? value_of(i) : 0;
-        }
-#pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const bool there = begin + j * kThreads + threadIdx.x < n &&
-                             (shift == 56 || values[j] >> (shift + 8) == leading);
-          add(there ? static_cast<int>(values[j] >> shift & 255) : -1, values[j], by_mass);
+        for (uint32_t c = 0; c < 3; ++c) {
+          sums[c] += __float_as_uint(mass) >= (least | (c + 1) << shift) ? weight : 0;
         }
       }
-      __syncthreads();
-      if (threadIdx.x < 32) descend(by_mass);
-      __syncthreads();
+      sum_all(sums);
+      const uint32_t digit = sums[2] >= limit ? 3 : sums[1] >= limit ? 2 : sums[0] >= limit ? 1 : 0;
+      least |= digit << shift;
     }
-    Found found{prefix, static_cast<int64_t>(above), static_cast<int64_t>(equals), 0};
-    found.need = static_cast<int64_t>(by_mass ? (rest + prefix - 1) / prefix : rest);
+    Found found{rank_of(__uint_as_float(least), unit), 0, 0, 0};
+    Units counts[3] = {};  // greater, as great, weight of the greater
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+      const Units value = rank_of(mass_of(i), unit);
+      counts[0] += value > found.value ? 1 : 0;
+      counts[1] += value == found.value ? 1 : 0;
+      counts[2] += value > found.value ? (by_mass ? value : 1) : 0;
+    }
+    sum_all(counts);
+    found.above = static_cast<int64_t>(counts[0]);
+    found.equals = static_cast<int64_t>(counts[1]);
+    const Units left = limit - counts[2];
+    found.need = static_cast<int64_t>(by_mass ? (left + found.value - 1) / found.value : left);
     return found;
   }
 
   /// The first `need` of those equal to found.value, as a cut.
-  template <typename ValueOf>
-  __device__ __forceinline__ Cut cut_at(int64_t n, const Found& found, int64_t need,
-                                        ValueOf&& value_of) {
+  template <typename MassOf>
+  __device__ __forceinline__ Cut cut_at(int64_t n, const Found& found, int64_t need, float unit,
+                                        MassOf&& mass_of) {
     if (need >= found.equals) return {found.value, n};
     int64_t seen = 0;
     for (int64_t begin = 0; begin < n; begin += kThreads) {
       const int64_t i = begin + threadIdx.x;
       int32_t here = 0;
-      const bool equal = i < n && value_of(i) == found.value;
+      const bool equal = i < n && rank_of(mass_of(i), unit) == found.value;
       const int64_t rank = seen + reduce.rank(equal, here);
       // The equal after the last that belongs ends them.
       const Units end = reduce.max(equal && rank == need ? static_cast<Units>(i) + 1 : 0ull);
@@ -106,68 +111,19 @@ struct Ranking {
   }
 
  private:
-  static constexpr int kBatch = 4;  // loads in flight
-
-  /// A value per lane, bin < 0: none. Masses lie close together, so whole warps often meet in one
-  /// bin, where 64-bit additions in shared memory would wait for each other.
-  __device__ __forceinline__ void add(int bin, Units value, bool by_mass) {
-    int same = 0;
-    __match_all_sync(~0u, bin, &same);
-    if (same == 0) {
-      if (bin < 0) return;
-      atomicAdd(&numbers[bin], 1u);
-      if (by_mass) atomicAdd(&bins[bin], value);
-      return;
-    }
-    if (bin < 0) return;
-    if (by_mass) {
+  static_assert(kWarps <= 32);
+  /// Of all threads.
+  __device__ __forceinline__ void sum_all(Units (&sums)[3]) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    __syncthreads();  // what was here before has been read
 #pragma unroll
-      for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+    for (int c = 0; c < 3; ++c) {
+      const Units sum = sum_of_warp(sums[c]);
+      if (lane == 0) warp_sums[c][warp] = sum;
     }
-    if (threadIdx.x % 32 != 0) return;
-    atomicAdd(&numbers[bin], 32u);
-    if (by_mass) atomicAdd(&bins[bin], value);
-  }
-
-  /// One warp: the bin in which the weight of the strongest reaches the rest. Lane i has the bins
-  /// 255 - 8 i downwards.
-  __device__ void descend(bool by_mass) {
-    constexpr int kEach = kBins / 32;
-    const int lane = static_cast<int>(threadIdx.x);
-    const int first = kBins - 1 - lane * kEach;
-    Units sum = 0, before;
-    uint32_t number = 0;
-    const auto weight = [&](int bin) { return by_mass ? bins[bin] : Units{numbers[bin]}; };
-    for (int i = 0; i < kEach; ++i) {
-      sum += weight(first - i);
-      number += numbers[first - i];
-    }
-    const Units wanted = rest;
-    __syncwarp();  // before one lane writes the rest
-    Units upto = sum;
-    uint32_t numbers_upto = number;
+    __syncthreads();
 #pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const Units other = __shfl_up_sync(~0u, upto, step);
-      const uint32_t other_number = __shfl_up_sync(~0u, numbers_upto, step);
-      if (lane >= step) {
-        upto += other;
-        numbers_upto += other_number;
-      }
-    }
-    const uint32_t reached = __ballot_sync(~0u, upto >= wanted);
-    if (lane != (reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1)) return;
-    before = upto - sum;
-    uint32_t numbers_before = numbers_upto - number;
-    int bin = first;
-    for (int i = 0; i < kEach - 1 && before + weight(bin) < wanted; ++i, --bin) {
-      before += weight(bin);
-      numbers_before += numbers[bin];
-    }
-    rest = wanted - before;
-    above += numbers_before;
-    equals = numbers[bin];
-    prefix = prefix << 8 | static_cast<Units>(bin);
+    for (int c = 0; c < 3; ++c) sums[c] = sum_of_warp(lane < kWarps ? warp_sums[c][lane] : 0);
   }
 };
 

@@ -58,6 +58,8 @@ struct LineChoice {
 
 constexpr int32_t kThresholdsInLaunch = 64;  // sets whose thresholds fit into a launch's arguments
 constexpr int32_t kProductTile = 128;        // rows and columns of a tile of logits
+constexpr int32_t kWidePart = 8;             // key groups of a part, on warpgroup products
+constexpr int32_t kWideParts = 32;           // parts of a tile there: rows have whole tiles of them
 
 /// What all kernels of a call share; which rows, heads and sets is the launch's business.
 struct EstimateArgs {
@@ -83,7 +85,11 @@ struct EstimateArgs {
   float* last_means;     // flexprefill: [Hq, D], of the last queries
   float* logits;         // [heads of the launch, rows, row_stride]
   float* mass;           // [sets of the launch, query blocks of the launch, key blocks]
-  float* columns;        // lines: [sets of the launch, Tk]
+  float2* line_stats;    // lines: [heads of the launch, rows, column tiles] maximum and sum
+  float* line_shift;     // [heads of the launch, rows] a weight is 2^(logit - shift)
+  float* head_columns;   // [heads of the launch, Tk]
+  float* diagonals;      // [heads of the launch, row tiles, column tiles, 2 * kProductTile]
+  float* columns;        // [sets of the launch, Tk]
   float* slashes;        // as columns
   int32_t* slash_rank;   // minference: [sets of the launch, Tk + 1] slashes before a distance
   float* guess;          // flexprefill: [sets of the launch, key blocks]
@@ -103,16 +109,25 @@ struct EstimateArgs {
   }
 };
 
-/// Rows of logits that a launch computes. A row is a query group (kGroups), an entry against key
-/// means (kFlash), a query block's mean (kMeans), one of the last queries (kLines), or their mean
-/// (kGuess).
-enum class RowsOf : int32_t { kGroups, kFlash, kMeans, kLines, kGuess };
+/// What a launch computes, a row of it for a query group (kGroups), a query block (kFlash), its mean
+/// (kMeans) or the mean of the last queries (kGuess): the logarithm, to base 2, of the sum of the
+/// weights that the row gives to each part of a key block; NaN where a logit is not finite, -inf
+/// where it sees none.
+enum class RowsOf : int32_t { kGroups, kFlash, kMeans, kGuess };
 struct LogitRows {
   RowsOf of;
   int32_t first_head, num_heads;
   int32_t first_row, num_rows;  // of every head
-  int32_t columns;              // at most
-  int64_t stride;               // floats between rows, a multiple of kProductTile
+  int32_t part;                 // kGroups: key groups of a part, at most kProductTile
+  int32_t parts_of_block;       // parts of a key block
+  int64_t stride;               // floats between rows
+};
+/// The last queries of some heads against all keys.
+struct LineRows {
+  int32_t first_head, num_heads;
+  int32_t num_rows;   // at most
+  int32_t row_tiles;  // of kProductTile rows
+  int32_t col_tiles;  // of as many keys
 };
 /// Sets and query blocks that a launch decides about.
 struct MapPart {
@@ -121,20 +136,27 @@ struct MapPart {
   float thresholds[kThresholdsInLaunch];
 };
 
-enum class MeanOf : int32_t { kKeys, kQueries, kLastQueries };
+enum class MeanOf : int32_t { kKeys, kQueries, kLastQueries };  // each with those before it
 
 tsp_status_t launch_cuts(const EstimateArgs& args, cudaStream_t stream);
-tsp_status_t launch_means(const EstimateArgs& args, MeanOf of, cudaStream_t stream);
-/// kGroups, kFlash and kLines on tensor cores.
-tsp_status_t launch_products(const EstimateArgs& args, const LogitRows& rows, cudaStream_t stream);
+/// The kinds up to `last`.
+tsp_status_t launch_means(const EstimateArgs& args, MeanOf last, cudaStream_t stream);
+/// kGroups, on the tensor cores of every chip, and on warpgroup products.
+tsp_status_t launch_group_sums(const EstimateArgs& args, const LogitRows& rows,
+                               cudaStream_t stream);
+tsp_status_t launch_wide_group_sums(const EstimateArgs& args, const LogitRows& rows,
+                                    int32_t num_sms, cudaStream_t stream);
+/// kFlash.
+tsp_status_t launch_joint_sums(const EstimateArgs& args, const LogitRows& rows,
+                               cudaStream_t stream);
 /// kMeans and kGuess, in f32.
 tsp_status_t launch_mean_products(const EstimateArgs& args, const LogitRows& rows,
                                   cudaStream_t stream);
-/// Masses of the part's query blocks from the logits of its heads; kGuess: args.guess.
+/// Masses of the part's query blocks from the rows of its heads; kGuess: args.guess.
 tsp_status_t launch_mass(const EstimateArgs& args, const LogitRows& rows, const MapPart& part,
                          cudaStream_t stream);
 /// Adds what the heads of `rows` give to columns and slashes of the sets from `first_set` on.
-tsp_status_t launch_lines(const EstimateArgs& args, const LogitRows& rows, int32_t first_set,
+tsp_status_t launch_lines(const EstimateArgs& args, const LineRows& rows, int32_t first_set,
                           cudaStream_t stream);
 tsp_status_t launch_choose_map(const EstimateArgs& args, const MapPart& part, cudaStream_t stream);
 tsp_status_t launch_choose_lines(const EstimateArgs& args, const MapPart& part,

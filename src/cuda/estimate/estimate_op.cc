@@ -22,15 +22,17 @@ struct Waves {
   int32_t sets;       // of a wave
   int32_t blocks;     // query blocks of a wave; flexprefill: all
   int32_t per_block;  // rows of a query block
-  int32_t columns;
+  int32_t part;       // kGroups: key groups of a part
+  int32_t parts_of_block;
   int64_t stride;
   int32_t line_heads;  // heads of a wave of lines
   int32_t line_rows;
-  int64_t line_stride;
+  int32_t row_tiles, col_tiles;  // of lines
 };
 
-int64_t padded(int64_t columns) {
-  return (columns + kProductTile - 1) / kProductTile * kProductTile;
+/// Floats of a head's lines: sums of its rows, columns, diagonals.
+int64_t line_floats(const Waves& w) {
+  return int64_t{w.col_tiles} * (2 * w.line_rows + kProductTile + w.row_tiles * 2 * kProductTile);
 }
 
 Waves plan(const EstimateArgs& a) {
@@ -42,9 +44,15 @@ Waves plan(const EstimateArgs& a) {
   w.map_rows = groups                        ? RowsOf::kGroups
                : a.kind == TSP_PATTERN_FLASH ? RowsOf::kFlash
                                              : RowsOf::kMeans;
-  w.per_block = groups ? a.block / a.stride : a.kind == TSP_PATTERN_FLASH ? a.block : 1;
-  w.columns = groups ? ceil_div(a.k_len, a.stride) : a.key_blocks;
-  w.stride = padded(w.columns);
+  w.per_block = w.part = w.parts_of_block = 1;
+  w.stride = a.key_blocks;
+  if (groups) {
+    w.per_block = a.block / a.stride;
+    w.part = w.per_block % kWidePart == 0 ? kWidePart : w.per_block;
+    w.parts_of_block = w.per_block / w.part;
+    const int32_t parts = ceil_div(ceil_div(a.k_len, a.stride), w.part);
+    w.stride = int64_t{ceil_div(parts, kWideParts)} * kWideParts;
+  }
   const int64_t block_floats = a.heads_per_set() * w.per_block * w.stride;  // of a set
   w.sets = std::min(a.num_sets, kThresholdsInLaunch);
   if (w.flex) {
@@ -52,7 +60,8 @@ Waves plan(const EstimateArgs& a) {
     w.sets = static_cast<int32_t>(std::clamp<int64_t>(kMapFloats / map, 1, w.sets));
     w.blocks = a.query_blocks;
   } else {
-    w.sets = static_cast<int32_t>(std::clamp<int64_t>(kWaveFloats / block_floats, 1, w.sets));
+    w.sets = static_cast<int32_t>(std::clamp<int64_t>(
+        kWaveFloats / (block_floats * std::min(a.query_blocks, kProductTile)), 1, w.sets));
     const int64_t fit = std::max<int64_t>(1, kWaveFloats / (block_floats * w.sets));
     // Whole tiles of rows, where that is possible.
     const int64_t whole = std::max(1, kProductTile / w.per_block);
@@ -60,9 +69,10 @@ Waves plan(const EstimateArgs& a) {
         std::min<int64_t>(a.query_blocks, fit > whole ? fit / whole * whole : fit));
   }
   w.line_rows = std::min(a.q_len, w.flex ? a.block : 64);
-  w.line_stride = padded(a.k_len);
+  w.row_tiles = ceil_div(w.line_rows, kProductTile);
+  w.col_tiles = ceil_div(a.k_len, kProductTile);
   w.line_heads = static_cast<int32_t>(std::clamp<int64_t>(
-      kWaveFloats / (w.line_rows * w.line_stride), 1, int64_t{w.sets} * a.heads_per_set()));
+      kWaveFloats / line_floats(w), 1, int64_t{w.sets} * a.heads_per_set()));
   return w;
 }
 
@@ -118,7 +128,11 @@ void place(EstimateArgs& a, const Waves& w, Scratch& scratch) {
     a.mass = scratch.take<float>(sets * w.blocks * a.key_blocks);
   }
   if (w.lines) {
-    logits = std::max(logits, w.line_heads * w.line_rows * w.line_stride);
+    const int64_t heads = w.line_heads;
+    a.line_stats = scratch.take<float2>(heads * w.line_rows * w.col_tiles);
+    a.line_shift = scratch.take<float>(heads * w.line_rows);
+    a.head_columns = scratch.take<float>(heads * a.k_len);
+    a.diagonals = scratch.take<float>(heads * w.row_tiles * w.col_tiles * 2 * kProductTile);
     a.columns = scratch.take<float>(sets * a.k_len);
     a.slashes = scratch.take<float>(sets * a.k_len);
     a.choices = scratch.take<LineChoice>(sets);
@@ -136,11 +150,9 @@ void place(EstimateArgs& a, const Waves& w, Scratch& scratch) {
 }
 
 tsp_status_t run_means(const EstimateArgs& a, const Waves& w, cudaStream_t stream) {
-  if (w.means || a.kind == TSP_PATTERN_FLASH) {
-    TSP_RETURN_IF_ERROR(launch_means(a, MeanOf::kKeys, stream));
-  }
-  if (w.means) TSP_RETURN_IF_ERROR(launch_means(a, MeanOf::kQueries, stream));
-  return w.flex ? launch_means(a, MeanOf::kLastQueries, stream) : TSP_OK;
+  if (w.flex) return launch_means(a, MeanOf::kLastQueries, stream);
+  if (w.means) return launch_means(a, MeanOf::kQueries, stream);
+  return a.kind == TSP_PATTERN_FLASH ? launch_means(a, MeanOf::kKeys, stream) : TSP_OK;
 }
 
 LogitRows map_rows(const EstimateArgs& a, const Waves& w, const MapPart& part) {
@@ -149,31 +161,33 @@ LogitRows map_rows(const EstimateArgs& a, const Waves& w, const MapPart& part) {
           part.num_sets * a.heads_per_set(),
           part.first_block * w.per_block,
           part.num_blocks * w.per_block,
-          w.columns,
+          w.part,
+          w.parts_of_block,
           w.stride};
 }
 
 /// Masses of the part's query blocks.
-tsp_status_t run_map(const EstimateArgs& a, const Waves& w, const MapPart& part,
-                     cudaStream_t stream) {
+tsp_status_t run_map(const EstimateCall& call, const EstimateArgs& a, const Waves& w,
+                     const MapPart& part, cudaStream_t stream) {
   const LogitRows rows = map_rows(a, w, part);
-  if (w.map_rows == RowsOf::kMeans) {
-    TSP_RETURN_IF_ERROR(launch_mean_products(a, rows, stream));
-  } else {
-    TSP_RETURN_IF_ERROR(launch_products(a, rows, stream));
-  }
+  const auto launch_sums = [&] {
+    if (w.map_rows == RowsOf::kMeans) return launch_mean_products(a, rows, stream);
+    if (w.map_rows == RowsOf::kFlash) return launch_joint_sums(a, rows, stream);
+    return call.warpgroups && w.part == kWidePart
+               ? launch_wide_group_sums(a, rows, call.num_sms, stream)
+               : launch_group_sums(a, rows, stream);
+  };
+  TSP_RETURN_IF_ERROR(launch_sums());
   return launch_mass(a, rows, part, stream);
 }
 
-tsp_status_t run_lines(const EstimateArgs& a, const Waves& w, const MapPart& part,
-                       cudaStream_t stream) {
+tsp_status_t run_lines(const EstimateCall& call, const EstimateArgs& a, const Waves& w,
+                       const MapPart& part, cudaStream_t stream) {
   const int32_t begin = part.first_set * a.heads_per_set();
   const int32_t end = begin + part.num_sets * a.heads_per_set();
   for (int32_t head = begin; head < end; head += w.line_heads) {
-    const LogitRows rows{
-        RowsOf::kLines, head,         std::min(w.line_heads, end - head), 0, w.line_rows,
-        a.k_len,        w.line_stride};
-    TSP_RETURN_IF_ERROR(launch_products(a, rows, stream));
+    const LineRows rows{head, std::min(w.line_heads, end - head), w.line_rows, w.row_tiles,
+                        w.col_tiles};
     TSP_RETURN_IF_ERROR(launch_lines(a, rows, part.first_set, stream));
   }
   if (w.flex) {
@@ -183,7 +197,7 @@ tsp_status_t run_lines(const EstimateArgs& a, const Waves& w, const MapPart& par
     rows.of = RowsOf::kGuess;
     TSP_RETURN_IF_ERROR(launch_mean_products(a, rows, stream));
     TSP_RETURN_IF_ERROR(launch_mass(a, rows, one, stream));
-    TSP_RETURN_IF_ERROR(run_map(a, w, part, stream));
+    TSP_RETURN_IF_ERROR(run_map(call, a, w, part, stream));
   }
   return launch_choose_lines(a, part, stream);
 }
@@ -216,10 +230,11 @@ BlockLists lists_of(const tsp_block_sets_t& s, int32_t b) {
   return out;
 }
 
-EstimateCall call_of(const tsp_estimate_params_t& p, const Seq& seq) {
+EstimateCall call_of(const tsp_context_t& ctx, const tsp_estimate_params_t& p, const Seq& seq) {
+  const State& state = state_of(ctx);
   const bool lists = p.selected.indices != nullptr;
   return {p, make_sets(p.selected, seq, p.q.heads), lists ? p.selected.num_sets : 0,
-          lists_of(p.blocks, seq.index)};
+          lists_of(p.blocks, seq.index), state.warpgroups, state.num_sms};
 }
 
 tsp_status_t check_memory(const tsp_context_t& ctx, const tsp_estimate_params_t& p) {
@@ -258,13 +273,13 @@ tsp_status_t run_estimate(const EstimateCall& call, const Seq& seq, void* scratc
   for (int32_t set = 0; set < a.num_sets; set += w.sets) {
     MapPart part = part_of(call, a, w, set);
     if (w.lines) {
-      TSP_RETURN_IF_ERROR(run_lines(a, w, part, stream));
+      TSP_RETURN_IF_ERROR(run_lines(call, a, w, part, stream));
       continue;
     }
     for (int32_t m = 0; m < a.query_blocks; m += w.blocks) {
       part.first_block = m;
       part.num_blocks = std::min(w.blocks, a.query_blocks - m);
-      TSP_RETURN_IF_ERROR(run_map(a, w, part, stream));
+      TSP_RETURN_IF_ERROR(run_map(call, a, w, part, stream));
       TSP_RETURN_IF_ERROR(launch_choose_map(a, part, stream));
     }
   }
@@ -277,11 +292,11 @@ tsp_status_t check_estimate(const tsp_context_t& ctx, const tsp_estimate_params_
   return check_same_dtype("k", p.k, p.q);
 }
 
-size_t estimate_workspace(const tsp_context_t&, const tsp_estimate_params_t& p) {
+size_t estimate_workspace(const tsp_context_t& ctx, const tsp_estimate_params_t& p) {
   size_t bytes = 0;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    bytes = std::max(bytes, estimate_scratch_bytes(call_of(p, seq), seq));
+    bytes = std::max(bytes, estimate_scratch_bytes(call_of(ctx, p, seq), seq));
   }
   return bytes;
 }
@@ -291,7 +306,7 @@ tsp_status_t estimate(tsp_context_t& ctx, const tsp_estimate_params_t& p) {
   TSP_RETURN_IF_ERROR(check_memory(ctx, p));
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     const Seq seq = seq_at(p.batch, b);
-    TSP_RETURN_IF_ERROR(run_estimate(call_of(p, seq), seq, p.workspace, stream_of(ctx)));
+    TSP_RETURN_IF_ERROR(run_estimate(call_of(ctx, p, seq), seq, p.workspace, stream_of(ctx)));
   }
   return TSP_OK;
 }

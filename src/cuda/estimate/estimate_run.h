@@ -13,6 +13,8 @@ struct EstimateCall {
   Sets sets;                            // of the sequence
   int32_t num_lists;                    // of sets; 0 = every token
   BlockLists out;                       // of the sequence
+  bool warpgroups;                      // wgmma: compute capability 9.0
+  int32_t num_sms;
 };
 
 size_t estimate_scratch_bytes(const EstimateCall& call, const Seq& seq);

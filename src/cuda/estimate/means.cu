@@ -9,6 +9,7 @@ namespace tsp::cuda {
 namespace {
 
 constexpr int kCutThreads = 256;
+constexpr int kMeanThreads = 128;
 constexpr int kDotWarps = 8;
 
 /// A warp per head.
@@ -31,51 +32,68 @@ __device__ __forceinline__ uint16_t round_to(float x) {
   return static_cast<uint16_t>(pack<Type>(x, 0.f));
 }
 
-/// Grid (blocks, heads or units), a thread per channel, entries ascending.
+/// Grid (blocks, units and heads of the kinds in turn). A thread adds up eight channels of every
+/// R-th entry, R = 8 kMeanThreads / D, then the R sums of a channel meet in ascending order.
 template <typename Type>
-__global__ void mean_kernel(const __grid_constant__ EstimateArgs a, const MeanOf of) {
+__global__ void __launch_bounds__(kMeanThreads)
+    mean_kernel(const __grid_constant__ EstimateArgs a, const MeanOf last) {
   await_previous();
-  const int m = static_cast<int>(blockIdx.x);
-  const int channel = static_cast<int>(threadIdx.x);
-  const bool keys = of == MeanOf::kKeys;
-  const int head = static_cast<int>(blockIdx.y) * (keys ? a.num_heads / a.units : 1);
+  __shared__ __align__(16) float sums[kMeanThreads * 8];
+  const int m = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const int line = static_cast<int>(blockIdx.y);
+  const bool keys = line < a.units;
+  const bool last_queries = last == MeanOf::kLastQueries && line >= a.units + a.num_heads;
+  const int head = keys           ? line * (a.num_heads / a.units)
+                   : last_queries ? line - a.units - a.num_heads
+                                  : line - a.units;
   const BlockCut cut = a.cuts[head];
-  int begin = m * a.block, end = min(begin + a.block, cut.count);
-  if (of == MeanOf::kQueries) {
-    begin = cut.first_entry(m, a.block);
-    end = min(begin + a.block, cut.count);
-  } else if (of == MeanOf::kLastQueries) {
-    end = cut.count;
-    begin = end - a.line_rows(cut, false);
+  int begin = keys ? m * a.block : cut.first_entry(m, a.block);
+  int end = min(begin + a.block, cut.count);
+  if (last_queries) {
+    end = m == 0 ? cut.count : 0;
+    begin = end - (m == 0 ? a.line_rows(cut, false) : 0);
   }
   if (begin >= end) return;
   const int32_t* const list = list_of(a.sets, head / a.sets.heads_per_set);
   const Rows& rows = keys ? a.k : a.q;
   const int row_head = keys ? a.kv_head_of(head) : head;
   const int first_token = keys ? 0 : a.k_len - a.q_len;
-  float sum = 0.f;
-  for (int entry = begin; entry < end; ++entry) {
-    sum += to_float<Type>(rows.row(position_of(list, entry) - first_token, row_head)[channel]);
+  const int chunks = a.head_dim / 8, step = kMeanThreads / chunks;
+  float sum[8] = {};
+#pragma unroll 4
+  for (int entry = begin + thread / chunks; entry < end; entry += step) {
+    const uint16_t* const row = rows.row(position_of(list, entry) - first_token, row_head);
+    const uint4 x = *reinterpret_cast<const uint4*>(row + thread % chunks * 8);
+    const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      sum[c] += to_float<Type>(static_cast<uint16_t>(words[c / 2] >> c % 2 * 16));
+    }
   }
-  const float mean = sum / static_cast<float>(end - begin);
-  if (of == MeanOf::kLastQueries) {
+#pragma unroll
+  for (int c = 0; c < 8; c += 4) {
+    *reinterpret_cast<float4*>(sums + thread * 8 + c) =
+        make_float4(sum[c], sum[c + 1], sum[c + 2], sum[c + 3]);
+  }
+  __syncthreads();
+  const int channel = thread;
+  if (channel >= a.head_dim) return;
+  float total = 0.f;
+  for (int i = 0; i < step; ++i) total += sums[i * a.head_dim + channel];
+  const float mean = total / static_cast<float>(end - begin);
+  if (last_queries) {
     a.last_means[int64_t{head} * a.head_dim + channel] = mean;
-    return;
-  }
-  if (of == MeanOf::kQueries) {
+  } else if (!keys) {
     a.query_means[(int64_t{head} * a.query_blocks + m) * a.head_dim + channel] = mean;
-    return;
+  } else if (a.key_parts == nullptr) {
+    a.key_means[(int64_t{line} * a.key_blocks + m) * a.head_dim + channel] = mean;
+  } else {
+    // Two 16-bit values hold 16 bits of the mean and more, and tensor cores add up their products.
+    const uint16_t high = round_to<Type>(mean);
+    uint16_t* const parts = a.key_parts + (int64_t{line} * a.key_blocks + m) * 2 * a.head_dim;
+    parts[channel] = high;
+    parts[a.head_dim + channel] = round_to<Type>(mean - to_float<Type>(high));
   }
-  const int64_t block = int64_t{blockIdx.y} * a.key_blocks + m;
-  if (a.key_parts == nullptr) {
-    a.key_means[block * a.head_dim + channel] = mean;
-    return;
-  }
-  // Two 16-bit values hold 16 bits of the mean and more, and tensor cores add up their products.
-  const uint16_t high = round_to<Type>(mean);
-  uint16_t* const parts = a.key_parts + block * 2 * a.head_dim;
-  parts[channel] = high;
-  parts[a.head_dim + channel] = round_to<Type>(mean - to_float<Type>(high));
 }
 
 /// Grid (rows, heads), a warp per key block.
@@ -102,7 +120,8 @@ __global__ void __launch_bounds__(kDotWarps * 32)
     }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (lane == 0) out[n] = sum * a.scale_log2;
+    sum *= a.scale_log2;
+    if (lane == 0) out[n] = isfinite(sum) ? sum : NAN;
   }
 }
 
@@ -115,14 +134,13 @@ tsp_status_t launch_cuts(const EstimateArgs& a, cudaStream_t stream) {
                 dim3(kCutThreads), 0, stream, a);
 }
 
-tsp_status_t launch_means(const EstimateArgs& a, MeanOf of, cudaStream_t stream) {
-  const int blocks = of == MeanOf::kKeys      ? a.key_blocks
-                     : of == MeanOf::kQueries ? a.query_blocks
-                                              : 1;
-  const int heads = of == MeanOf::kKeys ? a.units : a.num_heads;
+tsp_status_t launch_means(const EstimateArgs& a, MeanOf last, cudaStream_t stream) {
+  const bool queries = last != MeanOf::kKeys;
+  const int blocks = queries ? std::max(a.key_blocks, a.query_blocks) : a.key_blocks;
+  const int lines = a.units + a.num_heads * static_cast<int>(last);
   return launch("estimate: means", a.bf16 ? mean_kernel<Bf16> : mean_kernel<F16>,
-                dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(heads)),
-                dim3(static_cast<unsigned>(a.head_dim)), 0, stream, a, of);
+                dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(lines)),
+                dim3(kMeanThreads), 0, stream, a, last);
 }
 
 tsp_status_t launch_mean_products(const EstimateArgs& a, const LogitRows& rows,
