@@ -68,7 +68,7 @@ struct Ranking {
         const Units weight = by_mass ? to_units(mass, unit) : 1;
 #pragma unroll
         for (uint32_t c = 0; c < 3; ++c) {
-          sums[c] += __float_as_uint(mass) >= (least | (c + 1) << shift) ? weight : 0;
+          if (__float_as_uint(mass) >= (least | (c + 1) << shift)) sums[c] += weight;
         }
       }
       sum_all(sums);

@@ -122,6 +122,7 @@ struct ProductTile {
       wait_copies<kStages - 2>();
       __syncthreads();
       bringer.bring((step + kStages - 1) % kStages);
+      if (first_row + warp_row >= end_row) continue;  // few rows: half of the warps have none
       multiply(shared_address(shared.stages.q[step % kStages]),
                shared_address(shared.stages.k[step % kStages]), warp_row, warp_col, sum);
     }
