@@ -122,6 +122,21 @@ TEST_P(Estimate, BlocksAndStridesOfOtherSizes) {
   }
 }
 
+/// More rows and columns than a tile of any kernel has.
+TEST_P(Estimate, OfManyTiles) {
+  Problem problem(served({.q_lens = {900}, .k_lens = {2300}, .num_q_heads = 2, .num_kv_heads = 1}));
+  const BlockOracle oracle(problem);
+  const Sets sets = problem.random_sets(TSP_SHARE_HEAD, 0.7f, 32, 5);
+  for (tsp_pattern_t p : patterns(128)) {
+    for (const int32_t stride : {2, 8}) {
+      p.stride = stride;
+      expect_oracle(problem, oracle, p);
+      expect_oracle(problem, oracle, p, &sets);
+      if (p.kind != TSP_PATTERN_XATTENTION) break;
+    }
+  }
+}
+
 TEST_P(Estimate, WhatIsAlwaysIn) {
   Problem problem(served({.q_lens = {200}, .k_lens = {300}, .num_q_heads = 2, .num_kv_heads = 2}));
   const BlockOracle oracle(problem);

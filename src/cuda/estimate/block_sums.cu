@@ -83,20 +83,19 @@ __global__ void __launch_bounds__(256, 2)
 
 tsp_status_t launch_group_sums(const EstimateArgs& a, const LogitRows& rows, cudaStream_t stream) {
   const int32_t columns = (a.k_len + a.stride - 1) / a.stride;
-  return launch("estimate: sums of groups",
-                a.bf16 ? group_sums_kernel<Bf16> : group_sums_kernel<F16>,
-                dim3(tiles_of(columns, kProductTile / rows.part * rows.part),
-                     tiles_of(rows.num_rows, kProductTile), static_cast<unsigned>(rows.num_heads)),
-                dim3(256), sizeof(ProductTile<Bf16, Product::kGroups>::SharedStorage), stream, a,
-                rows);
+  return launch(
+      "estimate: sums of groups", a.bf16 ? group_sums_kernel<Bf16> : group_sums_kernel<F16>,
+      dim3(tiles_of(columns, kProductTile / rows.part * rows.part),
+           tiles_of(rows.num_rows, kProductTile), static_cast<unsigned>(rows.num_heads)),
+      dim3(256), sizeof(ProductTile<Bf16, Product::kGroups>::SharedStorage), stream, a, rows);
 }
 
 tsp_status_t launch_joint_sums(const EstimateArgs& a, const LogitRows& rows, cudaStream_t stream) {
-  return launch(
-      "estimate: joint sums", a.bf16 ? joint_sums_kernel<Bf16> : joint_sums_kernel<F16>,
-      dim3(tiles_of(a.key_blocks, kProductTile), static_cast<unsigned>(rows.num_rows),
-           static_cast<unsigned>(rows.num_heads)),
-      dim3(256), sizeof(ProductTile<Bf16, Product::kBlockMeans>::SharedStorage), stream, a, rows);
+  return launch("estimate: joint sums", a.bf16 ? joint_sums_kernel<Bf16> : joint_sums_kernel<F16>,
+                dim3(tiles_of(a.key_blocks, kProductTile), static_cast<unsigned>(rows.num_rows),
+                     static_cast<unsigned>(rows.num_heads)),
+                dim3(256), sizeof(ProductTile<Bf16, Product::kBlockMeans>::SharedStorage), stream,
+                a, rows);
 }
 
 }  // namespace tsp::cuda

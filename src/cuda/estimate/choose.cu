@@ -7,7 +7,7 @@
 namespace tsp::cuda {
 namespace {
 
-constexpr int kRowWarps = 4;       // query blocks of a block, a warp each
+constexpr int kRowWarps = 4;      // query blocks of a block, a warp each
 constexpr int kSetThreads = 512;  // of a block that decides about a set's lines
 // As in core/block_choice.cc.
 constexpr int kFirstColumns = 30;
@@ -97,8 +97,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   const bool flash = a.kind == TSP_PATTERN_FLASH;
   const float threshold = part.thresholds[blockIdx.y];
   const int visible = row.visible();
-  const float* const mass =
-      a.mass + (int64_t{blockIdx.y} * part.num_blocks + local) * a.key_blocks;
+  const float* const mass = a.mass + (int64_t{blockIdx.y} * part.num_blocks + local) * a.key_blocks;
   const float unit = unit_of_mass(visible);
   bool bad = false;
   Units total = 0, given = 0, most = 0;
@@ -109,8 +108,8 @@ __global__ void __launch_bounds__(kRowWarps * 32)
     given += row.always(n) ? value : 0;
     most = value > most ? value : most;
   }
-  const bool everything = __any_sync(~0u, bad) || row.last() ||
-                          (flash ? a.alpha <= 0.f : threshold >= 1.f);
+  const bool everything =
+      __any_sync(~0u, bad) || row.last() || (flash ? a.alpha <= 0.f : threshold >= 1.f);
   if (everything) {
     row.write([](int, bool) { return true; });
     return;
@@ -319,9 +318,8 @@ __global__ void __launch_bounds__(kRowWarps * 32)
     write_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set) {
   await_previous();
   const int local = static_cast<int>(blockIdx.y);
-  const QueryRow row(
-      a, first_set + local,
-      static_cast<int>(blockIdx.x) * kRowWarps + static_cast<int>(threadIdx.x) / 32);
+  const QueryRow row(a, first_set + local,
+                     static_cast<int>(blockIdx.x) * kRowWarps + static_cast<int>(threadIdx.x) / 32);
   if (!row.exists()) return;
   const LineChoice choice = a.choices[local];
   if (choice.everything != 0 || row.last()) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The strongest of n masses in fixed point, as core/block_choice.cc ranks them, without a sort: the
-// mass of the last that belongs is found bit by bit, its equals by their index. The bits are those of
-// the f32 mass, which orders as they do: half as many as its fixed point has.
+// mass of the last that belongs is found bit by bit, its equals by their index. The bits are those
+// of the f32 mass, which orders as they do: half as many as its fixed point has.
 #pragma once
 
 #include "cuda/estimate/estimate.h"

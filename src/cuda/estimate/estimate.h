@@ -109,10 +109,10 @@ struct EstimateArgs {
   }
 };
 
-/// What a launch computes, a row of it for a query group (kGroups), a query block (kFlash), its mean
-/// (kMeans) or the mean of the last queries (kGuess): the logarithm, to base 2, of the sum of the
-/// weights that the row gives to each part of a key block; NaN where a logit is not finite, -inf
-/// where it sees none.
+/// What a launch computes, a row of it for a query group (kGroups), a query block (kFlash), its
+/// mean (kMeans) or the mean of the last queries (kGuess): the logarithm, to base 2, of the sum of
+/// the weights that the row gives to each part of a key block; NaN where a logit is not finite,
+/// -inf where it sees none.
 enum class RowsOf : int32_t { kGroups, kFlash, kMeans, kGuess };
 struct LogitRows {
   RowsOf of;

@@ -71,8 +71,8 @@ Waves plan(const EstimateArgs& a) {
   w.line_rows = std::min(a.q_len, w.flex ? a.block : 64);
   w.row_tiles = ceil_div(w.line_rows, kProductTile);
   w.col_tiles = ceil_div(a.k_len, kProductTile);
-  w.line_heads = static_cast<int32_t>(std::clamp<int64_t>(
-      kWaveFloats / line_floats(w), 1, int64_t{w.sets} * a.heads_per_set()));
+  w.line_heads = static_cast<int32_t>(
+      std::clamp<int64_t>(kWaveFloats / line_floats(w), 1, int64_t{w.sets} * a.heads_per_set()));
   return w;
 }
 
@@ -233,8 +233,12 @@ BlockLists lists_of(const tsp_block_sets_t& s, int32_t b) {
 EstimateCall call_of(const tsp_context_t& ctx, const tsp_estimate_params_t& p, const Seq& seq) {
   const State& state = state_of(ctx);
   const bool lists = p.selected.indices != nullptr;
-  return {p, make_sets(p.selected, seq, p.q.heads), lists ? p.selected.num_sets : 0,
-          lists_of(p.blocks, seq.index), state.warpgroups, state.num_sms};
+  return {p,
+          make_sets(p.selected, seq, p.q.heads),
+          lists ? p.selected.num_sets : 0,
+          lists_of(p.blocks, seq.index),
+          state.warpgroups,
+          state.num_sms};
 }
 
 tsp_status_t check_memory(const tsp_context_t& ctx, const tsp_estimate_params_t& p) {

@@ -14,9 +14,8 @@ constexpr int kDiagonals = 2 * kProductTile;  // of a tile, one of them empty
 
 /// Grid (columns, rows, heads).
 template <typename Type>
-__global__ void __launch_bounds__(256, 2)
-    line_stats_kernel(const __grid_constant__ EstimateArgs a,
-                      const __grid_constant__ LineRows rows) {
+__global__ void __launch_bounds__(256, 2) line_stats_kernel(const __grid_constant__ EstimateArgs a,
+                                                            const __grid_constant__ LineRows rows) {
   using Tile = ProductTile<Type, Product::kLines>;
   await_previous();
   extern __shared__ __align__(1024) unsigned char raw[];
@@ -50,8 +49,7 @@ __global__ void __launch_bounds__(kShiftWarps * 32)
                       const __grid_constant__ LineRows rows) {
   await_previous();
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int row =
-      static_cast<int>(blockIdx.x) * kShiftWarps + static_cast<int>(threadIdx.x) / 32;
+  const int row = static_cast<int>(blockIdx.x) * kShiftWarps + static_cast<int>(threadIdx.x) / 32;
   const Operands<Product::kLines> in(a, rows.first_head + static_cast<int>(blockIdx.y));
   if (row >= in.num_rows()) return;
   const int64_t at = int64_t{blockIdx.y} * rows.num_rows + row;
@@ -68,9 +66,8 @@ __global__ void __launch_bounds__(kShiftWarps * 32)
 
 /// Grid (columns, heads).
 template <typename Type>
-__global__ void __launch_bounds__(256, 2)
-    line_sums_kernel(const __grid_constant__ EstimateArgs a,
-                     const __grid_constant__ LineRows rows) {
+__global__ void __launch_bounds__(256, 2) line_sums_kernel(const __grid_constant__ EstimateArgs a,
+                                                           const __grid_constant__ LineRows rows) {
   using Tile = ProductTile<Type, Product::kLines>;
   await_previous();
   extern __shared__ __align__(1024) unsigned char raw[];
@@ -126,8 +123,7 @@ __device__ __forceinline__ float slash_of(const EstimateArgs& a, const LineRows&
     const int last = min(first + kProductTile, cut.count) - 1;
     if (last - d < 0) continue;
     const float* const out =
-        a.diagonals +
-        (int64_t{local_head} * rows.row_tiles + tile) * rows.col_tiles * kDiagonals;
+        a.diagonals + (int64_t{local_head} * rows.row_tiles + tile) * rows.col_tiles * kDiagonals;
     for (int j = max(0, first - d) / kProductTile; j <= (last - d) / kProductTile; ++j) {
       const int at = d - first + j * kProductTile + kProductTile - 1;
       sum += out[int64_t{j} * kDiagonals + at];
@@ -174,10 +170,10 @@ tsp_status_t launch_lines(const EstimateArgs& a, const LineRows& rows, int32_t f
                              a.bf16 ? line_stats_kernel<Bf16> : line_stats_kernel<F16>,
                              dim3(col_tiles, static_cast<unsigned>(rows.row_tiles), heads),
                              dim3(256), shared_bytes, stream, a, rows));
-  TSP_RETURN_IF_ERROR(launch(
-      "estimate: shifts of rows", line_shift_kernel,
-      dim3(static_cast<unsigned>((rows.num_rows + kShiftWarps - 1) / kShiftWarps), heads),
-      dim3(kShiftWarps * 32), 0, stream, a, rows));
+  TSP_RETURN_IF_ERROR(
+      launch("estimate: shifts of rows", line_shift_kernel,
+             dim3(static_cast<unsigned>((rows.num_rows + kShiftWarps - 1) / kShiftWarps), heads),
+             dim3(kShiftWarps * 32), 0, stream, a, rows));
   TSP_RETURN_IF_ERROR(launch("estimate: sums of lines",
                              a.bf16 ? line_sums_kernel<Bf16> : line_sums_kernel<F16>,
                              dim3(col_tiles, heads), dim3(256), shared_bytes, stream, a, rows));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// estimate: what the rows of a query block give to key blocks, as shares of their softmax. Every sum
-// has one owner and one order, so equal bits come out of every run.
+// estimate: what the rows of a query block give to key blocks, as shares of their softmax. Every
+// sum has one owner and one order, so equal bits come out of every run.
 #include "cuda/estimate/estimate.h"
 #include "cuda/launch.h"
 #include "cuda/ptx.cuh"
@@ -48,9 +48,9 @@ __global__ void __launch_bounds__(kMassThreads)
   if (guess ? cut.queries() == 0 : m >= cut.query_blocks(a.block)) return;
   const int visible = guess ? cut.key_blocks(a.block) : cut.visible(m, a.block);
   const int begin = groups ? m * (a.block / a.stride) : m;
-  const int end =
-      groups ? min(begin + a.block / a.stride, (cut.queries() + a.stride - 1) / a.stride)
-             : begin + 1;
+  const int end = groups
+                      ? min(begin + a.block / a.stride, (cut.queries() + a.stride - 1) / a.stride)
+                      : begin + 1;
   float* const mass =
       guess ? a.guess + int64_t{blockIdx.y} * a.key_blocks
             : a.mass + (int64_t{blockIdx.y} * part.num_blocks + blockIdx.x) * a.key_blocks;

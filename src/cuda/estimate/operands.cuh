@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Where the rows and columns of a head's products lie. A row is `segments` rows of q end to end, and
-// a column as many rows of k: xattention's antidiagonals are t = 0 .. s - 1 of q entry
-// first + s - 1 - t with k entry j * s + t, a mean's two 16-bit parts are segments that share q.
+// Where the rows and columns of a head's products lie. A row is `segments` rows of q end to end,
+// and a column as many rows of k: xattention's antidiagonals are t = 0 .. s - 1 of q entry first +
+// s - 1 - t with k entry j * s + t, a mean's two 16-bit parts are segments that share q.
 #pragma once
 
 #include "cuda/estimate/estimate.h"
@@ -30,7 +30,9 @@ struct Operands {
       base = cut.count - a.line_rows(cut, a.kind == TSP_PATTERN_MINFERENCE);
     }
   }
-  __device__ __forceinline__ int stride() const { return kOf == Product::kGroups ? args->stride : 1; }
+  __device__ __forceinline__ int stride() const {
+    return kOf == Product::kGroups ? args->stride : 1;
+  }
   __device__ __forceinline__ int segments() const {
     return kOf == Product::kGroups ? args->stride : kOf == Product::kBlockMeans ? 2 : 1;
   }

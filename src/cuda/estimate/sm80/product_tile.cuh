@@ -14,8 +14,8 @@ struct ProductTile {
   static constexpr int kStages = 3;
   static constexpr int kStepChannels = 64;
   static constexpr int kChunks = kStepChannels / 8;
-  static constexpr int kRowTiles = 4;  // m16 of a warp
-  static constexpr int kColTiles = 4;  // n8 of a warp
+  static constexpr int kRowTiles = 4;                                    // m16 of a warp
+  static constexpr int kColTiles = 4;                                    // n8 of a warp
   static constexpr int kThreadRows = kProductTile * kChunks / kThreads;  // that a thread brings
   // Eight floats more than columns: the pairs of four rows lie in different banks.
   static constexpr int kLine = kProductTile + 8;

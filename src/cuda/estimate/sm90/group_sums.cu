@@ -27,8 +27,8 @@ struct SharedStorage {
 
 using Groups = Operands<Product::kGroups>;
 
-/// The tiles of all heads of a launch in one line: rows are taken in pairs of a short one and a long
-/// one, which have about as many tiles together as every other pair.
+/// The tiles of all heads of a launch in one line: rows are taken in pairs of a short one and a
+/// long one, which have about as many tiles together as every other pair.
 struct TileOrder {
   int32_t row_tiles;  // of the head with the most
   int32_t line;       // room for the tiles of a pair
@@ -229,8 +229,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_copies<kAhead - 1>();
       fence_for_wgmma();
       __syncthreads();
-      const uint32_t q = shared_address(shared.q[stage]) +
-                         static_cast<uint32_t>(warpgroup * 64 * kChunks * 16);
+      const uint32_t q =
+          shared_address(shared.q[stage]) + static_cast<uint32_t>(warpgroup * 64 * kChunks * 16);
       const uint64_t q_tile = tile_descriptor(q);
       const uint64_t k_tile = tile_descriptor(shared_address(shared.k[stage]));
       wgmma_fence();
