@@ -63,19 +63,37 @@ void tile_begin(const Tile& tile) {
 
 /// o[row] += weight * value, a key after the other, for the few keys that not all rows of a product
 /// see.
+template <typename Arith, int kVecs>
+TSP_INLINE void add_values_of(float* o, const typename Arith::Unit* weights, Span keys,
+                              const typename Arith::Unit* values, int32_t stride) {
+  Vec sums[kVecs];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) sums[v] = load(o + v * kLanes);
+  for (int32_t key = keys.begin; key < keys.end; ++key) {
+    const typename Arith::Unit* const value = values + key / Arith::kUnitElems * stride;
+    const Vec weight = set1(Arith::weight(weights, key));
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      sums[v] = fma(weight, Arith::value(value + v * kLanes, key), sums[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) store(o + v * kLanes, sums[v]);
+}
+
 template <typename Arith>
 TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, int32_t column, Span keys,
                            const typename Arith::Unit* values) {
+  if (keys.empty()) return;
   float* const o = s.o + int64_t{row} * s.o_stride;
   const typename Arith::Unit* const weights =
       s.weights + int64_t{row} * Arith::kWeightStride + column / Arith::kUnitElems;
-  for (int32_t d = 0; keys.begin < keys.end && d < s.o_stride; d += kLanes) {
-    Vec sum = load(o + d);
-    for (int32_t key = keys.begin; key < keys.end; ++key) {
-      const typename Arith::Unit* const value = values + key / Arith::kUnitElems * s.o_stride;
-      sum = fma(set1(Arith::weight(weights, key)), Arith::value(value + d, key), sum);
-    }
-    store(o + d, sum);
+  int32_t d = 0;
+  for (; d + 4 * kLanes <= s.o_stride; d += 4 * kLanes) {
+    add_values_of<Arith, 4>(o + d, weights, keys, values + d, s.o_stride);
+  }
+  for (; d < s.o_stride; d += kLanes) {
+    add_values_of<Arith, 1>(o + d, weights, keys, values + d, s.o_stride);
   }
 }
 

@@ -55,6 +55,30 @@ void attend_joined(const Call& call, const Group& group, const QueryBlock& row, 
   attend();
 }
 
+/// Asks for the lines of a row before they are needed. Inlined always: GCC takes a function of
+/// nothing but prefetches for one without effect and drops its calls.
+template <bool kWrite>
+__attribute__((always_inline)) inline void prefetch_row(const tsp_tensor_t& view, int64_t offset) {
+  if (view.dim_stride != 1) return;
+  const int64_t bytes = view.dtype == TSP_F32 ? 4 : 2;
+  const char* const row = static_cast<const char*>(view.data) + offset * bytes;
+  for (int64_t at = 0; at < view.dim * bytes; at += 64) __builtin_prefetch(row + at, kWrite, 2);
+}
+
+/// Few blocks leave little to compute between a tile's rows and the next one's, which come from
+/// memory: 13 % of the time at a tenth of the pairs (8,192 tokens, D 64, f32 rows, one thread, 2
+/// cores AMD EPYC Zen 5, 2026-11-27).
+__attribute__((always_inline)) inline void prefetch_rows(const Call& call, const Group& group,
+                                                         const Seq& seq, int32_t head,
+                                                         const Tile& tile, int32_t begin,
+                                                         int32_t end) {
+  for (int32_t r = 0; r < tile.num_rows; ++r) prefetch_row<true>(call.p.out, tile.out_offset[r]);
+  for (int32_t i = begin; i < end; ++i) {
+    prefetch_row<false>(call.p.q,
+                        q_row_offset(call.p.q, seq, group.position(i) - seq.q_pos(), head));
+  }
+}
+
 /// Columns that lie in no key block of the query block, packed a chunk at a time.
 class SideKeys {
  public:
@@ -153,6 +177,7 @@ void attend_query_block(const Call& call, const Group& group, int32_t head, int3
       add_row(call, tile, seq, group.position(i) - seq.q_pos(), head, 0, i + 1);
     }
     call.k.tile_begin(tile);
+    prefetch_rows(call, group, seq, head, tile, end, std::min(end + kTileRows, row.end));
     side.attend(tile);
     if (sets.block % call.k.panel_keys == 0) {
       attend_joined(call, group, row, begin, end, tile);

@@ -54,12 +54,15 @@ TSP_INLINE void softmax_row(float* row, int32_t count, float scale, float* divis
                             float* divisor_sum) {
   const Span span = {0, count};
   const int32_t last = (count - 1) / kLanes * kLanes;
-  Vec check = zero();
-  for (int32_t j = 0; j < last; j += kLanes) check = fma(load(row + j), zero(), check);
-  check = fma(keep_lanes(load(row + last), 0, count - last, 0.0f), zero(), check);
   mask_span(row, span);
   Vec top = load(row + last);
-  for (int32_t j = 0; j < last; j += kLanes) top = vmax(top, load(row + j));
+  // Of the last vector's lanes only those of the row: the others are minus infinity.
+  Vec check = fma(keep_lanes(top, 0, count - last, 0.0f), zero(), zero());
+  for (int32_t j = 0; j < last; j += kLanes) {
+    const Vec score = load(row + j);
+    check = fma(score, zero(), check);
+    top = vmax(top, score);
+  }
   *divisor_top = reduce_max(top) * scale;
   const Vec shift = set1(-*divisor_top);
   const Vec scales = set1(scale);
@@ -100,6 +103,12 @@ void softmax_rows(EstimateTile& tile) {
     softmax_row(tile.weights + r * tile.weight_stride, tile.hi[r], tile.scale_log2, &tile.tops[r],
                 &tile.sums[r]);
   }
+}
+
+void add_row(const float* row, int32_t count, float* sum) {
+  int32_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) store(sum + j, add(load(sum + j), load(row + j)));
+  for (; j < count; ++j) sum[j] += row[j];
 }
 
 }  // namespace

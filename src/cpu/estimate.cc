@@ -227,12 +227,13 @@ void sum_lines(const Set& set, const BlockRows& rows, const Scratch& s) {
       call.k.softmax_rows(tile);
       for (int32_t r = 0; r < tile.num_rows; ++r) {
         const float* const weights = s.weights + r * tile.weight_stride;
-        const int32_t entry = tile.hi[r] - 1;
-        for (int32_t t = 0; t <= entry; ++t) s.columns[t] += weights[t];
-        for (int32_t t = 0; t <= entry; ++t) s.slashes[entry - t] += weights[t];
+        call.k.add_row(weights, tile.hi[r], s.columns);
+        // Distances fall along a row: their sums stand in reverse order until all rows are in.
+        call.k.add_row(weights, tile.hi[r], s.slashes + (n - tile.hi[r]));
       }
     }
   });
+  std::reverse(s.slashes, s.slashes + n);
   const float factor = 1.0f / static_cast<float>(count * set.num_heads());
   for (int32_t t = 0; t < n; ++t) s.columns[t] *= factor;
   for (int32_t t = 0; t < n; ++t) s.slashes[t] *= factor;

@@ -115,6 +115,8 @@ struct Kernels {
 
   size_t (*estimate_scratch_bytes)(int32_t dim, int32_t num_segments);
   void (*softmax_rows)(EstimateTile& tile);
+  /// sum[i] += row[i].
+  void (*add_row)(const float* row, int32_t count, float* sum);
 };
 
 extern const Kernels kernels_scalar;

@@ -23,7 +23,8 @@ constexpr Kernels attend_kernels() {
           score_scratch_bytes<Arith>,
           score_tile<Arith>,
           estimate_scratch_bytes<Arith>,
-          softmax_rows<Arith>};
+          softmax_rows<Arith>,
+          add_row};
 }
 
 }  // namespace
