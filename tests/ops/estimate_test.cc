@@ -268,6 +268,7 @@ TEST_P(Estimate, NamesWhatIsWrong) {
   refused("pattern.block: must be between 16 and 512, got 1024", [](auto& p) { p.block = 1024; });
   refused("pattern.stride: must divide pattern.block (16), got 3", [](auto& p) { p.stride = 3; });
   refused("pattern.threshold: must be in (0, 1], got 0", [](auto& p) { p.threshold = 0; });
+  refused("pattern.threshold: must be in (0, 1], got 1.25", [](auto& p) { p.threshold = 1.25f; });
   refused("pattern.threshold: must be in (0, 1], got nan",
           [](auto& p) { p.threshold = std::nanf(""); });
   static const float thresholds[] = {0.5f, 0.5f, 1.5f, 0.5f};
@@ -278,6 +279,7 @@ TEST_P(Estimate, NamesWhatIsWrong) {
   refused("pattern.alpha: must be in [0, 1], got 2", [](auto& p) { p.alpha = 2; });
   refused("pattern.vertical: must be between 1 and 1073741824, got 0",
           [](auto& p) { p.vertical = 0; });
+  refused("pattern.slash: must be between 1 and 1073741824, got -5", [](auto& p) { p.slash = -5; });
   refused("pattern.sink_blocks: must be between 0 and 1073741824, got -1",
           [](auto& p) { p.sink_blocks = -1; });
   const Sets sets = problem.random_sets(TSP_SHARE_HEAD, 0.5f, 16, 1);

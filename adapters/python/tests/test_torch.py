@@ -47,6 +47,7 @@ def test_opcheck(tensors):
     selected = tokensparse.select(scores, 96, 96, coverage=0.3, window=16, min_tokens=24)
     for op, args, kwargs in [
         (tokensparse.torch.prefill, (q, k, v), SPARSE),
+        (tokensparse.torch.prefill, (q, k, v), {**SPARSE, "blocks": "flash,block=16"}),
         (tokensparse.torch.attend, (q, k, v), {}),
         (tokensparse.torch.attend_sets, (q, k, v, selected.indices, selected.kept), {}),
         (tokensparse.torch.score, (q, k, 16), {}),
@@ -54,6 +55,22 @@ def test_opcheck(tensors):
         (tokensparse.torch.select, (scores, 96, 96, 2, 0.3, 0.0, 16, 24, "kv_group"), {}),
     ]:
         torch.library.opcheck(op, args, kwargs)
+
+
+def test_prefill_by_blocks(tensors):
+    q, k, v = tensors(q_len=200, k_len=300)
+    pooled = dict(pattern="pooled", pattern_options=dict(block=16, threshold=0.4))
+    for tokens in (dict(coverage=0.0), SPARSE):
+        out = tokensparse.torch.prefill(q, k, v, **tokens, blocks="pooled,block=16,threshold=0.4")
+        assert torch.equal(out, tokensparse.prefill(q, k, v, **tokens, **pooled))
+        assert not torch.equal(out, tokensparse.torch.prefill(q, k, v, **tokens))
+    for text, message in (
+        ("pooled,threshold=1.5", "blocks: .*threshold"),
+        ("pooled,stride=8", "blocks: .*stride"),
+        ("boxes", "blocks: .*boxes"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            tokensparse.torch.prefill(q, k, v, coverage=0.0, blocks=text)
 
 
 def test_compile(tensors):
