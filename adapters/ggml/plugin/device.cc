@@ -93,6 +93,7 @@ ggml_status backend_compute(ggml_backend_t self, ggml_cgraph* graph) {
     const std::lock_guard lock(device.running_mutex);
     device.running[std::this_thread::get_id()] = backend.runner.get();
   }
+  backend.runner->begin_piece();
   const int count = host.ggml_graph_n_nodes(graph);
   for (int i = 0; i < count; ++i) {
     ggml_tensor* node = host.ggml_graph_node(graph, i);

@@ -30,6 +30,7 @@ ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host&
   const bool int8 = settings.linear != Settings::kOneDnn;
   if (int8) options.kind = ggml_adapter::LinearKind::kInt8;
   options.min_rows = settings.serve_rows;
+  options.share_inputs = true;  // gate and up come in one piece of a graph: begin_piece()
   options.type_traits = host.ggml_get_type_traits;
   const char* library = std::getenv("TOKENSPARSE_ONEDNN_LIBRARY");  // as the program reads it
   if (library != nullptr) options.library = library;
@@ -104,6 +105,10 @@ void NodeRunner::set_threads(int32_t num_threads) {
   cpu_.set_threads(wanted);
   (void)tsp_context_set_threads(ctx_, wanted);  // 1 or more: cannot fail
   if (linear_ != nullptr) linear_->set_threads(wanted);
+}
+
+void NodeRunner::begin_piece() {
+  if (linear_ != nullptr) linear_->begin_graph();
 }
 
 bool NodeRunner::compute(ggml_tensor& node) {

@@ -34,6 +34,8 @@ class NodeRunner {
   void set_threads(int32_t num_threads);
   /// Of the model, once it is known.
   void set_num_layers(int32_t num_layers);
+  /// The nodes from here to the next call are one piece of a graph.
+  void begin_piece();
   /// The host turns to something else. On the thread that computes.
   void end_prompt() { prompts_.end(); }
   /// False when neither we nor ggml could compute it.
