@@ -28,6 +28,7 @@ class ServedLayer:
         self.choose = methods.chooser(method)
         sparse = sparse_layers(setting, config)
         self.last_sparse = max(sparse, default=-1)
+        self.stock, self.hands_over = "", False  # whose exact calls are, as an engine says
         self.report = LayerReport(index, named=index in sparse)
         self._config = config
         self._checked = False

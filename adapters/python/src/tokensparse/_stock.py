@@ -60,23 +60,23 @@ class _As:
         return self._changes[name] if name in self._changes else getattr(self._module, name)
 
 
-def stock_name(module: Any) -> str:
-    return getattr(getattr(module, "config", None), STOCK, None) or NAME
-
-
-def stock(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any):
-    """The kernel that the model uses for what is not ours; plain spans need no mask there."""
-    name, rows = stock_name(module), None
-    if is_spans(attention_mask):
+def stock(
+    name: str, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+):
+    """The kernel `name` for what is not ours, sdpa by our own; plain spans need no mask there."""
+    if not is_spans(attention_mask) and (attention_mask is not None or name in (NAME, "sdpa")):
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+    rows = None
+    if attention_mask is not None:
         rows = check_spans(attention_mask, query, key)
         end = rows[0][2] + query.shape[2]
-        key, value = key[:, :, :end], value[:, :, :end]
+        if end < key.shape[2]:  # a cache of fixed size
+            key, value = key[:, :, :end], value[:, :, :end]
         if all(first == 0 and past == end for first, past, _ in rows):
             rows = None
-    if name in (NAME, "sdpa") or (attention_mask is not None and not is_spans(attention_mask)):
-        if is_spans(attention_mask):  # without a mask, sdpa takes the first query for the first key's
-            plain = rows is None and query.shape[2] == key.shape[2]
-            attention_mask = None if plain else dense_mask(attention_mask, query, key)
+    if name in (NAME, "sdpa"):  # without a mask, sdpa takes the first query for the first key's
+        plain = rows is None and query.shape[2] == key.shape[2]
+        attention_mask = None if plain else dense_mask(attention_mask, query, key)
         return sdpa(module, query, key, value, attention_mask, **kwargs)
     mask = None
     if rows is not None:  # padding

@@ -40,7 +40,7 @@ need("transformers", "5.0", "tokensparse.transformers")
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ._masks import check_spans, dense_mask, is_spans, mask, why_short
-from ._stock import NAME, STOCK, check_stock, sdpa, stock_name
+from ._stock import NAME, STOCK, check_stock, sdpa
 from ._stock import stock as attend_by_stock
 
 __all__ = ["Profile", "Report", "Setting", "configure", "profile", "report"]
@@ -48,18 +48,19 @@ __all__ = ["Profile", "Report", "Setting", "configure", "profile", "report"]
 METHOD = "tokensparse_method"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Of each attention module its layer, and what of the config that was made from.
-_layers: weakref.WeakKeyDictionary[Any, tuple[ServedLayer, tuple[Any, Any]]]
+_layers: weakref.WeakKeyDictionary[Any, tuple[ServedLayer, tuple[Any, Any, Any]]]
 _layers = weakref.WeakKeyDictionary()
 _environment = functools.cache(setting_from_environment)
 _log = logging.getLogger(__name__)
 
 
-def _stored(config: Any) -> tuple[Any, Any]:
-    return getattr(config, NAME, None), getattr(config, METHOD, None)
+def _stored(config: Any) -> tuple[Any, Any, Any]:
+    """Setting, method and stock kernel of a config: slow to read, so only calls that may be served do."""
+    return tuple(getattr(config, name, None) for name in (NAME, METHOD, STOCK))
 
 
 def _setting(config: Any) -> Setting:
-    stored, _ = _stored(config)
+    stored = getattr(config, NAME, None)
     if stored is not None:
         return Setting.make(stored)
     asked = _environment()
@@ -73,9 +74,12 @@ def _layer(module: Any, serve: bool) -> ServedLayer:
     if found is None or serve:
         config = getattr(module, "config", None)
         stored = _stored(config)
-        if found is None or made_from[0] is not stored[0] or made_from[1] != stored[1]:
+        if found is None or made_from[0] is not stored[0] or made_from[1:] != stored[1:]:
             index = getattr(module, "layer_idx", None) or 0
-            found = ServedLayer(index, _setting(config), config, stored[1] or methods.default())
+            method = stored[1] or methods.default()
+            found = ServedLayer(index, _setting(config), config, method)
+            found.stock = stored[2] or NAME
+            found.hands_over = found.stock != NAME and method == "tsa"
             _layers[module] = found, stored
     return found
 
@@ -207,10 +211,9 @@ def profile(
             setattr(config, NAME, before)
 
 
-def _why_exact(module: Any, layer: ServedLayer, spans: list[list[int]], q_len: int) -> str:
+def _why_exact(layer: ServedLayer, spans: list[list[int]], q_len: int) -> str:
     """Why a call that could be served is the stock kernel's, where one is named; empty when not."""
-    method = _stored(getattr(module, "config", None))[1] or methods.default()
-    if stock_name(module) == NAME or method != "tsa":
+    if not layer.hands_over:
         return ""
     if not layer.report.named:
         return EXACT
@@ -294,7 +297,7 @@ def attention(
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
     else:
         reason = _foreign(query, attention_mask, kwargs)
-    exact = "" if reason else _why_exact(module, layer, spans, query.shape[2])
+    exact = "" if reason else _why_exact(layer, spans, query.shape[2])
     if exact:
         layer.report.count_stock(Counts.of(_sizes(spans, query.shape[2])), exact)
     else:
@@ -305,7 +308,7 @@ def attention(
             reason = str(error)
         layer.report.stock[reason] += 1
     return attend_by_stock(
-        module, query, key, value, attention_mask,
+        layer.stock, module, query, key, value, attention_mask,
         dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
     )  # fmt: skip
 
