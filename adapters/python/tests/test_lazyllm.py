@@ -76,6 +76,39 @@ def test_each_token_is_computed_once_a_layer_and_comes_back(model, monkeypatch):
     assert answer.computed_share == len(counts) / (4 * 211)
 
 
+def test_a_token_that_comes_back_stands_where_it_stood(model):
+    """Its key in the first pruned layer is the one that the whole prompt gives it there."""
+    ids = tokens(LENGTH)
+    reading = LazyLLM(model, Schedule((2,), (0.5,), window=1)).read(ids, 12)
+    before = reading._cache.computed[1, :LENGTH].clone()
+    for token in range(1, 12):
+        reading.push(token)
+    back = reading._cache.computed[1, :LENGTH] & ~before
+    assert back.any()
+    model.set_attn_implementation("tokensparse")
+    with torch.no_grad():
+        whole = model(ids, use_cache=True).past_key_values.layers[3].keys[0]
+    torch.testing.assert_close(
+        reading._cache.layers[3].keys[:, :LENGTH][:, back], whole[:, back], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_the_sets_of_a_step_nest(model, monkeypatch):
+    sets, enter = [], lazyllm._Step._enter
+
+    def spy(self, stage, *args):
+        sets.append((stage, set(self._alive.tolist())))
+        return enter(self, stage, *args)
+
+    monkeypatch.setattr(lazyllm._Step, "_enter", spy)
+    LazyLLM(model, Schedule((0, 2), (0.5, 0.5), window=1)).generate(tokens(LENGTH), 6)
+    first = [alive for stage, alive in sets if stage == 1]
+    second = [alive for stage, alive in sets if stage == 2]
+    assert len(first) == len(second) == 6
+    assert all(later < earlier for earlier, later in zip(first, second))
+    assert len(set(map(frozenset, second))) > 1  # each step chooses anew
+
+
 def test_matches_a_restatement_without_a_cache(model, monkeypatch):
     """The first step again, with every stage's tokens cut out of a full forward pass by hand."""
     ids, keep = tokens(LENGTH), 0.5
