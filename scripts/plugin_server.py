@@ -68,17 +68,21 @@ class Server:
         self.log = self._log_file.read()
         self._log_file.close()
 
-    def ask(self, prompt: str, tokens: int = 8):
-        """The greedy continuation, or None when the server said no."""
-        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
+    def complete(self, prompt: str, tokens: int, cache: bool) -> dict:
+        """The server's answer: the greedy continuation as `content`, and `timings`."""
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": cache}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/completion",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.loads(answer.read())
+
+    def ask(self, prompt: str, tokens: int = 8):
+        """The greedy continuation, or None when the server said no."""
         try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
-                return json.loads(answer.read())["content"]
+            return self.complete(prompt, tokens, cache=False)["content"]
         except (OSError, KeyError, ValueError):
             return None
 
