@@ -35,14 +35,18 @@ namespace tsp::cuda {
   return answer == kYes;
 }
 
-/// Launches `kernel(args...)`. `shared_bytes` above 48 KB raises the kernel's limit first. Every
+/// A kernel's own and its launch's shared memory together may be 48 KB before its limit must be
+/// raised; kernels whose launch asks for some have less than 8 KB of their own.
+constexpr size_t kUnraisedSharedBytes = (48 - 8) * 1024;
+
+/// Launches `kernel(args...)`; large `shared_bytes` raise the kernel's limit first. Every
 /// kernel opens with await_previous() or says why not, so an early start changes no result.
 template <typename... Params>
 [[nodiscard]] tsp_status_t launch(const char* name, void (*kernel)(Params...), dim3 grid,
                                   dim3 block, size_t shared_bytes, cudaStream_t stream,
                                   Params... params) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) {
+  if (shared_bytes > kUnraisedSharedBytes) {
     TSP_RETURN_IF_ERROR(
         check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(shared_bytes)),
