@@ -210,7 +210,7 @@ void attend_waves(tsp_context_t& ctx, const Call& call, Group* groups, int32_t n
   }
 }
 
-Call new_call(const tsp_attend_params_t& p, const Kernels& k) {
+Call new_call(const tsp_context_t& ctx, const tsp_attend_params_t& p, const Kernels& k) {
   const auto dim = static_cast<int32_t>(p.q.dim);
   const size_t tile_bytes = align64(k.tile_scratch_bytes(dim));
   Call call{p,
@@ -221,7 +221,8 @@ Call new_call(const tsp_attend_params_t& p, const Kernels& k) {
             k.v_row_bytes(dim),
             nullptr,
             tile_bytes,
-            tile_bytes};
+            tile_bytes,
+            ctx.threads->size()};
   call.scratch_bytes += side_bytes(call);
   return call;
 }
@@ -230,14 +231,14 @@ Call new_call(const tsp_attend_params_t& p, const Kernels& k) {
 
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
   const Kernels& k = *kernels_for(ctx, p.precision);
-  const Call call = new_call(p, k);
+  const Call call = new_call(ctx, p, k);
   return align64(max_groups(p) * sizeof(Group)) + align64(pack_buffer(p, k).bytes) +
          static_cast<size_t>(ctx.threads->size()) * call.scratch_bytes;
 }
 
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p) {
   const Kernels& k = *kernels_for(ctx, p.precision);
-  Call call = new_call(p, k);
+  Call call = new_call(ctx, p, k);
   Workspace<> arena(p.workspace);
   auto* const groups = arena.take<Group>(max_groups(p));
   const PackBuffer size = pack_buffer(p, k);

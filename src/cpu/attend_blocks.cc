@@ -65,17 +65,22 @@ __attribute__((always_inline)) inline void prefetch_row(const tsp_tensor_t& view
   for (int64_t at = 0; at < view.dim * bytes; at += 64) __builtin_prefetch(row + at, kWrite, 2);
 }
 
-/// Few blocks leave little to compute between a tile's rows and the next one's, which come from
-/// memory: 13 % of the time at a tenth of the pairs (8,192 tokens, D 64, f32 rows, one thread, 2
-/// cores AMD EPYC Zen 5, 2026-11-27).
+/// The results' rows of a tile, and the queries of the tile that comes after it on this thread: in
+/// the query block, or of a head that reads the same keys. Few blocks leave little to compute
+/// between them, and waiting for memory was 13 % of the time at a tenth of the pairs (8,192 tokens,
+/// D 64, f32 rows, one thread, 2 cores AMD EPYC Zen 5, 2026-11-27).
 __attribute__((always_inline)) inline void prefetch_rows(const Call& call, const Group& group,
                                                          const Seq& seq, int32_t head,
-                                                         const Tile& tile, int32_t begin,
-                                                         int32_t end) {
+                                                         const QueryBlock& row, int32_t end,
+                                                         const Tile& tile) {
   for (int32_t r = 0; r < tile.num_rows; ++r) prefetch_row<true>(call.p.out, tile.out_offset[r]);
-  for (int32_t i = begin; i < end; ++i) {
+  const bool last = end == row.end;
+  const int32_t next = last ? head + call.num_threads : head;
+  if (next >= group.first_head + group.num_heads) return;
+  const int32_t first = last ? row.begin : end;
+  for (int32_t i = first; i < std::min(first + kTileRows, row.end); ++i) {
     prefetch_row<false>(call.p.q,
-                        q_row_offset(call.p.q, seq, group.position(i) - seq.q_pos(), head));
+                        q_row_offset(call.p.q, seq, group.position(i) - seq.q_pos(), next));
   }
 }
 
@@ -177,7 +182,7 @@ void attend_query_block(const Call& call, const Group& group, int32_t head, int3
       add_row(call, tile, seq, group.position(i) - seq.q_pos(), head, 0, i + 1);
     }
     call.k.tile_begin(tile);
-    prefetch_rows(call, group, seq, head, tile, end, std::min(end + kTileRows, row.end));
+    prefetch_rows(call, group, seq, head, row, end, tile);
     side.attend(tile);
     if (sets.block % call.k.panel_keys == 0) {
       attend_joined(call, group, row, begin, end, tile);

@@ -17,6 +17,7 @@ struct Call {
   unsigned char* scratch;  // [threads, scratch_bytes]
   size_t scratch_bytes;    // of a tile, and of columns beside its blocks
   size_t tile_bytes;
+  int32_t num_threads;
 
   const unsigned char* panels_at(const Group& group, int32_t key) const {
     return group.panels + static_cast<size_t>(key / k.panel_keys) * panel_bytes;
