@@ -139,7 +139,8 @@ TEST(PluginLoad, ACoverageOf2IsSaidAndAttentionIsExact) {
     EXPECT_EQ(plugin.served(), 3);
     EXPECT_EQ(plugin.sparse(), 0);
   };
-  EXPECT_EQ(times_said("must be a number between 0 and 0.9999999, got 2", use), 1);
+  EXPECT_EQ(
+      times_said("must be a number between 0 and 0.9999999, got 2; using exact attention", use), 1);
 }
 
 TEST(PluginLoad, AnEngineThatIsNotThereIsNotPromised) {

@@ -77,8 +77,9 @@ class Source {
     double value = 0;
     const bool number = ggml_adapter::parse_number(text, value);
     const std::string broken = number ? rule.set(setting, value) : rule.rule();
-    return broken.empty() ||
-           refuse(origin + " " + broken + ", got " + text, number_text(rule.get(setting)));
+    const bool asks = rule.real != nullptr;  // for sparsity: coverage, keep, long_coverage
+    return broken.empty() || refuse(origin + " " + broken + ", got " + text,
+                                    asks ? "exact attention" : number_text(rule.get(setting)));
   }
 
   bool read_word(const WordRule& rule, Setting& setting) {
@@ -199,7 +200,7 @@ Setting read_setting(Source& source) {
   for (const NumberRule& rule : ggml_adapter::number_rules()) {
     const bool taken = source.read_number(rule, setting);
     if (taken && source.find(rule.key, text, origin)) setting.given.emplace_back(rule.key);
-    const bool asks = rule.real != nullptr;  // coverage, keep, long_coverage
+    const bool asks = rule.real != nullptr;
     understood = understood && (taken || !asks);
   }
   for (const WordRule& rule : ggml_adapter::word_rules()) {
