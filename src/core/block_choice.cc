@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -85,11 +86,22 @@ int32_t count_to_cover(const float* mass, int32_t n, float gamma, const ChoiceSc
   const uint64_t total = to_units(mass, n, s.mass);
   const auto limit =
       static_cast<uint64_t>(std::floor(static_cast<double>(gamma) * static_cast<double>(total)));
-  std::sort(s.mass, s.mass + n);
-  uint64_t sum = 0;
-  int32_t count = 0;
-  while (count < n && (sum += s.mass[n - 1 - count]) <= limit) ++count;
-  return std::min(count + 1, n);
+  // Halves of the strongest, as far as they are needed: sorting all of it was 30 % of an estimate
+  // on the CPU (8,192 tokens, 7 heads of D 64, 2 cores AMD EPYC Zen 5, 2026-11-27).
+  uint64_t sum = 0;  // of those before `first`
+  int32_t first = 0, last = n;
+  while (last - first > 1) {
+    const int32_t middle = first + (last - first) / 2;
+    std::nth_element(s.mass + first, s.mass + middle, s.mass + last, std::greater<>());
+    const uint64_t upper = std::accumulate(s.mass + first, s.mass + middle, uint64_t{0});
+    if (sum + upper > limit) {
+      last = middle;
+    } else {
+      sum += upper;
+      first = middle;
+    }
+  }
+  return first + 1;
 }
 
 /// out[i] = sum of the mass of block i, entries ascending, in f32.

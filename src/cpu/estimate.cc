@@ -11,7 +11,7 @@ namespace tsp::cpu {
 namespace {
 
 constexpr size_t kWaveBytes = size_t{32} << 20;
-constexpr int64_t kTileFloats = int64_t{1} << 20;  // weights of a tile
+constexpr int64_t kTileFloats = int64_t{3} << 16;  // weights of a tile: they stay in L2
 
 /// What one thread works with.
 struct Scratch {
