@@ -52,16 +52,22 @@ def common(rows):
     return [row for row in rows if answered[row["prompt"]] == settings[row["length"]]]
 
 
+def _cells(rows, tasks):
+    """(length, setting) -> prompt -> row"""
+    cells = collections.defaultdict(dict)
+    for row in rows:
+        if tasks is None or row["task"] in tasks:
+            cells[row["length"], row["setting"]][row["prompt"]] = row
+    return cells
+
+
 def lines(rows, tasks=None, against=DENSE):
     """One Line a setting and length, what they are compared with first, then by pairs.
 
     Raises:
       ResultsError: rows of one prompt that did not ask the same.
     """
-    cells = collections.defaultdict(dict)  # (length, setting) -> prompt -> row
-    for row in rows:
-        if tasks is None or row["task"] in tasks:
-            cells[row["length"], row["setting"]][row["prompt"]] = row
+    cells = _cells(rows, tasks)
     made = []
     for (length, setting), mine in cells.items():
         base = cells.get((length, against), {})
@@ -133,10 +139,7 @@ def between(rows, first, second, tasks=None):
     That is a straight line between the two, prompt by prompt. Costs grow faster the fewer pairs are
     left, so where the two are one method the line is a little above it.
     """
-    cells = collections.defaultdict(dict)  # (length, setting) -> prompt -> row
-    for row in rows:
-        if tasks is None or row["task"] in tasks:
-            cells[row["length"], row["setting"]][row["prompt"]] = row
+    cells = _cells(rows, tasks)
     made = []
     for (length, setting), mine in cells.items():
         ends = [cells.get((length, name), {}) for name in (first, second)]

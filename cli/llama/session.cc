@@ -146,6 +146,7 @@ void Session::decode(const llama_token* tokens, int32_t count, int32_t outputs) 
   }
   // An observer looks at whole layers.
   if (server_ != nullptr && !observer_) server_->set_rows_read(outputs);
+  // n_batch is n_ubatch: a batch is one graph.
   if (server_ != nullptr) server_->begin_graph();
   if (options_.linear != nullptr) options_.linear->begin_graph();
   const int32_t status = llama_decode(ctx_.get(), batch);
