@@ -38,6 +38,12 @@ def test_requests_too_short_to_gain_are_apart():
     assert [(run.first, run.past, run.long) for run in step.ours] == [(0, 4, True)]
 
 
+def test_a_long_neighbour_changes_no_coverage():
+    setting = Setting(min_rows=2, min_keys=0, long_keys=4000, long_coverage=0.05)
+    step = plan([0, 300, 600, 900], [3000, 5000, 4000], setting)
+    assert [(run.first, run.past) for run in step.ours] == [(0, 1), (1, 3)]
+
+
 def test_exact_prompts_can_be_left_to_the_engine():
     # Rows 1, 300, 200 and 64 of sequences of 50, 5000, 5000 and 64 tokens.
     starts, seq_lens = [0, 1, 301, 501, 565], [50, 5000, 5000, 64]

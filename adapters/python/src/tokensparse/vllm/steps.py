@@ -104,7 +104,7 @@ def plan(
     pays: Callable[[int, int], bool] | None = None,
 ) -> Step:
     """Splits a batch: requests with at least `least` rows are ours, the rest stock; those that are
-    long enough for sparse layers apart from those that are not.
+    long enough for sparse layers apart from those that are not, and from those of another coverage.
 
     Args:
       starts: cumulative query rows, [requests + 1].
@@ -113,16 +113,17 @@ def plan(
       pays: of query rows and keys whether they may be; None = as the setting says.
     """
 
-    def kind(request: int) -> tuple[bool, bool]:
+    def kind(request: int) -> tuple[bool, bool, float]:
         rows, keys = starts[request + 1] - starts[request], seq_lens[request]
         long = rows >= least and setting.is_long_enough(rows, keys)
         long = long and (pays is None or pays(rows, keys))
-        return long or (exact_is_ours and rows >= least), long
+        coverage = setting.coverage_of(keys) if long else 0.0
+        return long or (exact_is_ours and rows >= least), long, coverage
 
     runs: dict[bool, list[Run]] = {True: [], False: []}
     requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
     kinds = {i: kind(i) for i in requests}
-    for (served, long), group in groupby(requests, kinds.__getitem__):
+    for (served, long, _), group in groupby(requests, kinds.__getitem__):
         runs[served].append(_run(list(group), starts, seq_lens, long))
     sizes = [(starts[i + 1] - starts[i], seq_lens[i], kinds[i][0]) for i in requests]
     prompts = [size for size in sizes if size[0] >= least]
