@@ -51,10 +51,11 @@ class Tokenizer:
         return self._tokenizer(text, add_special_tokens=False).input_ids
 
     def prompt(self, sample):
+        begin = (self._tokenizer.bos_token or "") if self._raw else ""
         if sample.raw:
-            return sample.message
+            return begin + sample.message
         if self._raw:
-            return f"{self._tokenizer.bos_token or ''}{sample.message} {sample.prefix}"
+            return f"{begin}{sample.message} {sample.prefix}"
         turn = [{"role": "user", "content": sample.message}]
         text = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         return text + sample.prefix

@@ -5,7 +5,7 @@ A jobs file is a JSON list of {"name", "model", "plan", "length", "n"} and, wher
 (the first index asked), "only" (settings of the plan), "chunk" and "raw". "plan" is a file or the settings
 themselves. Every process takes each job in turn, its share of the prompts of it, and keeps the model as
 long as the jobs name the same: so what matters most stands first, and a job may stand there again with a
-greater n. What a process has answered before is not asked again.
+greater n. What stands in the folder is not asked again, however many processes wrote it.
 """
 import dataclasses
 import json
@@ -40,6 +40,14 @@ class Job:
         return asked[part::parts]
 
 
+def share_memory(share):
+    """Leaves the other processes of a GPU theirs: this one frees what it kept before it takes more than its share."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(min(0.93, 0.93 * share))
+
+
 def read(path, load_plan):
     """The jobs of a file. load_plan(file, only) reads a plan."""
     jobs = []
@@ -61,10 +69,12 @@ def work(jobs, folder, part, parts, make_engine, texts, ask, deadline):
             engine = None  # frees the memory before the next one takes its own
             engine, of = make_engine(job), (job.model, job.chunk, job.raw)
         store = results.Store(pathlib.Path(folder) / f"{job.name}-{part}.jsonl", engine.subject)
+        answered = _answered(folder, job.name)
         for task, index in job.prompts(part, parts):
             made = None
             for name, setting in job.plan.items():
-                if store.has(f"{task}/{job.length}/{index}", name):
+                key = f"{task}/{job.length}/{index}", name
+                if key in answered or store.has(*key):
                     continue
                 if time.monotonic() > deadline:
                     return False
@@ -73,6 +83,17 @@ def work(jobs, folder, part, parts, make_engine, texts, ask, deadline):
                 )
                 store.add(ask(engine, made, name, setting))
     return True
+
+
+def _parts(folder, name):
+    """The files of a job, one a process."""
+    return sorted(pathlib.Path(folder).glob(f"{name}-[0-9]*.jsonl"))
+
+
+def _answered(folder, name):
+    """(prompt, setting) of all that stands in a job's files; one that was just begun may be empty."""
+    files = [file for file in _parts(folder, name) if b"\n" in file.read_bytes()]
+    return {(row["prompt"], row["setting"]) for file in files for row in results.read(file)[1]}
 
 
 def merge(files, out):
@@ -105,7 +126,7 @@ def spread(arguments, jobs, folder, processes, gpus):
     failed = [part for part, process in enumerate(running) if process.wait()]
     counts = {}
     for name in dict.fromkeys(job.name for job in jobs):
-        files = sorted(parts.glob(f"{name}-[0-9]*.jsonl"))
+        files = _parts(parts, name)
         counts[name] = merge(files, pathlib.Path(folder) / f"{name}.jsonl") if files else 0
     if failed:
         log = (parts / f"log-{failed[0]}").read_text(encoding="utf-8").strip().split("\n")[-1]

@@ -58,6 +58,14 @@ def test_what_was_answered_is_not_asked_again_when_n_grows(tmp_path, tokenizer, 
     assert {key.split("/")[2] for _, key, _, _ in run(tmp_path, tokenizer, texts, [last])[1]} == {"2"}
 
 
+def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path, tokenizer, texts):
+    (job,) = jobs_of(tmp_path, {"n": 2})
+    first = run(tmp_path, tokenizer, texts, [job], part=1, parts=3)[1]
+    rest = [run(tmp_path, tokenizer, texts, [job], part, 2)[1] for part in (0, 1)]
+    assert len(first) > 0 and sum(map(len, rest), len(first)) == 2 * 2 * 4
+    assert sweep.merge(sorted(tmp_path.glob("j-*.jsonl")), tmp_path / "all.jsonl") == 16
+
+
 def asked_key(asked):
     return [(key, name) for _, key, name, _ in asked]
 
