@@ -27,9 +27,14 @@ def _open_engine(args):
         decoding = getattr(args, "decode", 0)
         return Engine(args.model, chunk=args.chunk, decoding=decoding, raw=args.raw, **more)
     from lab.engines.hugging_face import numbers, tokenizer_of
-    from lab.engines.program import Engine
 
     tokenizer, limit = tokenizer_of(args.model, args.raw)
+    if args.engine == "openvino":
+        from lab.engines.openvino_engine import Engine
+
+        return Engine(args.model, tokenizer, limit, numbers(args.model), args.program, args.openvino)
+    from lab.engines.program import Engine
+
     return Engine(args.model, tokenizer, limit, numbers(args.model), args.program, args.chunk)
 
 
@@ -78,6 +83,8 @@ def _make(args):
 
 def _run(args):
     plan = _plan(args.plan, args.only)
+    if args.engine == "openvino":
+        del plan[table.DENSE]  # which is this library's exact attention
     engine = _open_engine(args)
     store = results.Store(args.out, engine.subject)
     began, asked = time.monotonic(), 0
@@ -111,6 +118,8 @@ def _sweep(args):
             )
         )
 
+    if args.gpus:
+        sweep.share_memory(len(args.gpus) / args.processes)
     ask = lambda engine, prompt, name, setting: _row(engine, prompt, name, setting, False)
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     parts = pathlib.Path(args.out) / "parts"
@@ -152,6 +161,10 @@ def _recommend(args):
     print(f"\n{name}: {recommend.judge(line, limits).why}; written to {args.out}")
 
 
+def _rounded(value):
+    return None if value is None else round(value, 5)
+
+
 def _row(engine, prompt, name, setting, generate):
     got = engine.measure(prompt, setting, generate)
     scored = tasks.score(prompt.refs, got.text) if got.text is not None else None
@@ -162,12 +175,12 @@ def _row(engine, prompt, name, setting, generate):
         "length": prompt.length,
         "setting": name,
         "options": setting,
-        "loss": round(got.loss, 5),
+        "loss": _rounded(got.loss),
         "exact": got.exact,
         "score": scored,
         "seconds": round(got.seconds, 4),
-        "pairs": round(got.pairs, 5),
-        "kept": round(got.kept, 5),
+        "pairs": _rounded(got.pairs),
+        "kept": _rounded(got.kept),
         **got.more,
     }
 

@@ -22,14 +22,14 @@ class Line:
     setting: str
     length: int
     n: int
-    pairs: float  # share of dense's query-key pairs, mean over layers
+    pairs: float | None  # share of dense's query-key pairs, mean over layers; None where not told
     kept: float | None  # share of the tokens kept, mean over layers; see the engine
     seconds: float | None  # median ratio of the time to what it is compared with, same prompt
     exact: float  # share of prompts whose answer is right token by token
     points: stats.Difference | None  # of `exact`, in points; None for what others are compared with
     loss: stats.Difference | None  # of the answer's loss, nats a token
     score: stats.Difference | None  # of RULER's metric, in points, where answers were generated
-    by_task: dict  # task: (exact in %, mean loss, mean score in % or None)
+    by_task: dict  # task: (exact in %, mean loss, mean score in %), each or None
     costs: dict  # of what the rows have of COSTS, the median
     p_loss: float | None = None  # Holm's over the settings of this length
 
@@ -41,6 +41,16 @@ def _median(values):
 
 def _mean(values):
     return sum(values) / len(values)
+
+
+def _mean_of(rows, field):
+    """None where a row does not tell."""
+    values = [row.get(field) for row in rows]
+    return None if None in values else _mean(values)
+
+
+def _by_pairs(line):
+    return line.pairs is None, line.pairs or 0
 
 
 def common(rows):
@@ -80,7 +90,7 @@ def lines(rows, tasks=None, against=DENSE):
         if setting != against and not both:
             continue
         made.append(_line(setting, length, mine, None if setting == against else both))
-    made.sort(key=lambda line: (line.length, line.setting != against, line.pairs))
+    made.sort(key=lambda line: (line.length, line.setting != against, _by_pairs(line)))
     return _corrected(made)
 
 
@@ -107,7 +117,7 @@ def _line(setting, length, mine, both):
         exact = [row["exact"] for row in rows if row["exact"] is not None]
         return (
             100 * _mean(exact) if exact else None,
-            _mean([row["loss"] for row in rows]),
+            _mean_of(rows, "loss"),
             100 * _mean(scores) if scores else None,
         )
 
@@ -117,8 +127,8 @@ def _line(setting, length, mine, both):
         setting=setting,
         length=length,
         n=len(rows),
-        pairs=_mean([row["pairs"] for row in rows]),
-        kept=_mean([row["kept"] for row in rows]) if all("kept" in row for row in rows) else None,
+        pairs=_mean_of(rows, "pairs"),
+        kept=_mean_of(rows, "kept"),
         seconds=1.0 if both is None else _median([row["seconds"] / base["seconds"] for row, base in both]),
         exact=_mean(exact) if exact else float("nan"),
         points=difference("exact", 100.0),
@@ -217,7 +227,7 @@ def markdown(made, by_task=False, timed=True, kept=False):
             line.setting,
             str(line.n),
             *(["-" if line.kept is None else f"{line.kept:.3f}"] if kept else []),
-            f"{line.pairs:.3f}",
+            "-" if line.pairs is None else f"{line.pairs:.3f}",
             *(["-" if line.seconds is None else f"{line.seconds:.2f}"] if timed else []),
             *(_cost(line, name) for name in extra),
             _interval(line.loss, 3),
@@ -227,7 +237,8 @@ def markdown(made, by_task=False, timed=True, kept=False):
         cells += [_interval(line.score, 1)] if "d score" in head else []
         for task in tasks:
             exact, loss, _ = line.by_task.get(task, (None, None, None))
-            shown = "-" if exact is None else f"{exact:.0f}"
-            cells.append("-" if loss is None else f"{shown}, {loss:.3f}")
+            told = (exact, ".0f"), (loss, ".3f")
+            shown = ["-" if value is None else f"{value:{form}}" for value, form in told]
+            cells.append("-" if shown == ["-", "-"] else ", ".join(shown))
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What answers prompts: one interface, three ways.
+"""What answers prompts: one interface, three ways, and a peer.
 
 An engine has `subject`, a dict that says what is measured (model, engine, device), `tokenizer`,
 `limit`, the model's longest prompt, and `measure(prompt, setting, generate)`, which gives a
@@ -9,6 +9,7 @@ Measurement. A setting is a dict in the format "tokensparse setting 1"; dense is
   transformers  the Python package's adapter inside Hugging Face transformers, CPU or GPU
   restated      the method's definition in plain torch operations, and block patterns of other
                 methods as masks: what the other two are checked against, and what a GPU runs fast
+  openvino      OpenVINO GenAI on the CPU, dense or with its XAttention
 """
 import dataclasses
 
@@ -19,11 +20,11 @@ class EngineError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    loss: float  # mean over the answer's tokens, natural log
+    loss: float | None  # mean over the answer's tokens, natural log; None where an engine cannot tell
     exact: float | None  # 1 where every token of the answer is the most probable one
     seconds: float  # to the first token
-    pairs: float  # query-key pairs computed, share of dense's, mean over the layers
-    kept: float  # tokens kept, mean over the layers
+    pairs: float | None  # query-key pairs computed, share of dense's, mean over the layers
+    kept: float | None  # tokens kept, mean over the layers
     text: str | None = None  # what was generated, where asked for
     more: dict = dataclasses.field(default_factory=dict)  # what an engine says besides, see costs()
 

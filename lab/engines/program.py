@@ -48,14 +48,8 @@ class Engine:
         if key not in self._running:
             self._running[key] = self._start(setting)
         process = self._running[key]
-        question = {
-            "id": prompt.key,
-            "tokens": prompt.tokens,
-            "answer": self.tokenizer.decode(prompt.answer_tokens),
-            "max_tokens": prompt.new_tokens if generate else 0,
-        }
         try:
-            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.write(json.dumps(self._question(prompt, generate)) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
@@ -71,6 +65,14 @@ class Engine:
             kept=got["kept"],
             text=got["answer"] if generate else None,
         )
+
+    def _question(self, prompt, generate):
+        return {
+            "id": prompt.key,
+            "tokens": prompt.tokens,
+            "answer": self.tokenizer.decode(prompt.answer_tokens),
+            "max_tokens": prompt.new_tokens if generate else 0,
+        }
 
     @staticmethod
     def _stop(process):

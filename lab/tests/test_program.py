@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lab.engines import EngineError
+from lab.engines import EngineError, openvino_engine
 from lab.engines.program import Engine
 from lab.prompts import Prompt
 
@@ -58,3 +58,30 @@ def test_a_program_that_ends_is_said(tmp_path):
         Engine("m.gguf", Words(), 32768, {}, str(program)).measure(prompt(), {})
     with pytest.raises(EngineError, match="no such program: no-program"):
         Engine("m.gguf", Words(), 32768, {}, "no-program")
+
+
+WITHOUT_LOSS = """#!{python}
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    assert sys.argv[1].endswith("openvino_worker.py") and sys.argv[3] in ("dense", "xattention")
+    answer = " ".join(map(str, asked["answer_tokens"]))
+    print(json.dumps(dict(loss=None, exact=sys.argv[3] == "dense", seconds=1, pairs=None, kept=None, answer=answer)), flush=True)
+"""
+
+
+def test_openvino_tells_no_loss_and_takes_its_modes_alone(tmp_path):
+    python, weights = tmp_path / "python", tmp_path / "q8_0.gguf"
+    python.write_text(WITHOUT_LOSS.format(python=sys.executable))
+    python.chmod(0o755)
+    with pytest.raises(EngineError, match="--openvino: no such file: .*q8_0.gguf"):
+        openvino_engine.Engine("m.gguf", Words(), 32768, {}, str(python), str(weights))
+    weights.touch()
+    engine = openvino_engine.Engine("m.gguf", Words(), 32768, {}, str(python), str(weights))
+    assert engine.subject["model"] == "m.gguf"  # one table with other engines of these weights
+    got = engine.measure(prompt(), {"openvino": "dense"})
+    assert (got.loss, got.exact, got.pairs, got.text) == (None, 1.0, None, None)
+    assert engine.measure(prompt(), {"openvino": "xattention"}, generate=True).text == "7 8"
+    for setting in ({}, {"coverage": 0.1}, {"openvino": "sparse"}, {"openvino": "dense", "band": 9}):
+        with pytest.raises(EngineError, match="openvino: a setting must be .*dense, xattention"):
+            engine.measure(prompt(), setting)

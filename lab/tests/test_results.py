@@ -107,6 +107,16 @@ def test_a_table_compares_at_equal_pairs():
         table.between([{**r, "pairs": 0.5} for r in rows], "many", "other")
 
 
+def test_a_setting_that_tells_no_loss_stands_in_the_table():
+    told = [row(f"t/{i}", "dense", 0.5) for i in range(4)]
+    other = [{**row(f"t/{i}", "peer", None, exact=0.0), "pairs": None, "kept": None} for i in range(4)]
+    dense, peer = table.lines(told + other + [row("t/0", "cheap", 0.5)])[::2]
+    assert (peer.setting, peer.pairs, peer.loss, peer.p_loss) == ("peer", None, None, None)
+    assert peer.points.mean == -100 and dense.by_task == {"t": (100, 0.5, None)}
+    last = table.markdown([dense, peer], by_task=True, kept=True).splitlines()[-1]
+    assert last == "| 4,096 | peer | 4 | - | - | 0.50 | - | - | -100.0 [-100.0, -100.0] | 0, - |"
+
+
 def test_times_of_rows_that_were_asked_alone():
     rows = [row("t/1", name, 0.1) for name in ("dense", "a", "b")]
     alone = [{**row("t/9", "dense", 0.1), "seconds": 4.0, "decode": 20.0},
