@@ -97,44 +97,92 @@ TSP_INLINE void add_values(const TileScratch<Arith>& s, int32_t row, int32_t col
   }
 }
 
-/// Of keys n0 .. whose weights begin at `column`.
+/// Calls fn(first column of the span, the columns of `keys` in it, its values) for every span that
+/// holds some of them.
+template <typename Arith, typename Fn>
+TSP_INLINE void for_each_part(const KeySpan* spans, int32_t num_spans, Span keys, Fn&& fn) {
+  for (int32_t i = 0, column = 0; i < num_spans && column < keys.end;
+       column += spans[i++].num_keys) {
+    const Span part = span_of(keys.begin, keys.end, column, spans[i].num_keys);
+    if (part.empty()) continue;
+    fn(column, part, static_cast<const typename Arith::Unit*>(spans[i].v_rows));
+  }
+}
+
+/// Rows of one product, and the columns that all of them see, in whole units.
+struct Product {
+  int32_t first;
+  int32_t end;
+  int32_t num_rows;  // computed
+  Span common;
+};
+
+/// What the common columns leave of a product's rows, a row at a time.
+template <typename Arith>
+TSP_INLINE void add_rest(const Tile& tile, const TileScratch<Arith>& s, int32_t n0,
+                         int32_t num_keys, const KeySpan* spans, int32_t num_spans,
+                         const Product& rows) {
+  const Span done = rows.common;
+  const Span any = span_of(tile.lo[rows.first], tile.hi[rows.end - 1], n0, num_keys);
+  if (any.empty() || (done.begin <= any.begin && any.end <= done.end)) return;
+  for (int32_t r = rows.first; r < rows.end; ++r) {
+    const Span all = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
+    const auto add = [&](Span keys) {
+      for_each_part<Arith>(spans, num_spans, keys, [&](int32_t column, Span part, auto* values) {
+        add_values(s, r, column, part, values);
+      });
+    };
+    if (done.empty()) {
+      add(all);
+      continue;
+    }
+    add({all.begin, done.begin});
+    add({done.end, all.end});
+  }
+}
+
+/// Of keys n0 .., whose weights are those of a step.
 template <typename Arith>
 TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, int32_t n0,
-                                int32_t num_keys, int32_t column,
-                                const typename Arith::Unit* values) {
+                                int32_t num_keys, const KeySpan* spans, int32_t num_spans) {
   static_assert(kTileRows % Arith::kRows == 0, "a tile is whole micro-blocks");
+  using Unit = typename Arith::Unit;
   constexpr int32_t kUnit = Arith::kUnitElems;
-  // Columns that every row of a micro-block sees, in whole units.
-  Span common[kTileRows / Arith::kRows];
-  for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += Arith::kRows) {
-    const int32_t last_row = min32(r + Arith::kRows, tile.num_rows) - 1;
-    common[b] = span_of(tile.lo[last_row], tile.hi[r], n0, num_keys);
-    common[b].begin = round_up(common[b].begin, kUnit);
-    common[b].end = common[b].end > 0 ? common[b].end / kUnit * kUnit : 0;
+  Product products[kTileRows / Arith::kFewRows];
+  int32_t num_products = 0;
+  for (int32_t r = 0; r < tile.num_rows; r = products[num_products++].end) {
+    Product& rows = products[num_products];
+    rows.first = r;
+    rows.num_rows = next_rows<Arith>(tile.num_rows - r);
+    rows.end = min32(r + rows.num_rows, tile.num_rows);
+    rows.common = span_of(tile.lo[rows.end - 1], tile.hi[r], n0, num_keys);
+    rows.common.begin = round_up(rows.common.begin, kUnit);
+    rows.common.end = rows.common.end > 0 ? rows.common.end / kUnit * kUnit : 0;
   }
   const int32_t num_vecs = s.o_stride / kLanes;
   for (int32_t v = 0; v < num_vecs;) {
     const int32_t take = next_vecs(num_vecs - v);
-    for (int32_t b = 0, r = 0; r < tile.num_rows; ++b, r += Arith::kRows) {
-      if (common[b].empty()) continue;
-      const int32_t first = common[b].begin / kUnit;
+    for (int32_t p = 0; p < num_products; ++p) {
+      const Product& rows = products[p];
+      if (rows.common.empty()) continue;
+      Strip<Unit> strips[kMaxSpans];
+      int32_t num_strips = 0;
+      for_each_part<Arith>(spans, num_spans, rows.common, [&](int32_t, Span part, auto* values) {
+        strips[num_strips++] = {
+            values + int64_t{part.begin / kUnit} * s.o_stride + v * kLanes,
+            (part.end - part.begin) / kUnit,
+        };
+      });
       Arith::template multiply<true>(
-          take, s.weights + int64_t{r} * Arith::kWeightStride + column / kUnit + first,
-          Arith::kWeightStride, values + int64_t{first} * s.o_stride + v * kLanes, s.o_stride,
-          common[b].end / kUnit - first, s.o + int64_t{r} * s.o_stride + v * kLanes, s.o_stride);
+          rows.num_rows, take,
+          s.weights + int64_t{rows.first} * Arith::kWeightStride + rows.common.begin / kUnit,
+          Arith::kWeightStride, strips, num_strips, s.o_stride,
+          s.o + int64_t{rows.first} * s.o_stride + v * kLanes, s.o_stride);
     }
     v += take;
   }
-  for (int32_t r = 0; r < tile.num_rows; ++r) {
-    const Span all = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
-    const Span done = common[r / Arith::kRows];
-    if (all.empty()) continue;
-    if (done.empty()) {
-      add_values(s, r, column, all, values);
-      continue;
-    }
-    add_values(s, r, column, {all.begin, done.begin}, values);
-    add_values(s, r, column, {done.end, all.end}, values);
+  for (int32_t p = 0; p < num_products; ++p) {
+    add_rest(tile, s, n0, num_keys, spans, num_spans, products[p]);
   }
 }
 
@@ -144,8 +192,8 @@ void tile_block(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_
   int32_t num_keys = 0;
   for (int32_t i = 0; i < num_spans; ++i) num_keys += spans[i].num_keys;
   // A product's rows at a time, so that their scores are still in L1 when they become weights.
-  for (int32_t first = 0; first < tile.num_rows; first += Arith::kRows) {
-    const int32_t end = min32(first + Arith::kRows, tile.num_rows);
+  for (int32_t first = 0, end = 0; first < tile.num_rows; first = end) {
+    end = min32(first + next_rows<Arith>(tile.num_rows - first), tile.num_rows);
     for (int32_t i = 0, column = 0; i < num_spans; column += spans[i++].num_keys) {
       multiply_keys<Arith>(s.q + int64_t{first} * s.q_stride, s.q_stride, end - first,
                            units_of<Arith>(tile.q.dim), tile.lo + first, tile.hi + first,
@@ -163,10 +211,7 @@ void tile_block(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_
       for (int32_t d = 0; d < s.o_stride; d += kLanes) store(o + d, mul(load(o + d), set1(shrink)));
     }
   }
-  for (int32_t i = 0, column = 0; i < num_spans; column += spans[i++].num_keys) {
-    multiply_values<Arith>(tile, s, n0 + column, spans[i].num_keys, column,
-                           static_cast<const typename Arith::Unit*>(spans[i].v_rows));
-  }
+  multiply_values<Arith>(tile, s, n0, num_keys, spans, num_spans);
 }
 
 template <int kDtype>

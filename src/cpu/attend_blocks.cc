@@ -10,7 +10,6 @@
 namespace tsp::cpu {
 namespace {
 
-constexpr int32_t kMostSpans = kMaxBlockKeys / 16;  // of a step: no panel is shorter
 constexpr int32_t kSideKeys = 1024;  // columns packed at a time; a multiple of every block_keys
 
 /// The key blocks of a query block as spans of entries, up to `end`.
@@ -35,7 +34,7 @@ void attend_joined(const Call& call, const Group& group, const QueryBlock& row, 
   while (whole < row.num_blocks && (row.blocks[whole] + 1) * block <= begin) ++whole;
   const int32_t skipped = row.blocks[whole] * block - whole * block;
   for (int32_t r = 0; r < tile.num_rows; ++r) tile.hi[r] -= skipped;
-  std::array<KeySpan, kMostSpans> spans;
+  std::array<KeySpan, kMaxSpans> spans;
   int32_t n0 = 0, keys = 0, count = 0;
   const auto attend = [&] {
     if (count > 0) call.k.tile_block(tile, n0, spans.data(), count);

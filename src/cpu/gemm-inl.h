@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The matrix products: a micro-kernel of 6 rows, and how its operands are held. Included after one
-// vec_*.h; F32 is the arithmetic of that unit, vec_avx512.h's bf16 unit has its own.
+// The matrix products: a micro-kernel of 6 or 4 rows, and how its operands are held. Included after
+// one vec_*.h; F32 is the arithmetic of that unit, vec_avx512.h's bf16 unit has its own.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -16,55 +16,71 @@ constexpr int32_t kBlockKeys = kMaxBlockKeys;
 // NOTE: a vector more than a block, so that rows do not share their cache sets.
 constexpr int32_t kScoreStride = kBlockKeys + kLanes;
 
-/// sums[r] += a[r][i] * b[i] over i < depth for kMicroRows rows and kVecs vectors of columns.
-/// A unit is what one lane of an operand holds: a float, or a pair of bf16.
-template <typename Arith, int kVecs, bool kAccumulate>
+/// Rows of the second operand that lie one after the other. A unit is what one lane of an operand
+/// holds: a float, or a pair of bf16.
+template <typename Unit>
+struct Strip {
+  const Unit* rows;
+  int32_t depth;
+};
+
+/// sums[r] += a[r][i] * b[i] for kRows rows and kVecs vectors of columns, i over all rows of the
+/// strips: the sums stay in registers from one strip to the next.
+template <typename Arith, int kRows, int kVecs, bool kAccumulate>
 __attribute__((noinline)) void micro_kernel(const typename Arith::Unit* a, int64_t a_stride,
-                                            const typename Arith::Unit* b, int64_t b_stride,
-                                            int32_t depth, float* c, int64_t c_stride) {
-  Vec sums[kMicroRows][kVecs];
+                                            const Strip<typename Arith::Unit>* strips,
+                                            int32_t num_strips, int64_t b_stride, float* c,
+                                            int64_t c_stride) {
+  Vec sums[kRows][kVecs];
 #pragma GCC unroll 8
-  for (int r = 0; r < kMicroRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
       sums[r][v] = kAccumulate ? load(c + r * c_stride + v * kLanes) : zero();
     }
   }
-  const typename Arith::Unit* rows[kMicroRows];
+  const typename Arith::Unit* rows[kRows];
 #pragma GCC unroll 8
-  for (int r = 0; r < kMicroRows; ++r) rows[r] = a + r * a_stride;
-  for (int32_t i = 0; i < depth; ++i, b += b_stride) {
-    typename Arith::Operand operand[kVecs];
+  for (int r = 0; r < kRows; ++r) rows[r] = a + r * a_stride;
+  for (int32_t s = 0, i = 0; s < num_strips; ++s) {
+    const typename Arith::Unit* b = strips[s].rows;
+    for (const int32_t end = i + strips[s].depth; i < end; ++i, b += b_stride) {
+      typename Arith::Operand operand[kVecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) operand[v] = Arith::load_operand(b + v * kLanes);
+      for (int v = 0; v < kVecs; ++v) operand[v] = Arith::load_operand(b + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kMicroRows; ++r) {
-      const typename Arith::Operand x = Arith::broadcast(rows[r] + i);
+      for (int r = 0; r < kRows; ++r) {
+        const typename Arith::Operand x = Arith::broadcast(rows[r] + i);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sums[r][v] = Arith::mac(x, operand[v], sums[r][v]);
+        for (int v = 0; v < kVecs; ++v) sums[r][v] = Arith::mac(x, operand[v], sums[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kMicroRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) store(c + r * c_stride + v * kLanes, sums[r][v]);
   }
 }
 
 /// The same for num_vecs <= kPanelVecs vectors of columns.
-template <typename Arith, bool kAccumulate>
+template <typename Arith, int kRows, bool kAccumulate>
 TSP_INLINE void micro_kernel_for(int32_t num_vecs, const typename Arith::Unit* a, int64_t a_stride,
-                                 const typename Arith::Unit* b, int64_t b_stride, int32_t depth,
-                                 float* c, int64_t c_stride) {
+                                 const Strip<typename Arith::Unit>* strips, int32_t num_strips,
+                                 int64_t b_stride, float* c, int64_t c_stride) {
+  const auto run = [&]<int kVecs>() {
+    micro_kernel<Arith, kRows, kVecs, kAccumulate>(a, a_stride, strips, num_strips, b_stride, c,
+                                                   c_stride);
+  };
   if (num_vecs == kPanelVecs) {
-    micro_kernel<Arith, kPanelVecs, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
+    run.template operator()<kPanelVecs>();
   } else if (num_vecs == 1) {
-    micro_kernel<Arith, 1, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
+    run.template operator()<1>();
   } else if constexpr (kPanelVecs > 2) {
     if (num_vecs == 2) {
-      micro_kernel<Arith, 2, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
+      run.template operator()<2>();
     } else {
-      micro_kernel<Arith, 3, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
+      run.template operator()<3>();
     }
   }
 }
@@ -76,19 +92,37 @@ TSP_INLINE int32_t next_vecs(int32_t left) {
   return left == kPanelVecs + 1 && kPanelVecs > 2 ? kPanelVecs - 1 : kPanelVecs;
 }
 
+/// Rows of the next product where `left` are to come: as few computed in vain as 6 and 4 allow. Of
+/// 32 rows four products take 6 and two take 4.
+template <typename Arith>
+TSP_INLINE int32_t next_rows(int32_t left) {
+  if constexpr (Arith::kFewRows == Arith::kRows) return Arith::kRows;
+  const bool few = left <= Arith::kFewRows || (left > Arith::kRows && left <= 2 * Arith::kFewRows);
+  return few ? Arith::kFewRows : Arith::kRows;
+}
+
 /// What the arithmetics whose products are micro_kernel() have in common.
 template <typename Arith, typename UnitType>
 struct VectorProducts {
   using Unit = UnitType;
   static constexpr int32_t kDepthUnits = 1;     // a row of q or K is a multiple of this
-  static constexpr int32_t kRows = kMicroRows;  // query rows of a product
+  static constexpr int32_t kRows = kMicroRows;  // query rows of a product, at most
+  static constexpr int32_t kFewRows = 4;        // 16 sums hide a product's latency too
   static TSP_INLINE void begin() {}             // around the products of a tile
   static TSP_INLINE void end() {}
-  /// c[kRows rows][num_vecs vectors] (+)= a[kRows rows][depth] * b[depth][num_vecs vectors].
+  /// c[num_rows][num_vecs vectors] (+)= a[num_rows][depth] * strips[depth][num_vecs vectors],
+  /// num_rows being kRows or kFewRows and depth that of all strips.
   template <bool kAccumulate>
-  static TSP_INLINE void multiply(int32_t num_vecs, const Unit* a, int64_t a_stride, const Unit* b,
-                                  int64_t b_stride, int32_t depth, float* c, int64_t c_stride) {
-    micro_kernel_for<Arith, kAccumulate>(num_vecs, a, a_stride, b, b_stride, depth, c, c_stride);
+  static TSP_INLINE void multiply(int32_t num_rows, int32_t num_vecs, const Unit* a,
+                                  int64_t a_stride, const Strip<Unit>* strips, int32_t num_strips,
+                                  int64_t b_stride, float* c, int64_t c_stride) {
+    if (num_rows == kRows) {
+      micro_kernel_for<Arith, kRows, kAccumulate>(num_vecs, a, a_stride, strips, num_strips,
+                                                  b_stride, c, c_stride);
+    } else {
+      micro_kernel_for<Arith, kFewRows, kAccumulate>(num_vecs, a, a_stride, strips, num_strips,
+                                                     b_stride, c, c_stride);
+    }
   }
 };
 

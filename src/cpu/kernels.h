@@ -16,6 +16,7 @@ constexpr int32_t kScoreRows = 24;     // window rows that share one pass over t
 constexpr int32_t kEstimateRows = 48;  // rows of an estimate that share one pass over the keys
 constexpr int32_t kMaxPanelKeys = 64;  // keys in a packed K panel, at most
 constexpr int32_t kMaxBlockKeys = 512;  // keys between two updates of a row's running maximum
+constexpr int32_t kMaxSpans = kMaxBlockKeys / 16;  // of them; no panel is shorter
 
 /// Rows of a tensor: row i starts at element offset[i] and has `dim` elements dim_stride apart.
 struct Rows {
@@ -106,7 +107,7 @@ struct Kernels {
   void (*pack)(const PackArgs& args);
   void (*tile_begin)(const Tile& tile);
   /// Keys n0 .. as lo and hi count them, n0 a multiple of panel_keys: spans one behind the other,
-  /// all but the last of whole panels, together at most block_keys.
+  /// all but the last of whole panels, together at most block_keys, at most kMaxSpans.
   void (*tile_block)(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_spans);
   void (*tile_end)(const Tile& tile);
 

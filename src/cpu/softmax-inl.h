@@ -93,7 +93,7 @@ TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span
   return shrink;
 }
 
-/// Scores of every row against the keys of a block, where any of Arith::kRows rows sees a vector of
+/// Scores of every row against the keys of a block, where any row of a product sees a vector of
 /// them. scores[r][column] has stride kScoreStride.
 template <typename Arith>
 TSP_INLINE void multiply_keys(const float* q, int32_t q_stride, int32_t num_rows, int32_t depth,
@@ -103,15 +103,17 @@ TSP_INLINE void multiply_keys(const float* q, int32_t q_stride, int32_t num_rows
   const auto* const rows = reinterpret_cast<const Unit*>(q);
   const Unit* panel = static_cast<const Unit*>(k_panels);
   for (int32_t p = 0; p < num_keys; p += kPanelKeys, panel += depth * int64_t{kPanelKeys}) {
-    for (int32_t r = 0; r < num_rows; r += Arith::kRows) {
-      const int32_t last_row = min32(r + Arith::kRows, num_rows) - 1;
+    for (int32_t r = 0, taken = 0; r < num_rows; r += taken) {
+      taken = next_rows<Arith>(num_rows - r);
+      const int32_t last_row = min32(r + taken, num_rows) - 1;
       const int32_t end = min32(hi[last_row] - n0, num_keys) - p;
       const int32_t first = lo == nullptr ? 0 : max32(lo[r] - n0 - p, 0) / kLanes;
       const int32_t num_vecs = min32(kPanelVecs, (end + kLanes - 1) / kLanes) - first;
       if (end <= 0 || num_vecs <= 0) continue;
       const int32_t column = first * kLanes;
+      const Strip<Unit> strip = {panel + column, depth};
       Arith::template multiply<false>(
-          num_vecs, rows + int64_t{r} * q_stride, q_stride, panel + column, kPanelKeys, depth,
+          taken, num_vecs, rows + int64_t{r} * q_stride, q_stride, &strip, 1, kPanelKeys,
           scores + int64_t{r} * kScoreStride + p + column, kScoreStride);
     }
   }

@@ -14,27 +14,40 @@ namespace {
 struct Amx : Bf16 {
   static constexpr int32_t kDepthUnits = 16;
   static constexpr int32_t kRows = 16;
+  static constexpr int32_t kFewRows = 16;
 
   static TSP_INLINE void begin() { tile_configure(); }
   static TSP_INLINE void end() { tile_release(); }
 
   template <bool kAccumulate>
-  static TSP_INLINE void multiply(int32_t num_vecs, const uint32_t* a, int64_t a_stride,
-                                  const uint32_t* b, int64_t b_stride, int32_t depth, float* c,
+  static TSP_INLINE void multiply(int32_t /*num_rows*/, int32_t num_vecs, const uint32_t* a,
+                                  int64_t a_stride, const Strip<uint32_t>* strips,
+                                  int32_t num_strips, int64_t b_stride, float* c,
                                   int64_t c_stride) {
-    switch (num_vecs) {
-      case 1:
-        return tiles<1, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
-      case 2:
-        return tiles<2, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
-      case 3:
-        return tiles<3, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
-      default:
-        return tiles<4, kAccumulate>(a, a_stride, b, b_stride, depth, c, c_stride);
+    multiply_strip<kAccumulate>(num_vecs, a, a_stride, strips[0], b_stride, c, c_stride);
+    for (int32_t s = 1; s < num_strips; ++s) {
+      a += strips[s - 1].depth;
+      multiply_strip<true>(num_vecs, a, a_stride, strips[s], b_stride, c, c_stride);
     }
   }
 
  private:
+  template <bool kAccumulate>
+  static TSP_INLINE void multiply_strip(int32_t num_vecs, const uint32_t* a, int64_t a_stride,
+                                        const Strip<uint32_t>& b, int64_t b_stride, float* c,
+                                        int64_t c_stride) {
+    switch (num_vecs) {
+      case 1:
+        return tiles<1, kAccumulate>(a, a_stride, b.rows, b_stride, b.depth, c, c_stride);
+      case 2:
+        return tiles<2, kAccumulate>(a, a_stride, b.rows, b_stride, b.depth, c, c_stride);
+      case 3:
+        return tiles<3, kAccumulate>(a, a_stride, b.rows, b_stride, b.depth, c, c_stride);
+      default:
+        return tiles<4, kAccumulate>(a, a_stride, b.rows, b_stride, b.depth, c, c_stride);
+    }
+  }
+
   // Tiles 0 .. 3 are sums, 4 holds a, 5 and 6 b in turn.
   template <int kTiles, bool kAccumulate>
   static __attribute__((noinline)) void tiles(const uint32_t* a, int64_t a_stride,

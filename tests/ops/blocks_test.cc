@@ -104,10 +104,14 @@ TEST_P(BlockSets, OfKeptEntriesMatchTheOracle) {
 
 TEST_P(BlockSets, Bf16ArithmeticMatchesTheOracle) {
   if (backend.backend == TSP_BACKEND_CPU && !backend.has_bf16()) return;
-  for (const int64_t dim : {64, 80, 128}) {
+  for (const int64_t dim : {40, 64, 80, 128, 256}) {
     const Problem problem({.q_lens = {150}, .k_lens = {360}, .dim = dim, .kv_dtype = TSP_F16});
+    const Sets sets = problem.random_sets(TSP_SHARE_KV_GROUP, 0.6f, 16, 5);
     check(problem, nullptr, {.precision = TSP_PRECISION_BF16},
           problem.random_blocks(nullptr, TSP_SHARE_HEAD, 32, 0.3f, 0.1f, 3));
+    check(problem, &sets,
+          {.dropped = TSP_DROPPED_LOCAL, .band = 37, .sink = 5, .precision = TSP_PRECISION_BF16},
+          problem.random_blocks(&sets, TSP_SHARE_HEAD, 128, 0.3f, 0, 3));
   }
 }
 

@@ -152,6 +152,24 @@ TEST_P(Estimate, WhatIsAlwaysIn) {
   }
 }
 
+TEST_P(Estimate, WhatIsAlwaysInAmongTheKeptTokens) {
+  Problem problem(
+      served({.q_lens = {150, 90}, .k_lens = {400, 90}, .num_q_heads = 4, .num_kv_heads = 2}));
+  const BlockOracle oracle(problem);
+  for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
+    const Sets sets = problem.random_sets(share, 0.6f, 32, 5);
+    for (tsp_pattern_t p : patterns()) {
+      p.share = share;
+      p.threshold = 0.01f;
+      p.alpha = 1;
+      p.sink_blocks = 1;
+      p.local_blocks = 2;
+      p.last_blocks = 1;
+      expect_oracle(problem, oracle, p, &sets);
+    }
+  }
+}
+
 TEST_P(Estimate, AllOfIt) {
   Problem problem(served({.q_lens = {200}, .k_lens = {300}}));
   const BlockOracle oracle(problem);
@@ -177,6 +195,22 @@ TEST_P(Estimate, AThresholdForEachHead) {
     const BlockLists lists = estimate(backend, ctx, problem, p);
     for (size_t h = 1; h < 4; ++h) {
       EXPECT_GT(lists.blocks[0][h][18].size(), lists.blocks[0][h - 1][18].size());
+    }
+  }
+}
+
+TEST_P(Estimate, AThresholdForEachSetOfTheKeptTokens) {
+  Problem problem(served({.q_lens = {300}, .k_lens = {500}, .num_q_heads = 4, .num_kv_heads = 2}));
+  const BlockOracle oracle(problem);
+  const float thresholds[] = {0.3f, 0.8f, 0.5f, 1.0f};
+  for (const int32_t share : {TSP_SHARE_HEAD, TSP_SHARE_KV_GROUP, TSP_SHARE_LAYER}) {
+    const Sets sets = problem.random_sets(share, 0.6f, 32, 5);
+    for (const int32_t kind : {TSP_PATTERN_XATTENTION, TSP_PATTERN_POOLED}) {
+      tsp_pattern_t p = pattern(kind);
+      p.share = share;
+      p.thresholds = thresholds;
+      expect_oracle(problem, oracle, p);
+      expect_oracle(problem, oracle, p, &sets);
     }
   }
 }
