@@ -186,6 +186,28 @@ TSP_INLINE void multiply_values(const Tile& tile, const TileScratch<Arith>& s, i
   }
 }
 
+/// Asks for the lines of a row before they are needed.
+TSP_INLINE void prefetch_row(const char* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+}
+
+/// Row r's place in the results, and its share of the rows of q that come next: a few lines between
+/// the weights of a row and those of another, as many as may wait for memory at once.
+TSP_INLINE void prefetch_ahead(const Tile& tile, int32_t r) {
+  const auto bytes_of = [](int32_t dtype) { return dtype == 0 ? int64_t{4} : int64_t{2}; };
+  if (tile.out_dim_stride == 1) {
+    const int64_t bytes = bytes_of(tile.out_dtype);
+    prefetch_row(static_cast<const char*>(tile.out) + tile.out_offset[r] * bytes,
+                 tile.q.dim * bytes);
+  }
+  if (tile.q.dim_stride != 1) return;
+  const int64_t bytes = bytes_of(tile.q.dtype);
+  for (int32_t a = r; a < tile.num_ahead; a += tile.num_rows) {
+    prefetch_row(static_cast<const char*>(tile.q.data) + tile.ahead_offset[a] * bytes,
+                 tile.q.dim * bytes);
+  }
+}
+
 template <typename Arith>
 void tile_block(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_spans) {
   const TileScratch<Arith> s(tile.scratch, tile.q.dim);
@@ -201,6 +223,7 @@ void tile_block(const Tile& tile, int32_t n0, const KeySpan* spans, int32_t num_
                            s.scores + int64_t{first} * kScoreStride + column);
     }
     for (int32_t r = first; r < end; ++r) {
+      if (tile.num_ahead >= 0) prefetch_ahead(tile, r);
       const Span span = span_of(tile.lo[r], tile.hi[r], n0, num_keys);
       if (span.empty()) continue;
       const float shrink = softmax_span<Arith>(s.scores + int64_t{r} * kScoreStride,

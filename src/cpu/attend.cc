@@ -20,6 +20,7 @@ Tile new_tile(const Call& call, int32_t thread) {
   Tile tile;
   tile.q = rows_of(call.p.q);
   tile.num_rows = 0;
+  tile.num_ahead = -1;
   tile.scale_log2 = call.scale_log2;
   tile.out = call.p.out.data;
   tile.out_dtype = call.p.out.dtype;

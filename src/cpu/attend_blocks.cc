@@ -38,6 +38,7 @@ void attend_joined(const Call& call, const Group& group, const QueryBlock& row, 
   int32_t n0 = 0, keys = 0, count = 0;
   const auto attend = [&] {
     if (count > 0) call.k.tile_block(tile, n0, spans.data(), count);
+    tile.num_ahead = -1;  // asked for
     n0 += keys;
     keys = count = 0;
   };
@@ -54,32 +55,20 @@ void attend_joined(const Call& call, const Group& group, const QueryBlock& row, 
   attend();
 }
 
-/// Asks for the lines of a row before they are needed. Inlined always: GCC takes a function of
-/// nothing but prefetches for one without effect and drops its calls.
-template <bool kWrite>
-__attribute__((always_inline)) inline void prefetch_row(const tsp_tensor_t& view, int64_t offset) {
-  if (view.dim_stride != 1) return;
-  const int64_t bytes = view.dtype == TSP_F32 ? 4 : 2;
-  const char* const row = static_cast<const char*>(view.data) + offset * bytes;
-  for (int64_t at = 0; at < view.dim * bytes; at += 64) __builtin_prefetch(row + at, kWrite, 2);
-}
-
-/// The results' rows of a tile, and the queries of the tile that comes after it on this thread: in
-/// the query block, or of a head that reads the same keys. Few blocks leave little to compute
-/// between them, and waiting for memory was 13 % of the time at a tenth of the pairs (8,192 tokens,
-/// D 64, f32 rows, one thread, 2 cores AMD EPYC Zen 5, 2026-11-27).
-__attribute__((always_inline)) inline void prefetch_rows(const Call& call, const Group& group,
-                                                         const Seq& seq, int32_t head,
-                                                         const QueryBlock& row, int32_t end,
-                                                         const Tile& tile) {
-  for (int32_t r = 0; r < tile.num_rows; ++r) prefetch_row<true>(call.p.out, tile.out_offset[r]);
+/// The queries of the tile that comes after this one on the thread: in the query block, or of a
+/// head that reads the same keys. Few blocks leave little to compute between them, and waiting for
+/// memory was 13 % of the time at a tenth of the pairs (8,192 tokens, D 64, f32 rows, one thread, 2
+/// cores AMD EPYC Zen 5, 2026-11-27).
+void name_next_rows(const Call& call, const Group& group, const Seq& seq, int32_t head,
+                    const QueryBlock& row, int32_t end, Tile& tile) {
+  tile.num_ahead = 0;
   const bool last = end == row.end;
   const int32_t next = last ? head + call.num_threads : head;
   if (next >= group.first_head + group.num_heads) return;
   const int32_t first = last ? row.begin : end;
   for (int32_t i = first; i < std::min(first + kTileRows, row.end); ++i) {
-    prefetch_row<false>(call.p.q,
-                        q_row_offset(call.p.q, seq, group.position(i) - seq.q_pos(), next));
+    tile.ahead_offset[tile.num_ahead++] =
+        q_row_offset(call.p.q, seq, group.position(i) - seq.q_pos(), next);
   }
 }
 
@@ -181,14 +170,15 @@ void attend_query_block(const Call& call, const Group& group, int32_t head, int3
       add_row(call, tile, seq, group.position(i) - seq.q_pos(), head, 0, i + 1);
     }
     call.k.tile_begin(tile);
-    prefetch_rows(call, group, seq, head, row, end, tile);
     side.attend(tile);
+    name_next_rows(call, group, seq, head, row, end, tile);
     if (sets.block % call.k.panel_keys == 0) {
       attend_joined(call, group, row, begin, end, tile);
     } else {
       for_each_span(row, sets.block, end, [&](int32_t first, int32_t stop) {
         std::fill_n(tile.lo, tile.num_rows, first);
         attend_keys(call, group, tile, first / call.k.panel_keys * call.k.panel_keys, stop);
+        tile.num_ahead = -1;
       });
     }
     call.k.tile_end(tile);

@@ -43,8 +43,8 @@ struct PackArgs {
 struct Tile {
   Rows q;
   int32_t num_rows;
-  int32_t reserved;
-  float scale_log2;  // scale * log2(e)
+  int32_t num_ahead;  // rows of q that are asked for beside those of out; negative: neither
+  float scale_log2;   // scale * log2(e)
   int32_t out_dtype;
   void* out;
   int64_t out_dim_stride;
@@ -53,6 +53,7 @@ struct Tile {
   int64_t q_offset[kTileRows];
   int64_t out_offset[kTileRows];
   int64_t lse_offset[kTileRows];
+  int64_t ahead_offset[kTileRows];
   int32_t lo[kTileRows];
   int32_t hi[kTileRows];
 };
