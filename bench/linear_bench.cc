@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// linear_bench: products of a prompt's rows by a weight, in 8-bit integers, through oneDNN and by
-// ggml, timed in turn beside what the processor can do at most.
+// linear_bench: products of a prompt's rows by a weight, in 8-bit integers, in bf16, through oneDNN
+// and by ggml, timed in turn beside what the processor can do at most.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "adapters/ggml/int8/int8_engine.h"
 #include "adapters/ggml/linear_node.h"
+#include "adapters/ggml/panels/panel_engine.h"
 #include "bench/floor.h"
 #include "bench/timing.h"
 #include "cli/llama/openmp_threads.h"
@@ -19,12 +19,12 @@
 
 namespace {
 
-using tsp::ggml_adapter::Int8Engine;
 using tsp::ggml_adapter::LinearKind;
 using tsp::ggml_adapter::LinearOptions;
 using tsp::ggml_adapter::LinearRefusal;
 using tsp::ggml_adapter::LinearServer;
-namespace int8 = tsp::ggml_adapter::int8;
+using tsp::ggml_adapter::PanelEngine;
+namespace panels = tsp::ggml_adapter::panels;
 
 struct Options {
   std::vector<std::string> shapes = {"896x4864",  "4864x896",  "896x896",
@@ -140,11 +140,16 @@ void run(const Options& options) {
               options.type.c_str(), static_cast<long long>(options.rows), options.threads, peak,
               floor.bf16_gflops);
   std::vector<std::unique_ptr<LinearServer>> opened;
-  for (const int8::Kernels* kernels : int8::all_kernels()) {
-    opened.push_back(LinearServer::create(
-        std::make_unique<Int8Engine>(*kernels, options.threads, tsp::cli::run_on_openmp, nullptr),
-        options_of(LinearKind::kInt8, options)));
-  }
+  const auto add = [&](LinearKind kind, const std::vector<const panels::Kernels*>& tables) {
+    for (const panels::Kernels* kernels : tables) {
+      opened.push_back(
+          LinearServer::create(std::make_unique<PanelEngine>(*kernels, options.threads,
+                                                             tsp::cli::run_on_openmp, nullptr),
+                               options_of(kind, options)));
+    }
+  };
+  add(LinearKind::kInt8, panels::int8_kernels());
+  add(LinearKind::kBf16, panels::bf16_kernels());
   opened.push_back(open(LinearKind::kOneDnn, options));
   std::vector<LinearServer*> servers;
   for (const auto& server : opened) {
@@ -191,7 +196,8 @@ void run(const Options& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Times products of a prompt's rows by a weight: in 8-bit integers, oneDNN, ggml.");
+  CLI::App app(
+      "Times products of a prompt's rows by a weight: in 8-bit integers, bf16, oneDNN, ggml.");
   app.add_option("--shapes", options.shapes, "KxN: K inputs, N outputs")->delimiter(',');
   app.add_option("--type", options.type, "Of the weight, as ggml names it")->capture_default_str();
   app.add_option("--rows", options.rows)->check(CLI::Range(64, 1 << 16))->capture_default_str();

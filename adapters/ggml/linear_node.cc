@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <utility>
 
-#include "adapters/ggml/int8/int8_engine.h"
 #include "adapters/ggml/onednn_engine.h"
+#include "adapters/ggml/panels/panel_engine.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -125,6 +125,20 @@ struct LinearServer::Plan {
 
 namespace {
 
+/// With the fastest kernels of the kind that this processor runs.
+std::unique_ptr<LinearEngine> open_panels(const LinearOptions& options, std::string& why) {
+  const bool int8 = options.kind == LinearKind::kInt8;
+  const auto kernels = int8 ? panels::int8_kernels() : panels::bf16_kernels();
+  if (kernels.empty()) {
+    why =
+        int8 ? "this processor has neither AVX512-VNNI nor AVX-VNNI (dot product of 8-bit integers)"
+             : "this processor has no AVX512-BF16 (dot product of bf16)";
+    return nullptr;
+  }
+  return std::make_unique<PanelEngine>(*kernels.front(), options.threads, options.parallel,
+                                       options.parallel_user);
+}
+
 std::unique_ptr<LinearEngine> open_onednn(const LinearOptions& options, std::string& why) {
   std::unique_ptr<OneDnn> library = OneDnn::open(options.library, options.threads, why);
   if (library == nullptr) return nullptr;
@@ -141,12 +155,8 @@ std::unique_ptr<LinearEngine> open_onednn(const LinearOptions& options, std::str
 }  // namespace
 
 std::unique_ptr<LinearServer> LinearServer::create(const LinearOptions& options, std::string& why) {
-  std::unique_ptr<LinearEngine> engine;
-  if (options.kind == LinearKind::kInt8) {
-    engine = Int8Engine::create(options.threads, options.parallel, options.parallel_user, why);
-  } else {
-    engine = open_onednn(options, why);
-  }
+  std::unique_ptr<LinearEngine> engine =
+      options.kind == LinearKind::kOneDnn ? open_onednn(options, why) : open_panels(options, why);
   return engine == nullptr ? nullptr : create(std::move(engine), options);
 }
 

@@ -40,6 +40,7 @@ const char* refusal_text(LinearRefusal refusal);
 enum class LinearKind {
   kOneDnn,
   kInt8,  // 8-bit integers, own code; for weights that are quantised already
+  kBf16,  // own code
 };
 
 enum class LinearPrecision {  // of oneDNN's
@@ -51,7 +52,7 @@ enum class LinearPrecision {  // of oneDNN's
 struct LinearOptions {
   LinearKind kind = LinearKind::kOneDnn;
   int32_t threads = 1;  // those of ggml: its OpenMP team is then the one that oneDNN computes on
-  /// The threads that kInt8 computes on; null for the calling one alone.
+  /// The threads that kInt8 and kBf16 compute on; null for the calling one alone.
   tsp_parallel_fn parallel = nullptr;
   void* parallel_user = nullptr;
   int32_t min_rows = 64;

@@ -28,15 +28,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = ROOT / "bench" / "peers"
 EXACT = ["--coverage", "0"]
 GGML = ["--linear", "ggml", "--precision", "f32"]  # who multiplies by the weights, and attention's
-ONEDNN = ["--linear", "onednn", "--precision", "bf16"]  # arithmetic
+BF16 = ["--linear", "bf16", "--precision", "bf16"]  # arithmetic
 INT8 = ["--linear", "int8", "--precision", "bf16"]
 BLOCKS = ["--blocks", "xattention"]  # its authors' numbers: threshold .9, stride 16, blocks of 128
 OPENVINO_BLOCKS = "xattention_threshold=0.8,xattention_block_size=64,xattention_stride=8"  # its own
 RUN = {  # engine: options of `tokensparse run`, and which variants of its report are which rows
     "llama.cpp": (["--compare", *EXACT, *GGML], {"stock": "llama.cpp", "exact": "exact ggml"}),
-    "exact bf16": ([*EXACT, *ONEDNN], {"exact": "exact bf16"}),
+    "exact bf16": ([*EXACT, *BF16], {"exact": "exact bf16"}),
     "exact int8": ([*EXACT, *INT8], {"exact": "exact int8"}),
-    "sparse bf16": (ONEDNN, {"sparse": "sparse bf16"}),
+    "sparse bf16": (BF16, {"sparse": "sparse bf16"}),
     "sparse int8": (INT8, {"sparse": "sparse int8"}),
     "blocks int8": ([*EXACT, *BLOCKS, *INT8], {"sparse": "blocks int8"}),
     "sparse and blocks int8": ([*BLOCKS, *INT8], {"sparse": "sparse and blocks int8"}),

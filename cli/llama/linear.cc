@@ -2,6 +2,7 @@
 #include "cli/llama/linear.h"
 
 #include <cstdlib>
+#include <initializer_list>
 
 #include "cli/llama/openmp_threads.h"
 #include "cli/llama/peak_memory.h"
@@ -34,13 +35,18 @@ std::unique_ptr<ggml_adapter::LinearServer> open(const LinearChoice& choice, Lin
   if (library != nullptr) options.library = library;
   auto server = ggml_adapter::LinearServer::create(options, why);
   if (choice.who != "auto" || server == nullptr || server->pays_off()) return server;
-  why = "oneDNN is not known to be faster on this processor";
+  why = server->description() + " is not known to be faster on this processor";
   return nullptr;
 }
 
-void use(LinearChoice& choice, LinearKind kind, std::string& why) {
-  choice.server = open(choice, kind, why);
-  choice.kind = kind;
+/// The first of them that is to be had.
+void use(LinearChoice& choice, std::initializer_list<LinearKind> kinds, std::string& why) {
+  choice.server.reset();
+  for (const LinearKind kind : kinds) {
+    if (choice.server != nullptr) break;
+    choice.server = open(choice, kind, why);
+    choice.kind = kind;
+  }
   choice.description =
       choice.server != nullptr ? choice.server->description() : "ggml (" + why + ")";
 }
@@ -64,16 +70,17 @@ void add_linear_options(CLI::App& app, LinearChoice& choice) {
   app.add_option(
          "--linear", choice.who,
          "Who multiplies by the weights while the prompt is read: ggml; int8, with quantised\n"
-         "weights and activations as 8-bit integers; onednn, with both rounded to bf16; auto:\n"
-         "int8 where the processor has AVX512-VNNI or AVX-VNNI and the weights are quantised,\n"
-         "else onednn where it is there and faster and the weights are not f16 or f32")
-      ->check(one_of({"auto", "ggml", "onednn", "int8"}))
-      ->type_name("auto|ggml|onednn|int8")
+         "weights and activations as 8-bit integers; bf16, with both rounded to that; onednn,\n"
+         "the same by that library; auto: int8 where the processor has AVX512-VNNI or AVX-VNNI\n"
+         "and the weights are quantised; else, if they are not f16 or f32, bf16 where it has\n"
+         "AVX512-BF16 and no AMX, else onednn where it is there and faster")
+      ->check(one_of({"auto", "ggml", "bf16", "onednn", "int8"}))
+      ->type_name("auto|ggml|bf16|onednn|int8")
       ->capture_default_str();
   app.add_option("--linear-keep", choice.keep_mb,
                  "Megabytes for weights that stay as they are multiplied: 1.06 bytes a parameter\n"
-                 "for int8, 2 for onednn. Without it an eighth of the free memory for int8, none\n"
-                 "for onednn")
+                 "for int8, 2 for bf16 and onednn. Without it an eighth of the free memory for\n"
+                 "int8, none for the others")
       ->check(between(0, 1 << 20));
 }
 
@@ -81,8 +88,12 @@ void open_linear(LinearChoice& choice, int32_t threads) {
   choice.threads = threads;
   if (choice.who == "ggml") return;
   std::string why;
-  if (choice.who != "onednn") use(choice, LinearKind::kInt8, why);
-  if (choice.server == nullptr && choice.who != "int8") use(choice, LinearKind::kOneDnn, why);
+  if (choice.who == "int8") use(choice, {LinearKind::kInt8}, why);
+  if (choice.who == "bf16") use(choice, {LinearKind::kBf16}, why);
+  if (choice.who == "onednn") use(choice, {LinearKind::kOneDnn}, why);
+  if (choice.who == "auto") {
+    use(choice, {LinearKind::kInt8, LinearKind::kBf16, LinearKind::kOneDnn}, why);
+  }
   if (choice.server == nullptr && choice.who != "auto") {
     throw Failure("--linear " + choice.who + ": " + why);
   }
@@ -93,11 +104,13 @@ void fit_linear_to_weights(LinearChoice& choice, llama_ftype weights) {
   if (choice.server == nullptr || name == nullptr) return;
   if (choice.who == "int8") {
     throw Failure(std::string("--linear int8: the weights must be quantised, these are ") + name +
-                  "; use onednn or ggml");
+                  "; use bf16, onednn or ggml");
   }
   if (choice.who != "auto") return;
   std::string why;
-  if (choice.kind == LinearKind::kInt8) use(choice, LinearKind::kOneDnn, why);
+  if (choice.kind == LinearKind::kInt8) {
+    use(choice, {LinearKind::kBf16, LinearKind::kOneDnn}, why);
+  }
   if (choice.server == nullptr) return;
   if (weights == LLAMA_FTYPE_ALL_F32) {
     choice.description = "ggml (f32 weights)";

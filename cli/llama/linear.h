@@ -12,7 +12,7 @@
 namespace tsp::cli {
 
 struct LinearChoice {
-  std::string who = "auto";  // ggml, onednn, int8, auto
+  std::string who = "auto";  // ggml, bf16, onednn, int8, auto
   int32_t keep_mb = -1;      // weights kept in the engine's form, at most; -1 = as memory allows
   int32_t threads = 1;
 
@@ -29,7 +29,7 @@ void add_linear_options(CLI::App& app, LinearChoice& choice);
 void open_linear(LinearChoice& choice, int32_t threads);
 
 /// What the model's weights say about the choice. int8 is for weights that are quantised already: a
-/// Failure where it was asked for by name and they are not. `auto` goes to oneDNN for bf16 weights,
+/// Failure where it was asked for by name and they are not. `auto` goes to bf16 for bf16 weights,
 /// and leaves f16 and f32 ones to ggml, which multiplies f16 weights exactly enough that rounding
 /// to bf16 moves the logits of a 0.5B model 5 times as far as flash attention on or off does; in
 /// quantised models it is the other way round (docs/linear.md).

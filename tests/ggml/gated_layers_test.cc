@@ -13,7 +13,6 @@
 #include <thread>
 #include <vector>
 
-#include "adapters/ggml/int8/kernels.h"
 #include "adapters/ggml/linear_node.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
@@ -80,9 +79,10 @@ void run_on_threads(void*, int32_t num_threads, void (*fn)(void* arg, int32_t i)
   for (std::thread& thread : threads) thread.join();
 }
 
-std::unique_ptr<LinearServer> make_server(int32_t threads = 2, size_t keep_bytes = 0) {
+std::unique_ptr<LinearServer> make_server(LinearKind kind, int32_t threads = 2,
+                                          size_t keep_bytes = 0) {
   LinearOptions options;
-  options.kind = LinearKind::kInt8;
+  options.kind = kind;
   options.threads = threads;
   options.parallel = run_on_threads;
   options.keep_bytes = keep_bytes;
@@ -121,23 +121,22 @@ double distance(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 // Exponentials differ from ggml's by units in the last place, so here and there a value falls on
-// the other side of a rounding to 8 bits: a step of 1/127 of one in many.
+// the other side of a rounding to 8 bits: a step of 1/127, or in bf16 of 2^-8, of one in many.
 constexpr double kSame = 1e-3;
 
-class GatedLayer : public testing::Test {
+class GatedLayer : public testing::TestWithParam<LinearKind> {
  protected:
   void SetUp() override {
-    if (int8::best_kernels() == nullptr)
-      GTEST_SKIP() << "no products of 8-bit integers on this processor";
+    if (make_server(GetParam()) == nullptr) GTEST_SKIP() << "not on this processor";
   }
 };
 
-TEST_F(GatedLayer, IsComputedAsOneOnceAGraphWasSeen) {
+TEST_P(GatedLayer, IsComputedAsOneOnceAGraphWasSeen) {
   for (const Shape& shape : {Shape(), Shape{.m = 64, .width = 128, .k = 160, .n = 33},
                              Shape{.m = 391, .width = 384, .k = 96, .n = 64},
                              Shape{.m = 65, .width = 2304, .k = 4096, .n = 32}}) {  // two slices
     Layer layer(shape);
-    const auto server = make_server();
+    const auto server = make_server(GetParam());
     run_graph(layer, *server, layer.nodes());
     const std::vector<float> expected = layer.result();
     EXPECT_TRUE(layer.wrote(layer.gate) && layer.wrote(layer.up) && layer.wrote(layer.glu));
@@ -150,9 +149,9 @@ TEST_F(GatedLayer, IsComputedAsOneOnceAGraphWasSeen) {
   }
 }
 
-TEST_F(GatedLayer, ComesInAnyOrderOfItsProducts) {
+TEST_P(GatedLayer, ComesInAnyOrderOfItsProducts) {
   Layer layer;
-  const auto server = make_server();
+  const auto server = make_server(GetParam());
   run_graph(layer, *server, layer.nodes());
   const std::vector<float> expected = layer.result();
   layer.clear();
@@ -161,12 +160,12 @@ TEST_F(GatedLayer, ComesInAnyOrderOfItsProducts) {
   EXPECT_LT(distance(expected, layer.result()), kSame);
 }
 
-TEST_F(GatedLayer, GivesTheSameBitsOnAnyTeamAndWithKeptWeights) {
+TEST_P(GatedLayer, GivesTheSameBitsOnAnyTeamAndWithKeptWeights) {
   Layer layer({.m = 400, .width = 512, .k = 256, .n = 40});
   std::vector<float> expected;
   for (const int32_t threads : {1, 2, 3}) {
     for (const size_t keep_bytes : {0, 200'000, 1 << 24}) {  // none, some, all
-      const auto server = make_server(threads, keep_bytes);
+      const auto server = make_server(GetParam(), threads, keep_bytes);
       for (int graph = 0; graph < 3; ++graph) run_graph(layer, *server, layer.nodes());
       if (expected.empty()) expected = layer.result();
       EXPECT_EQ(layer.result(), expected) << threads << " threads, " << keep_bytes << " bytes";
@@ -174,11 +173,11 @@ TEST_F(GatedLayer, GivesTheSameBitsOnAnyTeamAndWithKeptWeights) {
   }
 }
 
-TEST_F(GatedLayer, IsNotWhereAnotherNodeReadsOfIt) {
+TEST_P(GatedLayer, IsNotWhereAnotherNodeReadsOfIt) {
   for (int which = 0; which < 3; ++which) {
     Layer layer;
     ggml_tensor* other = ggml_scale(layer.ctx(), layer.nodes()[static_cast<size_t>(which)], 2);
-    const auto server = make_server();
+    const auto server = make_server(GetParam());
     for (int graph = 0; graph < 2; ++graph) {
       layer.clear();
       run_graph(layer, *server, {layer.gate, layer.up, layer.glu, layer.down, other});
@@ -187,11 +186,11 @@ TEST_F(GatedLayer, IsNotWhereAnotherNodeReadsOfIt) {
   }
 }
 
-TEST_F(GatedLayer, IsNotWhereTheCallerReadsOfItOrTheGraphBrokeOff) {
+TEST_P(GatedLayer, IsNotWhereTheCallerReadsOfItOrTheGraphBrokeOff) {
   Layer output;
   output.up->flags |= GGML_TENSOR_FLAG_OUTPUT;
   Layer broken;
-  const auto server = make_server();
+  const auto server = make_server(GetParam());
   for (int graph = 0; graph < 2; ++graph) {
     run_graph(output, *server, output.nodes());
     run_graph(broken, *server, broken.nodes(), false);
@@ -201,9 +200,9 @@ TEST_F(GatedLayer, IsNotWhereTheCallerReadsOfItOrTheGraphBrokeOff) {
   }
 }
 
-TEST_F(GatedLayer, OfOddWidthIsComputedNodeByNode) {
+TEST_P(GatedLayer, OfOddWidthIsComputedNodeByNode) {
   Layer layer({.m = 70, .width = 160, .k = 256, .n = 40});
-  const auto server = make_server();
+  const auto server = make_server(GetParam());
   run_graph(layer, *server, layer.nodes());
   const std::vector<float> expected = layer.result();
   layer.clear();
@@ -213,9 +212,9 @@ TEST_F(GatedLayer, OfOddWidthIsComputedNodeByNode) {
 }
 
 // As where an adapter is loaded between two graphs.
-TEST_F(GatedLayer, ProductsThatWaitAreComputedWhenAnotherNodeComes) {
+TEST_P(GatedLayer, ProductsThatWaitAreComputedWhenAnotherNodeComes) {
   Layer layer;
-  const auto server = make_server();
+  const auto server = make_server(GetParam());
   run_graph(layer, *server, layer.nodes());
   const std::vector<float> expected = layer.result();
   layer.clear();
@@ -230,17 +229,17 @@ TEST_F(GatedLayer, ProductsThatWaitAreComputedWhenAnotherNodeComes) {
   EXPECT_TRUE(layer.wrote(layer.gate) && layer.wrote(layer.up) && layer.wrote(changed));
 }
 
-TEST_F(GatedLayer, FewRowsAreLeftToGgml) {
+TEST_P(GatedLayer, FewRowsAreLeftToGgml) {
   Layer layer({.m = 8});
-  const auto server = make_server();
+  const auto server = make_server(GetParam());
   for (int graph = 0; graph < 2; ++graph) run_graph(layer, *server, layer.nodes());
   EXPECT_TRUE(layer.wrote(layer.gate));
   EXPECT_EQ(server->stats().served, 0);
 }
 
-TEST_F(GatedLayer, WhatIsNoNumberStaysInItsRow) {
+TEST_P(GatedLayer, WhatIsNoNumberStaysInItsRow) {
   Layer layer;
-  const auto server = make_server();
+  const auto server = make_server(GetParam());
   run_graph(layer, *server, layer.nodes());
   static_cast<float*>(layer.input->data)[3 * 256 + 5] = std::nanf("");
   static_cast<float*>(layer.input->data)[9 * 256] *= 1e30f;  // infinite products of products
@@ -251,6 +250,11 @@ TEST_F(GatedLayer, WhatIsNoNumberStaysInItsRow) {
     EXPECT_EQ(std::isnan(result[i]), i / 40 == 3) << i;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, GatedLayer, testing::Values(LinearKind::kInt8, LinearKind::kBf16),
+                         [](const auto& kind) {
+                           return kind.param == LinearKind::kInt8 ? "int8" : "bf16";
+                         });
 
 }  // namespace
 }  // namespace tsp::ggml_adapter

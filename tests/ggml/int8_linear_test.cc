@@ -12,9 +12,8 @@
 #include <thread>
 #include <vector>
 
-#include "adapters/ggml/int8/kernels.h"
-#include "adapters/ggml/int8/layout.h"
 #include "adapters/ggml/linear_node.h"
+#include "adapters/ggml/panels/kernels.h"
 #include "tests/ggml/product_node.h"
 
 namespace tsp::ggml_adapter {
@@ -59,7 +58,7 @@ constexpr double kInt8Error = 3.0 / 127 * 0.2887 * 1.4143;
 class Int8 : public testing::Test {
  protected:
   void SetUp() override {
-    if (int8::best_kernels() == nullptr)
+    if (panels::int8_kernels().empty())
       GTEST_SKIP() << "no products of 8-bit integers on this processor";
   }
 };
@@ -93,7 +92,7 @@ TEST_P(Int8WeightType, OutliersCostLessThanInGgml) {
 }
 
 TEST_P(Int8WeightType, ReadsAnyBlockAsGgmlDoes) {
-  const auto read = int8::best_kernels()->reader(GetParam());
+  const auto read = panels::int8_kernels().front()->reader(GetParam());
   if (read == nullptr) GTEST_SKIP() << "ggml's function reads it";
   const ggml_type_traits& traits = *ggml_get_type_traits(GetParam());
   constexpr int64_t kCount = 2048;
@@ -272,7 +271,8 @@ TEST_F(Int8Linear, WeightsThatAreNotQuantisedAreLeftToGgml) {
 
 TEST_F(Int8Linear, SaysWhatItIs) {
   const auto server = make_server(int8_options());
-  EXPECT_EQ(server->description(), std::string("int8 (") + int8::all_kernels().front()->name + ")");
+  EXPECT_EQ(server->description(),
+            std::string("int8 (") + panels::int8_kernels().front()->instructions + ")");
   EXPECT_TRUE(server->rounds());
 }
 

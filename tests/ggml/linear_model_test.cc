@@ -27,7 +27,7 @@ struct Case {
 class LinearModel : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    if (linear_ == nullptr) GTEST_SKIP() << "no 8-bit products on this processor";
+    if (linear_ == nullptr) GTEST_SKIP() << "no such products on this processor";
   }
 
   LinearModel() {
@@ -102,8 +102,8 @@ TEST_P(LinearModel, DecodingIsLeftToGgml) {
 }
 
 // Decoding does: ggml's flash attention splits the cache over its threads.
-TEST_P(LinearModel, Int8LogitsDoNotDependOnTheNumberOfThreads) {
-  if (GetParam().kind != LinearKind::kInt8) GTEST_SKIP() << "oneDNN promises no such thing";
+TEST_P(LinearModel, OwnLogitsDoNotDependOnTheNumberOfThreads) {
+  if (GetParam().kind == LinearKind::kOneDnn) GTEST_SKIP() << "oneDNN promises no such thing";
   const auto tokens = test::random_tokens(300, 3);
   const auto one = Engine(path_, {.repack = false, .threads = 1}, hook()).decode(tokens, 300);
   const auto two = Engine(path_, {.repack = false, .threads = 2}, hook()).decode(tokens, 300);
@@ -111,15 +111,20 @@ TEST_P(LinearModel, Int8LogitsDoNotDependOnTheNumberOfThreads) {
 }
 
 std::string name_of(const testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.kind == LinearKind::kInt8 ? "int8_" : "onednn_") +
+  const LinearKind kind = info.param.kind;
+  return std::string(kind == LinearKind::kInt8   ? "int8_"
+                     : kind == LinearKind::kBf16 ? "bf16_"
+                                                 : "onednn_") +
          ggml_type_name(info.param.type);
 }
 
 std::vector<Case> cases() {
-  std::vector<Case> all = {{LinearKind::kOneDnn, GGML_TYPE_F16}};
+  std::vector<Case> all = {{LinearKind::kOneDnn, GGML_TYPE_F16},
+                           {LinearKind::kBf16, GGML_TYPE_F16}};
   for (const ggml_type type : {GGML_TYPE_Q4_K, GGML_TYPE_Q5_0, GGML_TYPE_Q6_K, GGML_TYPE_Q8_0}) {
     all.push_back({LinearKind::kOneDnn, type});
     all.push_back({LinearKind::kInt8, type});
+    all.push_back({LinearKind::kBf16, type});
   }
   return all;
 }

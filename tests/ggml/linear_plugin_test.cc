@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Linear layers in the plugin: TOKENSPARSE_LINEAR=onednn and int8.
+// Linear layers in the plugin: TOKENSPARSE_LINEAR=onednn, int8 and bf16.
 #include <gtest/gtest.h>
 #include <omp.h>
 
 #include <string>
 #include <vector>
 
-#include "adapters/ggml/int8/kernels.h"
+#include "adapters/ggml/panels/kernels.h"
 #include "tests/ggml/engine.h"
 #include "tests/ggml/plugin_host.h"
 #include "tests/ggml/tiny_model.h"
@@ -23,8 +23,10 @@ TEST(LinearPlugin, ServesPromptsAndLeavesDecodingToTheHost) {
   const ModelFile model(kQuantised);
   const auto tokens = random_tokens(500, 1);
   const auto stock = Engine(model.path(), {.ubatch = 256, .repack = false}, {}).decode(tokens);
-  for (const char* linear : {"onednn", "int8", "auto"}) {
-    if (std::string(linear) != "onednn" && ggml_adapter::int8::best_kernels() == nullptr) continue;
+  std::vector<const char*> kinds = {"onednn"};
+  if (!ggml_adapter::panels::int8_kernels().empty()) kinds.insert(kinds.end(), {"int8", "auto"});
+  if (!ggml_adapter::panels::bf16_kernels().empty()) kinds.push_back("bf16");
+  for (const char* linear : kinds) {
     const LoadedPlugin plugin(LoadedPlugin::Variables{{"TOKENSPARSE_LINEAR", linear}});
     Engine engine(model.path(), {.ubatch = 256, .repack = false}, {});
     // What rounding activations differently than ggml does comes to on random weights.
@@ -67,8 +69,7 @@ TEST(LinearPlugin, RoundsForAttentionWhereItDoesForLinearLayers) {
 }
 
 TEST(LinearPlugin, KeepsAttentionExactWhereItLeavesTheWeightsToTheHost) {
-  if (ggml_adapter::int8::best_kernels() == nullptr)
-    GTEST_SKIP() << "no products of 8-bit integers";
+  if (ggml_adapter::panels::int8_kernels().empty()) GTEST_SKIP() << "no products of 8-bit integers";
   TinyModel shape = kQuantised;
   shape.weights = GGML_TYPE_F16;
   const ModelFile model(shape);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`run` with linear layers in 8 bits and their memory; environment as of run_test.py."""
+"""`run` with linear layers of its own and their memory; environment as of run_test.py."""
 
 import unittest
 
@@ -28,6 +28,29 @@ class Linear(WithModel):
 
     def test_refuses_less_than_nothing(self):
         self.fails("--linear-keep", 2, *self.arguments("--linear-keep", -1))
+
+
+class LinearInBf16(WithModel):
+    def setUp(self):
+        super().setUp()
+        self.use_weights("q8_0")
+        if b"AVX512-BF16" in run(*self.arguments("--linear", "bf16")).stderr:
+            self.skipTest("no products of bf16 on this processor")
+
+    def test_is_chosen_by_name_and_leaves_no_weights_behind(self):
+        report = self.json_of("--coverage", 0, "--linear", "bf16")
+        self.assertRegex(report["linear"], r"^bf16 \(AVX512-BF16\)$")
+        self.assertEqual(report["precision"], "bf16")
+        served = report["exact"]["linear"]
+        self.assertGreater(served["dequantise_s"], 0)  # made anew
+        kept = self.json_of("--coverage", 0, "--linear", "bf16", "--linear-keep", 1)["exact"]["linear"]
+        self.assertEqual(kept["served"], served["served"])
+        self.assertGreater(kept["bytes"], served["bytes"])
+
+    def test_takes_weights_that_are_not_quantised(self):
+        self.use_weights("f16")
+        report = self.json_of("--coverage", 0, "--linear", "bf16")
+        self.assertGreater(report["exact"]["linear"]["served"], 0)
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ class Run(WithModel):
         arguments = self.arguments("-n", 2, "--json", "--coverage", 0)
         result = run(*arguments, env=nowhere)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
-        self.assertRegex(json.loads(result.stdout)["linear"], r"^ggml \(.*oneDNN.*\)$")
+        self.assertRegex(json.loads(result.stdout)["linear"], r"^ggml \(.*(oneDNN.*|f32 weights)\)$")
         self.fails("--linear onednn: .*oneDNN", 1, *arguments, "--linear", "onednn", env=nowhere)
         self.assertEqual(self.json_of("--coverage", 0, "--linear", "ggml")["linear"], "ggml")
         self.fails("--linear", 2, *arguments, "--linear", "nobody")

@@ -13,13 +13,13 @@ tsp_test(attention_node_test SOURCES ggml/attention_node_test.cc
 tsp_test(adapter_test SOURCES ggml/adapter_test.cc
          LIBRARIES tokensparse_ggml tsp_tiny_model LABELS llama)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT TOKENSPARSE_SANITIZE)
-  add_test(NAME int8_isolation_test COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/cpu_isolation_test.sh
-           ${CMAKE_NM} ${PROJECT_BINARY_DIR}/adapters/ggml/CMakeFiles/tokensparse_ggml.dir/int8)
-  set_tests_properties(int8_isolation_test PROPERTIES LABELS llama)
+  add_test(NAME panels_isolation_test COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/cpu_isolation_test.sh
+           ${CMAKE_NM} ${PROJECT_BINARY_DIR}/adapters/ggml/CMakeFiles/tokensparse_ggml.dir/panels)
+  set_tests_properties(panels_isolation_test PROPERTIES LABELS llama)
 endif()
 tsp_test(int8_linear_test SOURCES ggml/int8_linear_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
-tsp_test(int8_kernels_test SOURCES ggml/int8_kernels_test.cc
+tsp_test(panel_kernels_test SOURCES ggml/panel_kernels_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(gated_layers_test SOURCES ggml/gated_layers_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)

@@ -12,6 +12,7 @@ namespace tsp::ggml_plugin {
 
 using ggml_adapter::AttentionServer;
 using ggml_adapter::LayerStats;
+using ggml_adapter::LinearKind;
 using ggml_adapter::Refusal;
 
 ggml_adapter::Options attention_options(const Settings& settings, const Host& host) {
@@ -26,9 +27,10 @@ ggml_adapter::Options attention_options(const Settings& settings, const Host& ho
 
 ggml_adapter::LinearOptions linear_options(const Settings& settings, const Host& host) {
   ggml_adapter::LinearOptions options;
-  // auto: f16 weights lose accuracy in bf16, and oneDNN would take them.
-  const bool int8 = settings.linear != Settings::kOneDnn;
-  if (int8) options.kind = ggml_adapter::LinearKind::kInt8;
+  // auto: f16 weights lose accuracy in bf16, and the others would take them.
+  options.kind = settings.linear == Settings::kOneDnn ? LinearKind::kOneDnn
+                 : settings.linear == Settings::kBf16 ? LinearKind::kBf16
+                                                      : LinearKind::kInt8;
   options.min_rows = settings.serve_rows;
   options.share_inputs = true;  // gate and up come in one piece of a graph: begin_piece()
   options.type_traits = host.ggml_get_type_traits;

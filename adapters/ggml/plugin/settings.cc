@@ -265,7 +265,7 @@ Settings read_settings(const Environment& environment, const std::vector<std::st
   source.read_switch("verify", settings.verify);
   read_summary(source, settings);
   source.read_integer("verbose", settings.verbose, 0, 2);
-  source.read_choice("linear", settings.linear, {"ggml", "onednn", "int8", "auto"});
+  source.read_choice("linear", settings.linear, {"ggml", "onednn", "int8", "auto", "bf16"});
   return settings;
 }
 
@@ -300,6 +300,7 @@ std::string describe(const Settings& settings) {
   }
   if (setting.precision == ggml_adapter::Precision::kBf16) text += ", bf16";
   if (settings.linear == Settings::kOneDnn) text += ", linear layers by oneDNN";
+  if (settings.linear == Settings::kBf16) text += ", linear layers in bf16";
   if (settings.linear == Settings::kInt8) text += ", linear layers in int8";
   if (settings.linear == Settings::kAutoLinear) text += ", linear layers in int8 where possible";
   text += "; for " + std::to_string(settings.serve_rows) + " query rows and more";

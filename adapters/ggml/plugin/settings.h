@@ -20,7 +20,7 @@ struct Settings {
   /// they say nothing.
   ggml_adapter::Setting setting = ggml_adapter::exact();
   int32_t threads = 0;  // 0 = the host's number
-  enum Linear : int32_t { kGgml, kOneDnn, kInt8, kAutoLinear };
+  enum Linear : int32_t { kGgml, kOneDnn, kInt8, kAutoLinear, kBf16 };
   int32_t linear = kGgml;                          // who multiplies for linear layers of prompts
   int32_t serve_rows = ggml_adapter::kServedRows;  // nodes with fewer query rows are the host's
   size_t memory_bytes = size_t{1} << 30;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Every table of 8-bit kernels that this processor runs, through the engine: error against double
-// precision, edges, and that a gated layer comes out of each as out of the fastest.
-#include "adapters/ggml/int8/kernels.h"
-
+// Every table of kernels that this processor runs, through the engine: error against double
+// precision, edges, and that a gated layer comes out of each as out of the others.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "adapters/ggml/int8/int8_engine.h"
 #include "adapters/ggml/linear_node.h"
+#include "adapters/ggml/panels/panel_engine.h"
 #include "tests/ggml/product_node.h"
 
 namespace tsp::ggml_adapter {
@@ -22,13 +20,25 @@ using Node = test::ProductNode;
 
 // As in int8_linear_test.cc: two roundings to steps of 1/127 of the largest of 128 values.
 constexpr double kInt8Error = 3.0 / 127 * 0.2887 * 1.4143;
+// Two roundings to 8 bits, steps of 2^-8 of a value's power of two.
+constexpr double kBf16Error = 0x1p-8 * 0.2887 * 1.4143 * 1.5;
 
-class Int8Kernels : public testing::TestWithParam<const int8::Kernels*> {
+double error_of(const panels::Kernels& kernels) {
+  return kernels.arithmetic == std::string("bf16") ? kBf16Error : kInt8Error;
+}
+
+std::vector<const panels::Kernels*> all_kernels() {
+  std::vector<const panels::Kernels*> all = panels::int8_kernels();
+  for (const panels::Kernels* kernels : panels::bf16_kernels()) all.push_back(kernels);
+  return all;
+}
+
+class PanelKernels : public testing::TestWithParam<const panels::Kernels*> {
  protected:
-  Int8Kernels() {
+  PanelKernels() {
     LinearOptions options;
     options.type_traits = ggml_get_type_traits;
-    auto engine = std::make_unique<Int8Engine>(*GetParam(), 1, nullptr, nullptr);
+    auto engine = std::make_unique<PanelEngine>(*GetParam(), 1, nullptr, nullptr);
     server_ = LinearServer::create(std::move(engine), options);
   }
 
@@ -40,25 +50,25 @@ class Int8Kernels : public testing::TestWithParam<const int8::Kernels*> {
   std::unique_ptr<LinearServer> server_;
 };
 
-TEST_P(Int8Kernels, TakeAnyShape) {
+TEST_P(PanelKernels, TakeAnyShape) {
   for (const int64_t k : {32, 96, 128, 160, 640}) {
     for (const int64_t n : {1, 15, 31, 33, 64}) {
       for (const int64_t m : {64, 65, 71}) {
         Node node({.m = m, .n = n, .k = k});
         serve(node);
-        EXPECT_LT(node.error(), 1.5 * kInt8Error) << m << " " << n << " " << k;
+        EXPECT_LT(node.error(), 1.5 * error_of(*GetParam())) << m << " " << n << " " << k;
       }
     }
   }
 }
 
-TEST_P(Int8Kernels, AddPassesOverManyGroups) {
+TEST_P(PanelKernels, AddPassesOverManyGroups) {
   Node node({.m = 67, .n = 40, .k = 16384});
   serve(node);
-  EXPECT_LT(node.error(), kInt8Error);
+  EXPECT_LT(node.error(), error_of(*GetParam()));
 }
 
-TEST_P(Int8Kernels, WriteNothingBesideTheResult) {
+TEST_P(PanelKernels, WriteNothingBesideTheResult) {
   Node node({.m = 64, .n = 40, .k = 128});
   ggml_tensor wide = *node.get();
   std::vector<float> out(65 * 40, 7);
@@ -68,7 +78,7 @@ TEST_P(Int8Kernels, WriteNothingBesideTheResult) {
   EXPECT_TRUE(std::all_of(out.begin() + 64 * 40, out.end(), [](float x) { return x == 7; }));
 }
 
-TEST_P(Int8Kernels, KeepWhatIsNoNumberInItsRow) {
+TEST_P(PanelKernels, KeepWhatIsNoNumberInItsRow) {
   const test::ProductShape shape = {.m = 64, .n = 40, .k = 256};
   Node node(shape);
   auto* input = static_cast<float*>(node.input()->data);
@@ -79,7 +89,7 @@ TEST_P(Int8Kernels, KeepWhatIsNoNumberInItsRow) {
   serve(node);
   for (int64_t i = 0; i < shape.m * shape.n; ++i) {
     const int64_t row = i / shape.n;
-    EXPECT_EQ(std::isnan(node.result()[i]), row == 3 || row == 20) << row;
+    EXPECT_EQ(!std::isfinite(node.result()[i]), row == 3 || row == 20) << row;
     if (row == 30 || row == 31) {
       EXPECT_EQ(node.result()[i], 0) << row;
     }
@@ -87,8 +97,8 @@ TEST_P(Int8Kernels, KeepWhatIsNoNumberInItsRow) {
 }
 
 /// A product by three rows of silu(g) * g, g a product of values up to `size`.
-std::vector<float> gated(const int8::Kernels& kernels, float size) {
-  Int8Engine engine(kernels, 1, nullptr, nullptr);
+std::vector<float> gated(const panels::Kernels& kernels, float size) {
+  PanelEngine engine(kernels, 1, nullptr, nullptr);
   constexpr int64_t kRows = 7, kColumns = 128;
   Node weight({.m = 64, .n = kColumns, .k = 128}), down({.m = 64, .n = 3, .k = kColumns});
   const auto read = ggml_get_type_traits(GGML_TYPE_Q8_0)->to_float;
@@ -109,27 +119,30 @@ std::vector<float> gated(const int8::Kernels& kernels, float size) {
   return out;
 }
 
-TEST_P(Int8Kernels, GateAsTheFastestDoes) {
+TEST_P(PanelKernels, GateAsTheOthersDo) {
   for (const float size : {0.01f, 1.0f, 30.0f, 3000.0f}) {  // the last: exponentials out of range
     const std::vector<float> ours = gated(*GetParam(), size);
-    const std::vector<float> expected = gated(*int8::best_kernels(), size);
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < ours.size(); ++i) {
-      ASSERT_TRUE(std::isfinite(ours[i])) << size;
-      difference += std::pow(double{ours[i]} - expected[i], 2);
-      norm += std::pow(double{expected[i]}, 2);
+    for (const panels::Kernels* other : all_kernels()) {
+      const std::vector<float> expected = gated(*other, size);
+      double difference = 0, norm = 0;
+      for (size_t i = 0; i < ours.size(); ++i) {
+        ASSERT_TRUE(std::isfinite(ours[i])) << size;
+        difference += std::pow(double{ours[i]} - expected[i], 2);
+        norm += std::pow(double{expected[i]}, 2);
+      }
+      // A product of three that are off, of a square.
+      EXPECT_LT(std::sqrt(difference / norm), 6 * kInt8Error) << size << other->instructions;
     }
-    EXPECT_LT(std::sqrt(difference / norm), 3 * kInt8Error) << size;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Int8Kernels, testing::ValuesIn(int8::all_kernels()),
+INSTANTIATE_TEST_SUITE_P(All, PanelKernels, testing::ValuesIn(all_kernels()),
                          [](const auto& kernels) {
-                           std::string name = kernels.param->name;
+                           std::string name = kernels.param->instructions;
                            std::erase(name, '-');
                            return name;
                          });
-GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Int8Kernels);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(PanelKernels);
 
 }  // namespace
 }  // namespace tsp::ggml_adapter

@@ -17,15 +17,14 @@
 // unsigned by signed, ends at the sum of the products of the values proper.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "adapters/ggml/panels/kernels.h"
 
-namespace tsp::ggml_adapter::int8 {
+namespace tsp::ggml_adapter::panels {
 
 // Scales cost a conversion, a product and a sum per group and sum: 12 to 17 % of the time at 128
 // values, 40 % at 32. With groups of 128 that are not multiplied by the matrix, a model's logits
 // are twice as far off (docs/linear.md).
-inline constexpr int64_t kGroup = 128;
+static_assert(kGroup == 128);
 inline constexpr int64_t kTileRows = 6;
 inline constexpr int64_t kPanelRows = 32;
 inline constexpr int64_t kLevels = 127;
@@ -34,11 +33,4 @@ inline constexpr int64_t kTileGroupBytes = kTileRows * (kGroup + int64_t{sizeof(
 inline constexpr int64_t kPanelGroupBytes =
     kPanelRows * (kGroup + int64_t{sizeof(float)} + int64_t{sizeof(int32_t)});
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/// Groups in a row of k values.
-constexpr int64_t groups_of(int64_t k) { return ceil_div(k, kGroup); }
-constexpr int64_t tile_bytes(int64_t k) { return groups_of(k) * kTileGroupBytes; }
-constexpr int64_t panel_bytes(int64_t k) { return groups_of(k) * kPanelGroupBytes; }
-
-}  // namespace tsp::ggml_adapter::int8
+}  // namespace tsp::ggml_adapter::panels

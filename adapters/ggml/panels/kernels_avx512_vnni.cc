@@ -5,8 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "adapters/ggml/int8/kernels.h"
-#include "adapters/ggml/int8/layout.h"
+#include "adapters/ggml/panels/avx512-inl.h"
+#include "adapters/ggml/panels/int8_layout.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -19,33 +19,11 @@ inline void store(__m512 values, float* out) { _mm512_storeu_ps(out, values); }
 #define TSP_READER
 #include "adapters/ggml/weight_blocks-inl.h"
 
-#define TSP_UNROLL _Pragma("GCC unroll 32")
-
-namespace tsp::ggml_adapter::int8 {
+namespace tsp::ggml_adapter::panels {
 namespace {
 
-constexpr int kLanes = 16;
 constexpr int kVectors = kPanelRows / kLanes;
-constexpr int kGroupVectors = kGroup / kLanes;  // of f32
 constexpr int kQuads = kGroup / 4;
-
-/// A group's values, as far as there are, and zeros.
-struct Values {
-  __m512 v[kGroupVectors];
-};
-
-inline Values load(const float* at, int64_t count) {
-  Values values;
-  TSP_UNROLL
-  for (int i = 0; i < kGroupVectors; ++i) {
-    const int64_t left = count - i * kLanes;
-    const auto mask = static_cast<__mmask16>(left >= kLanes ? 0xFFFF
-                                             : left > 0     ? (1u << left) - 1
-                                                            : 0);
-    values.v[i] = _mm512_maskz_loadu_ps(mask, at + i * kLanes);
-  }
-  return values;
-}
 
 /// One step of rotate(): each lane and its partner, `Shuffle` away, become their sum and
 /// difference.
@@ -134,12 +112,6 @@ inline Bytes bytes_of(const Quantised& values) {
   return bytes;
 }
 
-/// A group of activations that will be read soon, so that it is not waited for.
-inline void prefetch_group(const float* at) {
-  TSP_UNROLL
-  for (int i = 0; i < kGroupVectors; ++i) __builtin_prefetch(at + i * kLanes);
-}
-
 /// One row of a group of a tile.
 inline void pack_tile_row(Values floats, int64_t row, uint8_t* group) {
   const __m512i sign = _mm512_set1_epi8(-128);  // adds 128
@@ -164,35 +136,10 @@ void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
   }
 }
 
-/// e to the power of each lane, to 2 units in the last place; infinity and zero beyond the range.
-inline __m512 exponential(__m512 x) {
-  const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), 0);
-  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0x1.62e400p-1f), x);
-  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0x1.7f7d1cp-20f), rest);
-  constexpr float kFactors[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};  // Taylor's
-  __m512 sum = _mm512_set1_ps(1.0f / 720);
-  for (const float factor : kFactors) {
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
-  }
-  return _mm512_scalef_ps(sum, power);
-}
-
-inline __m512 silu(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1);
-  const __m512 negated = _mm512_sub_ps(_mm512_setzero_ps(), x);
-  return _mm512_div_ps(x, _mm512_add_ps(one, exponential(negated)));
-}
-
 void pack_gated(const float* gate, const float* up, int64_t count, uint8_t* group) {
   for (int64_t row = 0; row < kTileRows; ++row) {
     const int64_t left = row < count ? kGroup : 0, at = row < count ? row * kGroup : 0;
-    Values values = load(gate + at, left);
-    const Values factors = load(up + at, left);
-    TSP_UNROLL
-    for (int i = 0; i < kGroupVectors; ++i) {
-      values.v[i] = _mm512_mul_ps(silu(values.v[i]), factors.v[i]);
-    }
-    pack_tile_row(values, row, group);
+    pack_tile_row(gated(load(gate + at, left), load(up + at, left)), row, group);
   }
 }
 
@@ -216,6 +163,13 @@ void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* pa
   }
 }
 
+void pack_panel_rows(const float* values, int64_t stride, int64_t count, int64_t row,
+                     uint8_t* panel) {
+  for (int64_t i = 0; i < kPackedRows; ++i) {
+    pack_panel_row(values + i * stride, count, row + i, panel);
+  }
+}
+
 /// sum += the products of four neighbours, a's unsigned by b's signed, in each lane. As assembly:
 /// g++ 12 copies every sum of the intrinsic's.
 inline void add_products(__m512i& sum, __m512i a, __m512i b) {
@@ -232,23 +186,6 @@ inline __m512 broadcast_float(const uint8_t* at) {
   float value;
   memcpy(&value, at, sizeof value);
   return _mm512_set1_ps(value);
-}
-
-inline __mmask16 mask_of(int64_t columns, int vector) {
-  const int64_t left = columns - vector * kLanes;
-  return static_cast<__mmask16>(left >= kLanes ? 0xFFFF : left > 0 ? (1u << left) - 1 : 0);
-}
-
-/// The cache lines that multiply() will write, fetched while it computes: rows of the result are
-/// pages apart, and stores that miss would hold it up.
-inline void prefetch_result(const Part& part, float* c, int64_t c_stride) {
-  for (int64_t row = 0; row < part.rows; ++row) {
-    const float* at = c + row * c_stride;
-    for (int64_t column = 0; column < part.columns; column += kLanes) {
-      __builtin_prefetch(at + column, 1);
-    }
-    __builtin_prefetch(at + part.columns - 1, 1);
-  }
 }
 
 // The sums of a group and those over groups all fit the 32 registers, beside one vector of
@@ -314,7 +251,8 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 }  // namespace
 
 extern const Kernels kAvx512Vnni;
-const Kernels kAvx512Vnni = {"AVX512-VNNI", block_reader<float>, pack_tile,
-                             pack_gated,    pack_panel_row,      multiply};
+const Kernels kAvx512Vnni = {
+    "int8",           "AVX512-VNNI",       false,     kTileRows,  kPanelRows,      kTileGroupBytes,
+    kPanelGroupBytes, block_reader<float>, pack_tile, pack_gated, pack_panel_rows, multiply};
 
-}  // namespace tsp::ggml_adapter::int8
+}  // namespace tsp::ggml_adapter::panels

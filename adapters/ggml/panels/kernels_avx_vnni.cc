@@ -5,12 +5,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "adapters/ggml/int8/kernels.h"
-#include "adapters/ggml/int8/layout.h"
+#include "adapters/ggml/panels/int8_layout.h"
 
 #define TSP_UNROLL _Pragma("GCC unroll 32")
 
-namespace tsp::ggml_adapter::int8 {
+namespace tsp::ggml_adapter::panels {
 namespace {
 
 constexpr int kLanes = 8;
@@ -195,6 +194,13 @@ void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* pa
   }
 }
 
+void pack_panel_rows(const float* values, int64_t stride, int64_t count, int64_t row,
+                     uint8_t* panel) {
+  for (int64_t i = 0; i < kPackedRows; ++i) {
+    pack_panel_row(values + i * stride, count, row + i, panel);
+  }
+}
+
 /// sum += the products of four neighbours, a's unsigned by b's signed, in each lane. As assembly:
 /// g++ 12 copies every sum of the intrinsic's.
 inline void add_products(__m256i& sum, __m256i a, __m256i b) {
@@ -287,6 +293,8 @@ void (*no_reader(ggml_type))(const void*, float*, int64_t) { return nullptr; }
 }  // namespace
 
 extern const Kernels kAvxVnni;
-const Kernels kAvxVnni = {"AVX-VNNI", no_reader, pack_tile, pack_gated, pack_panel_row, multiply};
+const Kernels kAvxVnni = {"int8",          "AVX-VNNI",       false,     kTileRows, kPanelRows,
+                          kTileGroupBytes, kPanelGroupBytes, no_reader, pack_tile, pack_gated,
+                          pack_panel_rows, multiply};
 
-}  // namespace tsp::ggml_adapter::int8
+}  // namespace tsp::ggml_adapter::panels

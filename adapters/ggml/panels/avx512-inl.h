@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+// What the kernels on AVX-512 share: groups of f32 values in registers, SwiGLU, and the result's
+// cache lines. Everything is in an anonymous namespace: a unit never shares code with one of other
+// flags.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "adapters/ggml/panels/kernels.h"
+
+#define TSP_UNROLL _Pragma("GCC unroll 32")
+
+namespace tsp::ggml_adapter::panels {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kGroupVectors = kGroup / kLanes;  // of f32
+
+inline __mmask16 mask_of(int64_t columns, int vector) {
+  const int64_t left = columns - vector * kLanes;
+  return static_cast<__mmask16>(left >= kLanes ? 0xFFFF : left > 0 ? (1u << left) - 1 : 0);
+}
+
+/// A group's values, as far as there are, and zeros.
+struct Values {
+  __m512 v[kGroupVectors];
+};
+
+inline Values load(const float* at, int64_t count) {
+  Values values;
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) {
+    values.v[i] = _mm512_maskz_loadu_ps(mask_of(count, i), at + i * kLanes);
+  }
+  return values;
+}
+
+/// A group of activations that will be read soon, so that it is not waited for.
+inline void prefetch_group(const float* at) {
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) __builtin_prefetch(at + i * kLanes);
+}
+
+/// e to the power of each lane, to 2 units in the last place; infinity and zero beyond the range.
+inline __m512 exponential(__m512 x) {
+  const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p+0f)), 0);
+  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0x1.62e400p-1f), x);
+  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0x1.7f7d1cp-20f), rest);
+  constexpr float kFactors[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};  // Taylor's
+  __m512 sum = _mm512_set1_ps(1.0f / 720);
+  for (const float factor : kFactors) {
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  }
+  return _mm512_scalef_ps(sum, power);
+}
+
+inline __m512 silu(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1);
+  const __m512 negated = _mm512_sub_ps(_mm512_setzero_ps(), x);
+  return _mm512_div_ps(x, _mm512_add_ps(one, exponential(negated)));
+}
+
+inline Values gated(Values gate, const Values& up) {
+  TSP_UNROLL
+  for (int i = 0; i < kGroupVectors; ++i) gate.v[i] = _mm512_mul_ps(silu(gate.v[i]), up.v[i]);
+  return gate;
+}
+
+/// The cache lines that multiply() will write, fetched while it computes: rows of the result are
+/// pages apart, and stores that miss would hold it up.
+inline void prefetch_result(const panels::Part& part, float* c, int64_t c_stride) {
+  for (int64_t row = 0; row < part.rows; ++row) {
+    const float* at = c + row * c_stride;
+    for (int64_t column = 0; column < part.columns; column += kLanes) {
+      __builtin_prefetch(at + column, 1);
+    }
+    __builtin_prefetch(at + part.columns - 1, 1);
+  }
+}
+
+}  // namespace
+}  // namespace tsp::ggml_adapter::panels
