@@ -9,6 +9,9 @@ namespace {
 
 constexpr int kRowWarps = 4;      // query blocks of a block, a warp each
 constexpr int kSetThreads = 512;  // of a block that decides about a set's lines
+// Masses of a line that fit shared memory: 227 KB on Hopper, 99 KB everywhere.
+constexpr int kWideLineRoom = 56 * 1024;
+constexpr int kLineRoom = 24 * 1024;
 // As in core/block_choice.cc.
 constexpr int kFirstColumns = 30;
 constexpr int kNearSlashes = 100;
@@ -62,30 +65,72 @@ struct Added {
   int32_t need;
 };
 
-/// The fewest of the strongest others whose mass reaches `wanted`, by one warp: bit by bit the
-/// largest f32 from which on masses suffice. Their order is that of the fixed point.
-__device__ __forceinline__ Added reach_by_warp(const QueryRow& row, const float* mass, float unit,
-                                               Units wanted) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, end = row.visible();
-  const auto sum_where = [&](auto&& belongs) {
+/// What a lane has of a query block's other masses, every 32nd: in registers, kEach of them.
+template <int kEach>
+struct Others {
+  uint32_t bits[kEach];  // of the f32
+  Units units[kEach];
+
+  __device__ __forceinline__ Others(const QueryRow& row, const float* mass, float unit) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, end = row.visible();
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int n = lane + i * 32;
+      const float x = n < end && !row.always(n) ? mass[n] : 0.f;
+      bits[i] = __float_as_uint(x);
+      units[i] = to_units(x, unit);
+    }
+  }
+  template <typename Belongs>
+  __device__ __forceinline__ Units sum_where(Belongs&& belongs) const {
     Units sum = 0;
-    for (int n = lane; n < end; n += 32) {
-      if (!row.always(n) && belongs(mass[n])) sum += to_units(mass[n], unit);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (belongs(bits[i], units[i])) sum += units[i];
     }
     return sum_of_warp(sum);
-  };
+  }
+};
+/// In memory: any number of them.
+template <>
+struct Others<0> {
+  const QueryRow& row;
+  const float* mass;
+  float unit;
+
+  __device__ __forceinline__ Others(const QueryRow& r, const float* m, float u)
+      : row(r), mass(m), unit(u) {}
+  template <typename Belongs>
+  __device__ __forceinline__ Units sum_where(Belongs&& belongs) const {
+    Units sum = 0;
+    for (int n = static_cast<int>(threadIdx.x) % 32; n < row.visible(); n += 32) {
+      const Units units = to_units(mass[n], unit);
+      if (!row.always(n) && belongs(__float_as_uint(mass[n]), units)) sum += units;
+    }
+    return sum_of_warp(sum);
+  }
+};
+
+/// The fewest of the strongest others whose mass reaches `wanted`, by one warp: bit by bit the
+/// largest f32 from which on masses suffice. Their order is that of the fixed point.
+template <int kEach>
+__device__ __forceinline__ Added reach_by_warp(const QueryRow& row, const float* mass, float unit,
+                                               Units wanted) {
+  const Others<kEach> others(row, mass, unit);
   uint32_t least = 0;
   for (int bit = 30; bit >= 0; --bit) {
     const uint32_t higher = least | 1u << bit;
-    const Units sum = sum_where([&](float x) { return __float_as_uint(x) >= higher; });
+    const Units sum = others.sum_where([&](uint32_t bits, Units) { return bits >= higher; });
     if (sum >= wanted) least = higher;
   }
   const Units value = to_units(__uint_as_float(least), unit);
-  const Units above = sum_where([&](float x) { return to_units(x, unit) > value; });
+  const Units above = others.sum_where([&](uint32_t, Units units) { return units > value; });
   return {value, static_cast<int32_t>((wanted - above + value - 1) / value)};
 }
 
-/// xattention, pooled, flash: a warp per query block. Grid (query blocks, sets).
+/// xattention, pooled, flash: a warp per query block of up to 32 * kEach key blocks; 0: of any
+/// number. Grid (query blocks, sets).
+template <int kEach>
 __global__ void __launch_bounds__(kRowWarps * 32)
     choose_map_kernel(const __grid_constant__ EstimateArgs a,
                       const __grid_constant__ MapPart part) {
@@ -120,7 +165,7 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   } else {
     const Units limit = ceil_share(threshold, sum_of_warp(total));
     given = sum_of_warp(given);
-    if (given < limit) added = reach_by_warp(row, mass, unit, limit - given);
+    if (given < limit) added = reach_by_warp<kEach>(row, mass, unit, limit - given);
   }
   int32_t seen = 0;  // of the equals
   row.write([&](int n, bool there) {
@@ -133,24 +178,41 @@ __global__ void __launch_bounds__(kRowWarps * 32)
   });
 }
 
-/// A set's lines, decided by one block.
+/// A set's lines of one kind, decided by one block.
 struct LineSet {
   using Rank = Ranking<kSetThreads>;
   const EstimateArgs& a;
   const BlockCut cut;
   const int set, local;
+  const int kind;  // 0: columns, 1: slashes
   Rank& ranking;
+  const float* own;  // the line of this kind, in shared memory where it fits
 
   __device__ int n() const { return cut.count; }
   __device__ int num_blocks() const { return cut.key_blocks(a.block); }
-  __device__ const float* columns() const { return a.columns + int64_t{local} * a.k_len; }
-  __device__ const float* slashes() const { return a.slashes + int64_t{local} * a.k_len; }
+  __device__ const float* line(int of) const {
+    return (of == 0 ? a.columns : a.slashes) + int64_t{local} * a.k_len;
+  }
   __device__ float* sums(int kind) const {
     return a.sums + (int64_t{local} * 2 + kind) * a.key_blocks;
   }
   __device__ bool all_rankable(const float* mass, int64_t count) const {
     bool bad = false;
-    for (int64_t i = threadIdx.x; i < count; i += kSetThreads) bad = bad || !rankable(mass[i]);
+#pragma unroll 8
+    for (int64_t i = threadIdx.x; i < count; i += kSetThreads) bad |= !rankable(mass[i]);
+    return __syncthreads_or(bad) == 0;
+  }
+  /// Whether both lines can be ranked; `room` for one, null: too long.
+  __device__ bool read_lines(float* room) {
+    own = line(kind);
+    bool bad = false;
+#pragma unroll 8
+    for (int i = static_cast<int>(threadIdx.x); i < n(); i += kSetThreads) {
+      const float mass = own[i];
+      bad |= !rankable(mass) | !rankable(line(1 - kind)[i]);
+      if (room != nullptr) room[i] = mass;
+    }
+    if (room != nullptr) own = room;
     return __syncthreads_or(bad) == 0;
   }
 
@@ -159,7 +221,7 @@ struct LineSet {
     const float unit = unit_of_mass(count);
     const auto mass_of = [=](int64_t i) { return i < forced ? kFirstMass : mass[i]; };
     const auto found =
-        ranking.reach(count, static_cast<Units>(min(wanted, count)), false, unit, mass_of);
+        ranking.reach<false>(count, static_cast<Units>(min(wanted, count)), unit, mass_of);
     return ranking.cut_at(count, found, found.need, unit, mass_of);
   }
   /// Calls fn(i, whether it belongs, how many that belong come before); returns how many do.
@@ -179,17 +241,18 @@ struct LineSet {
     return before;
   }
 
-  __device__ void vertical_slash() {
-    const Cut columns_in = strongest(columns(), n(), max(a.vertical, kFirstColumns), kFirstColumns);
+  __device__ void vertical() {
+    const Cut columns_in = strongest(own, n(), max(a.vertical, kFirstColumns), kFirstColumns);
     int32_t* const out = a.out.columns + set * a.out.column_stride;
-    const int count =
-        in_order(columns(), n(), kFirstColumns, columns_in, [&](int t, bool yes, int rank) {
-          if (yes) out[rank] = t;
-        });
+    const int count = in_order(own, n(), kFirstColumns, columns_in, [&](int t, bool yes, int rank) {
+      if (yes) out[rank] = t;
+    });
     if (threadIdx.x == 0) a.out.num_columns[set] = count;
-    const Cut slashes_in = strongest(slashes(), n(), max(a.slash, kLeastSlashes), kNearSlashes);
+  }
+  __device__ void slash() {
+    const Cut slashes_in = strongest(own, n(), max(a.slash, kLeastSlashes), kNearSlashes);
     int32_t* const rank_of = a.slash_rank + int64_t{local} * (a.k_len + 1);
-    const int all = in_order(slashes(), n(), kNearSlashes, slashes_in,
+    const int all = in_order(own, n(), kNearSlashes, slashes_in,
                              [&](int d, bool, int rank) { rank_of[d] = rank; });
     if (threadIdx.x == 0) rank_of[n()] = all;
   }
@@ -237,12 +300,12 @@ struct LineSet {
     int64_t count = n();
     if (total > limit) {
       const auto found =
-          ranking.reach(n(), limit + 1, true, unit, [=](int64_t i) { return mass[i]; });
+          ranking.reach<true>(n(), limit + 1, unit, [=](int64_t i) { return mass[i]; });
       count = found.above + found.need;
     }
     return static_cast<int>(count / a.block) + 1;
   }
-  __device__ void choose_blocks(int kind, int wanted) {
+  __device__ void choose_blocks(int wanted) {
     uint8_t* const in = a.line_blocks + (int64_t{local} * 2 + kind) * a.key_blocks;
     const Cut cut_in = strongest(sums(kind), num_blocks(), wanted, 1);
     in_order(sums(kind), num_blocks(), 1, cut_in, [&](int i, bool yes, int) { in[i] = yes; });
@@ -272,7 +335,7 @@ struct LineSet {
     pairs = {0, num_pairs()};
     if (total <= limit) return true;
     const auto mass_of = [&](int64_t i) { return pair_mass(i); };
-    const auto found = ranking.reach(num_pairs(), limit + 1, true, unit, mass_of);
+    const auto found = ranking.reach<true>(num_pairs(), limit + 1, unit, mass_of);
     pairs = ranking.cut_at(num_pairs(), found, found.need - 1, unit, mass_of);
     return true;
   }
@@ -281,36 +344,38 @@ struct LineSet {
   __device__ bool flexprefill(LineChoice& choice) {
     const int budget = (a.min_budget + a.block - 1) / a.block;
     if (a.gamma >= 1.f || n() <= max(int64_t{2} * a.block, int64_t{budget} * a.block)) return false;
-    sum_blocks(columns(), sums(0));
-    sum_blocks(slashes(), sums(1));
+    // Whether pooled blocks decide both kinds find out: the sums of columns are written twice.
+    sum_blocks(line(0), sums(0));
+    if (kind == 1) sum_blocks(own, sums(1));
     const bool pooled = pooled_fits();
     Cut pairs{kAlwaysFirst, 0};
-    if (pooled && !choose_pairs(pairs)) return false;
+    if (kind == 0 && pooled && !choose_pairs(pairs)) return false;
     const int least = max(1, budget);
-    choose_blocks(0, pooled ? least : max(least, blocks_to_cover(columns())));
-    choose_blocks(1, pooled ? least : max(least, blocks_to_cover(slashes())));
+    choose_blocks(pooled ? least : max(least, blocks_to_cover(own)));
     choice.pooled = pooled ? 1 : 0;
     choice.pairs = pairs;
     return true;
   }
 };
 
-/// Grid: sets.
+/// Grid (sets, kinds). Shared memory for a line of Tk masses, or none.
 __global__ void __launch_bounds__(kSetThreads, 1)
-    choose_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set) {
+    choose_lines_kernel(const __grid_constant__ EstimateArgs a, const int first_set,
+                        const bool lines_fit) {
   await_previous();
   __shared__ LineSet::Rank ranking;
+  extern __shared__ float room[];
   const int local = static_cast<int>(blockIdx.x);
   const int set = first_set + local;
-  LineSet lines{a, a.cuts[set * a.heads_per_set()], set, local, ranking};
+  const int kind = static_cast<int>(blockIdx.y);
+  LineSet lines{a, a.cuts[set * a.heads_per_set()], set, local, kind, ranking, nullptr};
   if (lines.cut.queries() == 0) return;
   LineChoice choice{0, 0, {kAlwaysFirst, 0}};
-  bool read = lines.all_rankable(lines.columns(), lines.n());
-  read = lines.all_rankable(lines.slashes(), lines.n()) && read;
-  if (read && a.kind == TSP_PATTERN_MINFERENCE) lines.vertical_slash();
+  bool read = lines.read_lines(lines_fit ? room : nullptr);
+  if (read && a.kind == TSP_PATTERN_MINFERENCE) kind == 0 ? lines.vertical() : lines.slash();
   if (read && a.kind == TSP_PATTERN_FLEXPREFILL) read = lines.flexprefill(choice);
   choice.everything = read ? 0 : 1;
-  if (threadIdx.x == 0) a.choices[local] = choice;
+  if (kind == 0 && threadIdx.x == 0) a.choices[local] = choice;
 }
 
 /// A warp per query block. Grid (query blocks, sets).
@@ -362,15 +427,21 @@ dim3 grid_of(int32_t query_blocks, int32_t sets) {
 }  // namespace
 
 tsp_status_t launch_choose_map(const EstimateArgs& a, const MapPart& part, cudaStream_t stream) {
-  return launch("estimate: choose", choose_map_kernel, grid_of(part.num_blocks, part.num_sets),
+  const auto kernel = a.key_blocks <= 256    ? choose_map_kernel<8>
+                      : a.key_blocks <= 1024 ? choose_map_kernel<32>
+                                             : choose_map_kernel<0>;
+  return launch("estimate: choose", kernel, grid_of(part.num_blocks, part.num_sets),
                 dim3(kRowWarps * 32), 0, stream, a, part);
 }
 
-tsp_status_t launch_choose_lines(const EstimateArgs& a, const MapPart& part, cudaStream_t stream) {
+tsp_status_t launch_choose_lines(const EstimateArgs& a, const MapPart& part, bool hopper,
+                                 cudaStream_t stream) {
   const int first = part.first_set;
+  const bool fit = a.k_len <= (hopper ? kWideLineRoom : kLineRoom);
   TSP_RETURN_IF_ERROR(launch("estimate: choose lines", choose_lines_kernel,
-                             dim3(static_cast<unsigned>(part.num_sets)), dim3(kSetThreads), 0,
-                             stream, a, first));
+                             dim3(static_cast<unsigned>(part.num_sets), 2), dim3(kSetThreads),
+                             fit ? static_cast<size_t>(a.k_len) * sizeof(float) : 0, stream, a,
+                             first, fit));
   return launch("estimate: write lines", write_lines_kernel, grid_of(a.query_blocks, part.num_sets),
                 dim3(kRowWarps * 32), 0, stream, a, first);
 }

@@ -33,10 +33,14 @@ constexpr float kFirstMass = INFINITY;
 __device__ __forceinline__ Units rank_of(float mass, float unit) {
   return mass == kFirstMass ? kAlwaysFirst : to_units(mass, unit);
 }
+/// In thirds, of which 32 fit into the 32 bits that one instruction adds up over a warp.
 __device__ __forceinline__ Units sum_of_warp(Units x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
+  constexpr uint32_t kPart = (1u << 27) - 1;
+  const uint32_t low = static_cast<uint32_t>(x) & kPart;
+  const uint32_t middle = static_cast<uint32_t>(x >> 27) & kPart;
+  const uint32_t high = static_cast<uint32_t>(x >> 54);
+  return __reduce_add_sync(~0u, low) + (Units{__reduce_add_sync(~0u, middle)} << 27) +
+         (Units{__reduce_add_sync(~0u, high)} << 54);
 }
 
 /// By a whole block; all threads get the same answers.
@@ -54,23 +58,24 @@ struct Ranking {
   };
 
   /// The fewest of the strongest whose weight reaches `limit` (1 .. the weight of all). `mass_of`
-  /// gives an index's mass; by_mass: it weighs itself, else each weighs 1.
-  template <typename MassOf>
-  __device__ __forceinline__ Found reach(int64_t n, Units limit, bool by_mass, float unit,
-                                         MassOf&& mass_of) {
+  /// gives an index's mass; kByMass: it weighs itself, else each weighs 1.
+  template <bool kByMass, typename MassOf>
+  __device__ __forceinline__ Found reach(int64_t n, Units limit, float unit, MassOf&& mass_of) {
+    using Weight = std::conditional_t<kByMass, Units, uint32_t>;
     // The largest f32 from which on the weight suffices, two bits at a time.
     uint32_t least = 0;
     for (int shift = 30; shift >= 0; shift -= 2) {
-      Units sums[3] = {};
+      Weight own[3] = {};
 #pragma unroll 4
       for (int64_t i = threadIdx.x; i < n; i += kThreads) {
         const float mass = mass_of(i);
-        const Units weight = by_mass ? to_units(mass, unit) : 1;
+        const Weight weight = kByMass ? static_cast<Weight>(to_units(mass, unit)) : 1;
 #pragma unroll
         for (uint32_t c = 0; c < 3; ++c) {
-          if (__float_as_uint(mass) >= (least | (c + 1) << shift)) sums[c] += weight;
+          if (__float_as_uint(mass) >= (least | (c + 1) << shift)) own[c] += weight;
         }
       }
+      Units sums[3] = {own[0], own[1], own[2]};
       sum_all(sums);
       const uint32_t digit = sums[2] >= limit ? 3 : sums[1] >= limit ? 2 : sums[0] >= limit ? 1 : 0;
       least |= digit << shift;
@@ -81,13 +86,13 @@ struct Ranking {
       const Units value = rank_of(mass_of(i), unit);
       counts[0] += value > found.value ? 1 : 0;
       counts[1] += value == found.value ? 1 : 0;
-      counts[2] += value > found.value ? (by_mass ? value : 1) : 0;
+      counts[2] += value > found.value ? (kByMass ? value : 1) : 0;
     }
     sum_all(counts);
     found.above = static_cast<int64_t>(counts[0]);
     found.equals = static_cast<int64_t>(counts[1]);
     const Units left = limit - counts[2];
-    found.need = static_cast<int64_t>(by_mass ? (left + found.value - 1) / found.value : left);
+    found.need = static_cast<int64_t>(kByMass ? (left + found.value - 1) / found.value : left);
     return found;
   }
 

@@ -87,7 +87,7 @@ struct EstimateArgs {
   float* mass;           // [sets of the launch, query blocks of the launch, key blocks]
   float2* line_stats;    // lines: [heads of the launch, rows, column tiles] maximum and sum
   float* line_shift;     // [heads of the launch, rows] a weight is 2^(logit - shift)
-  float* head_columns;   // [heads of the launch, Tk]
+  float* head_columns;   // [heads of the launch, row tiles, Tk]
   float* diagonals;      // [heads of the launch, row tiles, column tiles, 2 * kProductTile]
   float* columns;        // [sets of the launch, Tk]
   float* slashes;        // as columns
@@ -159,7 +159,7 @@ tsp_status_t launch_mass(const EstimateArgs& args, const LogitRows& rows, const 
 tsp_status_t launch_lines(const EstimateArgs& args, const LineRows& rows, int32_t first_set,
                           cudaStream_t stream);
 tsp_status_t launch_choose_map(const EstimateArgs& args, const MapPart& part, cudaStream_t stream);
-tsp_status_t launch_choose_lines(const EstimateArgs& args, const MapPart& part,
+tsp_status_t launch_choose_lines(const EstimateArgs& args, const MapPart& part, bool hopper,
                                  cudaStream_t stream);
 
 }  // namespace tsp::cuda

@@ -32,7 +32,7 @@ struct Waves {
 
 /// Floats of a head's lines: sums of its rows, columns, diagonals.
 int64_t line_floats(const Waves& w) {
-  return int64_t{w.col_tiles} * (2 * w.line_rows + kProductTile + w.row_tiles * 2 * kProductTile);
+  return int64_t{w.col_tiles} * (2 * w.line_rows + w.row_tiles * 3 * kProductTile);
 }
 
 Waves plan(const EstimateArgs& a) {
@@ -131,7 +131,7 @@ void place(EstimateArgs& a, const Waves& w, Scratch& scratch) {
     const int64_t heads = w.line_heads;
     a.line_stats = scratch.take<float2>(heads * w.line_rows * w.col_tiles);
     a.line_shift = scratch.take<float>(heads * w.line_rows);
-    a.head_columns = scratch.take<float>(heads * a.k_len);
+    a.head_columns = scratch.take<float>(heads * w.row_tiles * a.k_len);
     a.diagonals = scratch.take<float>(heads * w.row_tiles * w.col_tiles * 2 * kProductTile);
     a.columns = scratch.take<float>(sets * a.k_len);
     a.slashes = scratch.take<float>(sets * a.k_len);
@@ -199,7 +199,7 @@ tsp_status_t run_lines(const EstimateCall& call, const EstimateArgs& a, const Wa
     TSP_RETURN_IF_ERROR(launch_mass(a, rows, one, stream));
     TSP_RETURN_IF_ERROR(run_map(call, a, w, part, stream));
   }
-  return launch_choose_lines(a, part, stream);
+  return launch_choose_lines(a, part, call.warpgroups, stream);
 }
 
 MapPart part_of(const EstimateCall& call, const EstimateArgs& a, const Waves& w, int32_t set) {

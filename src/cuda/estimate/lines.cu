@@ -29,17 +29,50 @@ __global__ void __launch_bounds__(256, 2) line_stats_kernel(const __grid_constan
   const int lane = static_cast<int>(threadIdx.x) % 32;
   float2* const out =
       a.line_stats + int64_t{blockIdx.z} * rows.num_rows * rows.col_tiles + blockIdx.x;
-  for (int row = first_row + static_cast<int>(threadIdx.x) / 32; row < end_row;
-       row += Tile::kThreads / 32) {
-    const float* const line = shared.logits[row - first_row];
-    const int seen = min(kProductTile, in.visible(row) - first_col);
-    LogSum sum;
-    sum.add((seen - lane + 31) / 32, [&](int i) { return line[lane + i * 32]; });
+  // A warp has every eighth row, four of them at a time: one would wait for its shuffles.
+  constexpr int kWarps = Tile::kThreads / 32, kRows = 4, kEach = kProductTile / 32;
+  for (int r = static_cast<int>(threadIdx.x) / 32; first_row + r < end_row; r += kRows * kWarps) {
+    float x[kRows][kEach], max[kRows], sum[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = min(r + i * kWarps, kProductTile - 1);
+      const int seen = in.visible(first_row + row) - first_col;
+      max[i] = -INFINITY;
+      sum[i] = 0.f;
+#pragma unroll
+      for (int c = 0; c < kEach; ++c) {
+        const float logit = shared.logits[row][lane + c * 32];
+        const bool sees = lane + c * 32 < seen;
+        sum[i] = fmaf(sees ? logit : 0.f, 0.f, sum[i]);  // NaN where one is not finite
+        x[i][c] = sees ? logit : -INFINITY;
+        max[i] = fmaxf(max[i], x[i][c]);
+      }
+    }
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
-      sum.add(LogSum{__shfl_xor_sync(~0u, sum.max, step), __shfl_xor_sync(~0u, sum.sum, step)});
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        max[i] = fmaxf(max[i], __shfl_xor_sync(~0u, max[i], step));
+      }
     }
-    if (lane == 0) out[int64_t{row} * rows.col_tiles] = make_float2(sum.max, sum.sum);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const float from = max[i] == -INFINITY ? 0.f : max[i];
+#pragma unroll
+      for (int c = 0; c < kEach; ++c) sum[i] += exp2_fast(x[i][c] - from);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) sum[i] += __shfl_xor_sync(~0u, sum[i], step);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = first_row + r + i * kWarps;
+      if (lane == 0 && row < end_row) {
+        out[int64_t{row} * rows.col_tiles] = make_float2(max[i], sum[i]);
+      }
+    }
   }
 }
 
@@ -64,7 +97,7 @@ __global__ void __launch_bounds__(kShiftWarps * 32)
   if (lane == 0) a.line_shift[at] = sum.log2();
 }
 
-/// Grid (columns, heads).
+/// Grid (columns, rows, heads).
 template <typename Type>
 __global__ void __launch_bounds__(256, 2) line_sums_kernel(const __grid_constant__ EstimateArgs a,
                                                            const __grid_constant__ LineRows rows) {
@@ -72,48 +105,57 @@ __global__ void __launch_bounds__(256, 2) line_sums_kernel(const __grid_constant
   await_previous();
   extern __shared__ __align__(1024) unsigned char raw[];
   auto& shared = *reinterpret_cast<typename Tile::SharedStorage*>(raw);
-  __shared__ float halves[kProductTile];
+  __shared__ float half_columns[kProductTile];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int first_col = static_cast<int>(blockIdx.x) * kProductTile;
-  const Operands<Product::kLines> in(a, rows.first_head + static_cast<int>(blockIdx.y));
-  if (first_col >= in.cut.count) return;
+  const int first_row = static_cast<int>(blockIdx.y) * kProductTile;
+  const Operands<Product::kLines> in(a, rows.first_head + static_cast<int>(blockIdx.z));
+  const int end_row = min(first_row + kProductTile, in.num_rows());
+  if (first_row >= end_row || first_col >= in.visible(end_row - 1)) return;
+  Tile::compute(in, shared, first_row, end_row, first_col);
+
+  const float* const shift = a.line_shift + int64_t{blockIdx.z} * rows.num_rows;
+  for (int r = thread / 32; r < kProductTile; r += Tile::kThreads / 32) {
+    const bool there = first_row + r < end_row;
+    const float by = there ? shift[first_row + r] : 0.f;
+    const int seen = there ? in.visible(first_row + r) - first_col : 0;
+#pragma unroll
+    for (int c = lane; c < kProductTile; c += 32) {
+      float& x = shared.logits[r][c];
+      x = c < seen ? exp2_fast(x - by) : 0.f;
+    }
+  }
+  __syncthreads();
   // Two threads own a column, every other 64 rows of it.
   const int col = thread % kProductTile, half = thread / kProductTile;
   float column = 0.f;
-  for (int tile = 0; tile * kProductTile < in.num_rows(); ++tile) {
-    const int first_row = tile * kProductTile;
-    const int end_row = min(first_row + kProductTile, in.num_rows());
-    if (first_col >= in.visible(end_row - 1)) continue;
-    Tile::compute(in, shared, first_row, end_row, first_col);
-    const float* const shift = a.line_shift + int64_t{blockIdx.y} * rows.num_rows;
-    for (int r = thread / 32; r < kProductTile; r += Tile::kThreads / 32) {
-      const bool there = first_row + r < end_row;
-      const float by = there ? shift[first_row + r] : 0.f;
-      const int seen = there ? in.visible(first_row + r) - first_col : 0;
-#pragma unroll
-      for (int c = lane; c < kProductTile; c += 32) {
-        float& x = shared.logits[r][c];
-        x = c < seen ? exp2_fast(x - by) : 0.f;
-      }
-    }
-    __syncthreads();
-    for (int r = half * 64; r < half * 64 + 64; ++r) column += shared.logits[r][col];
-    // Diagonal d: the entries whose row is d - 127 beyond their column.
-    float diagonal = 0.f;
-    const int from = kProductTile - 1 - thread;
-    for (int r = max(0, -from); r < min(kProductTile, kProductTile - from); ++r) {
-      diagonal += shared.logits[r][r + from];
-    }
-    const int64_t at = (int64_t{blockIdx.y} * rows.row_tiles + tile) * rows.col_tiles + blockIdx.x;
-    a.diagonals[at * kDiagonals + thread] = diagonal;
+  for (int r = half * 64; r < half * 64 + 64; ++r) column += shared.logits[r][col];
+  if (half == 1) half_columns[col] = column;
+  // Diagonal d: the entries whose row is d - 127 beyond their column.
+  float diagonal = 0.f;
+  const int from = kProductTile - 1 - thread;
+  for (int r = max(0, -from); r < min(kProductTile, kProductTile - from); ++r) {
+    diagonal += shared.logits[r][r + from];
   }
-  if (half == 1) halves[col] = column;
+  const int64_t row_tile = int64_t{blockIdx.z} * rows.row_tiles + blockIdx.y;
+  a.diagonals[(row_tile * rows.col_tiles + blockIdx.x) * kDiagonals + thread] = diagonal;
   __syncthreads();
   if (half == 0 && first_col + col < in.cut.count) {
-    a.head_columns[int64_t{blockIdx.y} * a.k_len + first_col + col] = column + halves[col];
+    a.head_columns[row_tile * a.k_len + first_col + col] = column + half_columns[col];
   }
 }
 
+/// What a head gives to column t.
+__device__ __forceinline__ float column_of(const EstimateArgs& a, const LineRows& rows,
+                                           const BlockCut& cut, int base, int local_head, int t) {
+  float sum = 0.f;
+  for (int tile = 0; base + tile * kProductTile < cut.count; ++tile) {
+    const int last = min(base + (tile + 1) * kProductTile, cut.count) - 1;  // entry
+    if (t / kProductTile * kProductTile > last) continue;  // no row of it sees this tile of keys
+    sum += a.head_columns[(int64_t{local_head} * rows.row_tiles + tile) * a.k_len + t];
+  }
+  return sum;
+}
 /// What a head gives to distance d.
 __device__ __forceinline__ float slash_of(const EstimateArgs& a, const LineRows& rows,
                                           const BlockCut& cut, int base, int local_head, int d) {
@@ -152,7 +194,7 @@ __global__ void __launch_bounds__(kLineThreads)
   const float factor = 1.f / static_cast<float>(count * heads);
   for (int head = first; head < end; ++head) {
     const int local = head - rows.first_head;
-    column += a.head_columns[int64_t{local} * a.k_len + t] * factor;
+    column += column_of(a, rows, cut, cut.count - count, local, t) * factor;
     slash += slash_of(a, rows, cut, cut.count - count, local, t) * factor;
   }
   a.columns[at] = column;
@@ -176,7 +218,8 @@ tsp_status_t launch_lines(const EstimateArgs& a, const LineRows& rows, int32_t f
              dim3(kShiftWarps * 32), 0, stream, a, rows));
   TSP_RETURN_IF_ERROR(launch("estimate: sums of lines",
                              a.bf16 ? line_sums_kernel<Bf16> : line_sums_kernel<F16>,
-                             dim3(col_tiles, heads), dim3(256), shared_bytes, stream, a, rows));
+                             dim3(col_tiles, static_cast<unsigned>(rows.row_tiles), heads),
+                             dim3(256), shared_bytes, stream, a, rows));
   const int first = rows.first_head / a.heads_per_set();
   const int last = (rows.first_head + rows.num_heads - 1) / a.heads_per_set();
   const auto blocks = static_cast<unsigned>((a.k_len + kLineThreads - 1) / kLineThreads);

@@ -64,9 +64,10 @@ struct Sources {
   const uint16_t* q[kRows];
   const uint16_t* k[kCols];
 
-  /// Rows beyond end_row are not there. Positions come first, all under way together.
+  /// Rows and columns beyond end_row and end_col are not there. Positions come first, all under way
+  /// together.
   __device__ __forceinline__ void locate(const Operands<kOf>& in, int row, int end_row, int col,
-                                         int segment) {
+                                         int end_col, int segment) {
     int q_at[kRows], k_at[kCols];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -81,7 +82,7 @@ struct Sources {
 #pragma unroll
       for (int i = 0; i < kCols; ++i) {
         const int entry = in.key_entry(col + i * kApart, segment);
-        k_at[i] = entry < in.cut.count ? entry : -1;
+        k_at[i] = col + i * kApart < end_col && entry < in.cut.count ? entry : -1;
       }
       if (in.list != nullptr) {
 #pragma unroll
@@ -89,12 +90,11 @@ struct Sources {
       }
       rows_at(in.args->k, in.kv_head, k_at, 0, k);
     } else {
-      const int blocks = in.cut.key_blocks(in.args->block);
       const int64_t first = int64_t{in.args->unit_of(in.head)} * in.args->key_blocks;
 #pragma unroll
       for (int i = 0; i < kCols; ++i) {
         const int64_t part = (first + col + i * kApart) * 2 + segment;
-        k[i] = col + i * kApart < blocks ? in.args->key_parts + part * in.args->head_dim : nullptr;
+        k[i] = col + i * kApart < end_col ? in.args->key_parts + part * in.args->head_dim : nullptr;
       }
     }
     rows_at(in.args->q, in.head, q_at, in.args->k_len - in.args->q_len, q);

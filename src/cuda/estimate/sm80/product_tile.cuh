@@ -34,7 +34,7 @@ struct ProductTile {
   struct Bringer {
     const Operands<kOf>& in;
     Stages& stages;
-    const int first_row, end_row, first_col;
+    const int first_row, end_row, first_col, end_col;
     const int chunk = static_cast<int>(threadIdx.x) % kChunks;
     const int first = static_cast<int>(threadIdx.x) / kChunks;  // of the thread's rows
     Sources<kOf, kThreadRows, kThreadRows> from;
@@ -44,7 +44,7 @@ struct ProductTile {
     __device__ __forceinline__ void bring(int stage) {
       if (segment < in.segments()) {
         if (channel == 0) {
-          from.locate(in, first_row + first, end_row, first_col + first, segment);
+          from.locate(in, first_row + first, end_row, first_col + first, end_col, segment);
         }
         const int to = swizzled<kChunks>(first, chunk);  // the same chunk 32 rows on
 #pragma unroll
@@ -115,7 +115,7 @@ struct ProductTile {
       }
     }
     __syncthreads();  // what was here before has been read
-    Bringer bringer{in, shared.stages, first_row, end_row, first_col};
+    Bringer bringer{in, shared.stages, first_row, end_row, first_col, in.visible(end_row - 1)};
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) bringer.bring(stage);
     for (int step = 0; step < num_steps; ++step) {

@@ -43,6 +43,15 @@ __device__ __forceinline__ int32_t tiles_of(int32_t n, int32_t tile) {
   return (n + tile - 1) / tile;
 }
 
+__device__ __forceinline__ bool have_common_factor(int32_t a, int32_t b) {
+  while (b != 0) {
+    const int32_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a > 1;
+}
+
 __device__ __forceinline__ TileOrder make_order(const EstimateArgs& a, const LogitRows& rows) {
   int32_t most_rows = 0, first_cols = 0, last_cols = 0;
   const int heads = a.sets.indices == nullptr ? 1 : rows.num_heads;  // without lists all are alike
@@ -58,7 +67,10 @@ __device__ __forceinline__ TileOrder make_order(const EstimateArgs& a, const Log
   TileOrder order;
   order.row_tiles = tiles_of(most_rows, kTileRows);
   // Rounding, and a last tile of few rows, may give a pair up to two more than the first and last.
+  // Without a common factor with the grid: blocks that always came to the same place of a line
+  // would have nothing to do where no pair has a tile there.
   order.line = first_cols + last_cols + 2;
+  while (have_common_factor(order.line, static_cast<int32_t>(gridDim.x))) ++order.line;
   order.total = (order.row_tiles + 1) / 2 * order.line * rows.num_heads;
   return order;
 }
@@ -201,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (channel == 0) {
         const int first = static_cast<int>(threadIdx.x) / kChunks;
         from.locate(in, rows.first_row + coming.row * kTileRows + first, coming.end_row,
-                    coming.col * kTileCols + first, segment);
+                    coming.col * kTileCols + first, in.visible(coming.end_row - 1), segment);
       }
       fetch(a, shared, from, channel, stage);
       channel += kStepChannels;
