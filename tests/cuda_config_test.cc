@@ -128,7 +128,8 @@ TEST(CudaConfig, ScoreCoversEveryHeadAndRow) {
           EXPECT_LT((plan.head_blocks - 1) * plan.heads_per_block, group) << "an idle block";
           EXPECT_GE(plan.rounds * kScoreWarps, plan.units_per_head * plan.heads_per_block);
           EXPECT_TRUE(plan.rounds == 1 || plan.heads_per_block == 1);
-          EXPECT_EQ(plan.wide, warpgroups && window <= kWideKeys);
+          EXPECT_EQ(plan.wide, warpgroups && window <= kWideKeys &&
+                                   kv_heads * ceil_div(group, kWideHeads) <= 132);
           EXPECT_TRUE(!plan.wide || plan.heads_per_block <= kWideHeads);
           EXPECT_GE(plan.stat_chunks, 1);
           EXPECT_LE(plan.stat_chunks * plan.head_blocks * kv_heads,
@@ -144,6 +145,9 @@ TEST(CudaConfig, ScoreCoversEveryHeadAndRow) {
   EXPECT_EQ(llama.heads_per_block * llama.units_per_head, kScoreWarps);
   EXPECT_EQ(llama.stat_chunks, 16);
   EXPECT_EQ(plan_score(128, 130, 2, 8, 4, 132, false).mass_chunks, 1) << "no block without a tile";
+  EXPECT_TRUE(plan_score(128, 32768, 32640, 132, 4, 132, true).wide);
+  EXPECT_FALSE(plan_score(128, 32768, 32640, 133, 4, 132, true).wide) << "more than fit at once";
+  EXPECT_FALSE(plan_score(128, 32768, 32640, 67, 5, 132, true).wide);
 }
 
 TEST(CudaConfig, BucketsCoverALengthAndAddLittle) {

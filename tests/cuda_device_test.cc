@@ -494,18 +494,57 @@ TEST_P(CudaDevice, AMebitokenIsServed) {
   for (int64_t row = 0; row < kQueries; ++row) ASSERT_TRUE(std::isfinite(whole.out.at(row, 1, 63)));
 }
 
-/// Clusters of blocks whose keys do not fit shared memory.
-/// 90,000 tokens: a block of a cluster keeps 48 KB of keys, and has some more shared memory.
-TEST_P(CudaDevice, ManySetsOfALongPrompt) {
-  for (const int32_t tokens : {90000, 140000}) {
-    Problem problem(bf16_shape(128, tokens, 17, 1, 64));
+/// Clusters of blocks whose keys fit shared memory or do not. 90,000 tokens: a block of a cluster
+/// keeps 48 KB of keys, and has some more shared memory.
+TEST_P(CudaDevice, SetsOfALongPrompt) {
+  const Backend ref = all_backends().front();
+  tokensparse::Context ref_ctx = ref.open();
+  for (const Shape& shape : {bf16_shape(128, 140000, 17, 1, 64), bf16_shape(128, 90000, 17, 1, 64),
+                             bf16_shape(128, 131200, 3, 1, 64), bf16_shape(128, 131201, 3, 1, 64),
+                             bf16_shape(128, 90000, 2, 1, 64)}) {
+    Problem problem(shape);
     const Options options = {.coverage = 0.3f};
     Tensor scores = problem.score(backend, ctx, options);
-    const Backend ref = all_backends().front();
-    tokensparse::Context ref_ctx = ref.open();
     EXPECT_EQ(problem.select(backend, ctx, scores, options),
               problem.select(ref, ref_ctx, scores, options))
-        << tokens;
+        << shape.name();
+  }
+}
+
+/// More K tiles than a block has stages for, lengths that are no multiple of anything.
+TEST_P(CudaDevice, ScoresOfALongPrompt) {
+  const Backend ref = all_backends().front();
+  tokensparse::Context ref_ctx = ref.open();
+  for (const Shape& shape :
+       {bf16_shape(300, 70001, 4, 1, 64), bf16_shape(128, 131201, 2, 1, 128)}) {
+    Problem problem(shape);
+    const Tensor scores = problem.score(backend, ctx, {});
+    const Tensor expected = problem.score(ref, ref_ctx, {});
+    ASSERT_EQ(scores.tokens(), expected.tokens());
+    for (int64_t token = 0; token < scores.tokens(); ++token) {
+      for (int64_t head = 0; head < shape.num_q_heads; ++head) {
+        const float want = expected.at(token, head);
+        ASSERT_NEAR(scores.at(token, head), want, 2e-3f * want + 1e-9f)
+            << shape.name() << " " << token << " " << head;
+      }
+    }
+  }
+}
+
+TEST_P(CudaDevice, ScoresOfMoreHeadsThanFitAtOnce) {
+  for (const Shape& shape :
+       {bf16_shape(128, 700, 300, 300, 64), bf16_shape(40, 700, 160, 80, 64)}) {
+    Problem problem(shape);
+    const Backend ref = all_backends().front();
+    tokensparse::Context ref_ctx = ref.open();
+    Tensor scores = problem.score(backend, ctx, {});
+    Tensor expected = problem.score(ref, ref_ctx, {});
+    for (int64_t token = 0; token < 700 - std::min(shape.q_lens[0], 128); ++token) {
+      for (int64_t head = 0; head < shape.num_q_heads; ++head) {
+        ASSERT_NEAR(scores.at(token, head), expected.at(token, head), 1e-4)
+            << shape.name() << " " << token << " " << head;
+      }
+    }
   }
 }
 

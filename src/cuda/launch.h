@@ -39,9 +39,15 @@ namespace tsp::cuda {
 /// raised; kernels whose launch asks for some have less than 8 KB of their own.
 constexpr size_t kUnraisedSharedBytes = (48 - 8) * 1024;
 
+/// How a kernel's blocks start.
+enum class Start {
+  kEarly,     // where the chip can, while the kernel before drains
+  kTogether,  // all or none, so that they may wait for each other
+};
+
 /// Launches `kernel(args...)`; large `shared_bytes` raise the kernel's limit first. Every
 /// kernel opens with await_previous() or says why not, so an early start changes no result.
-template <typename... Params>
+template <Start kStart = Start::kEarly, typename... Params>
 [[nodiscard]] tsp_status_t launch(const char* name, void (*kernel)(Params...), dim3 grid,
                                   dim3 block, size_t shared_bytes, cudaStream_t stream,
                                   Params... params) {
@@ -52,16 +58,23 @@ template <typename... Params>
                                    static_cast<int>(shared_bytes)),
               name));
   }
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (starts_early()) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (kStart == Start::kTogether) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = starts_early() ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   void* args[] = {static_cast<void*>(&params)...};
   return check(cudaLaunchKernelExC(&config, function, args), name);
 }

@@ -29,7 +29,8 @@ struct ScoreArgs {
 /// The two passes over K.
 template <typename Type, int kHeadDim>
 tsp_status_t launch_score(const ScoreArgs& args, cudaStream_t stream);
-/// The same on warpgroup products, where plan.wide says so (sm_90a).
+/// The same on warpgroup products in one kernel whose blocks wait for each other, where plan.wide
+/// says so (sm_90a).
 template <typename Type, int kHeadDim>
 tsp_status_t launch_wide_score(const ScoreArgs& args, cudaStream_t stream);
 /// mass -> scores: average pooling.

@@ -48,7 +48,9 @@ inline int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a +
 inline ScorePlan plan_score(int32_t window_len, int32_t k_len, int32_t prefix_len,
                             int32_t num_kv_heads, int32_t group, int32_t num_sms, bool warpgroups) {
   ScorePlan plan;
-  plan.wide = warpgroups && window_len <= kWideKeys;
+  // The blocks of a wide kernel wait for each other, so all must fit at once.
+  plan.wide = warpgroups && window_len <= kWideKeys &&
+              int64_t{num_kv_heads} * ceil_div(group, kWideHeads) <= num_sms;
   plan.units_per_head = ceil_div(window_len, kScoreUnitRows);
   plan.stat_rows = plan.units_per_head * kScoreUnitRows;
   const int32_t most_heads = plan.wide ? kWideHeads : kScoreWarps / plan.units_per_head;

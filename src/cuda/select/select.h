@@ -21,11 +21,11 @@ TSP_HOST_DEVICE constexpr int level_first_bin(int level) {
 TSP_HOST_DEVICE constexpr int level_shift(int level) { return 20 - 10 * level; }
 constexpr int kSelectBins = 4096;
 constexpr int kSelectThreads = 512;
-constexpr int kVoteTokens = 512;       // tokens of a block that adds up all heads
-constexpr int kSetTokens = 8 * 512;    // tokens of a block that reads one set
-constexpr int kOrderTokens = 2048;     // tokens of a block that writes indices in order
-constexpr int kClusterBlocks = 8;      // of a cluster, the most that every chip with clusters takes
-constexpr int kClusterPrefix = 65536;  // longest prompt that one set of 8 blocks is faster for
+constexpr int kVoteTokens = 512;     // tokens of a block that adds up all heads
+constexpr int kSetTokens = 8 * 512;  // tokens of a block that reads one set
+constexpr int kOrderTokens = 2048;   // tokens of a block that writes indices in order
+constexpr int kClusterBlocks = 8;    // of a cluster, the most that every chip with clusters takes
+constexpr int kClusterPrefix = 131072;  // longest prompt that few sets of 8 blocks are faster for
 
 /// The decision about the count, taken level by level by the last block of each.
 struct VoteState {

@@ -3,7 +3,11 @@
 // the schedule.
 //   pass 1: S = Q K^T: a thread owns rows, their maxima and sums.
 //   pass 2: S^T = K Q^T: a thread adds up its keys' weights.
+// Both are one kernel, whose blocks meet in between: the queries stay, and the first tiles of pass
+// 2 come under the last products of pass 1.
 #pragma once
+
+#include <algorithm>
 
 #include "cuda/score/score_stats.cuh"
 #include "cuda/score/sm90/score_tiles.cuh"
@@ -50,101 +54,104 @@ __device__ __forceinline__ void hide_keys(float (&s)[64], int key, int last_seen
   }
 }
 
-/// Grid (stat_chunks, head_blocks, Hkv).
+/// A warpgroup of a head: 64 rows a product, of which a thread has `row` and `row` + 8.
 template <typename Type, int kHeadDim>
-__global__ void __launch_bounds__(kWideThreads, 1)
-    wide_stats_kernel(const __grid_constant__ ScoreArgs a) {
-  wait_previous();
-  allow_next();  // it may then read what this one reads
+struct WideScore {
   using Tile = WideTile<Type, kHeadDim>;
-  extern __shared__ __align__(1024) unsigned char raw[];
-  auto& shared = *reinterpret_cast<typename Tile::SharedStorage*>(raw);
-  const int chunk = static_cast<int>(blockIdx.x);
-  const int num_tiles = (a.k_len + kWideKeys - 1) / kWideKeys;
-  const int begin = static_cast<int>(int64_t{num_tiles} * chunk / a.plan.stat_chunks);
-  const int end = static_cast<int>(int64_t{num_tiles} * (chunk + 1) / a.plan.stat_chunks);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;  // and row + 8, of 64
-  const int last_seen = a.k_len - a.window_len + row;
+  using Shared = typename Tile::SharedStorage;
 
-  float max[2][2] = {{kNoMax, kNoMax}, {kNoMax, kNoMax}};  // by half of the window and row
-  float sum[2][2] = {};
-  walk_keys<Type, kHeadDim, true>(
-      a, shared, begin, end, [] {},
-      [&](float(&s)[64], int tile, int half) {
-        const int key = tile * kWideKeys + lane % 4 * 2;
-        if ((tile + 1) * kWideKeys > a.k_len - a.window_len + 1) {
-          hide_keys(s, key, last_seen + half * 64, a.k_len);
-        }
-        add_weights(a, s, max[half], sum[half]);
-      });
-  const int head = head_of(a, static_cast<int>(threadIdx.x) / 128 - 1);
-  if (threadIdx.x < 128 || head < 0) return;
+  const ScoreArgs& a;
+  Shared& shared;
+  const ScoreWalk& walk;
+  int local;  // head of the block
+  int lane = static_cast<int>(threadIdx.x) % 32;
+  int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
 
+  /// Maxima and sums of the block's keys, for all.
+  __device__ __forceinline__ void leave_stats() {
+    float max[2][2] = {{kNoMax, kNoMax}, {kNoMax, kNoMax}};  // by half of the window and row
+    float sum[2][2] = {};
+    const int last_seen = a.k_len - a.window_len + row;
+    multiply_keys<Type, kHeadDim, true>(
+        a, shared, walk, 0, walk.first_steps(), local, [&](float(&s)[64], int tile, int half) {
+          if ((tile + 1) * kWideKeys > a.k_len - a.window_len + 1) {
+            hide_keys(s, tile * kWideKeys + lane % 4 * 2, last_seen + half * 64, a.k_len);
+          }
+          add_weights(a, s, max[half], sum[half]);
+        });
+    const int chunk = static_cast<int>(blockIdx.x);
+    if (chunk >= a.plan.stat_chunks) return;
+    float2* const out =
+        a.stats + (int64_t{head_of(a, local)} * a.plan.stat_chunks + chunk) * a.plan.stat_rows;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float m = max[half][r], l = sum[half][r];
-      merge_lanes<1, 4>(m, l);
-      const int own_row = half * 64 + row + r * 8;
-      if (lane % 4 == 0 && own_row < a.plan.stat_rows) {
-        a.stats[(int64_t{head} * a.plan.stat_chunks + chunk) * a.plan.stat_rows + own_row] =
-            make_float2(m, l);
+      for (int r = 0; r < 2; ++r) {
+        float m = max[half][r], l = sum[half][r];
+        merge_lanes<1, 4>(m, l);
+        const int own_row = half * 64 + row + r * 8;
+        if (lane % 4 == 0 && own_row < a.plan.stat_rows) out[own_row] = make_float2(m, l);
       }
     }
   }
-}
 
-/// Grid (mass_chunks, head_blocks, Hkv).
+  /// What the blocks left for this head's rows.
+  __device__ __forceinline__ void read_stats() {
+    const int own_row = static_cast<int>(threadIdx.x) % 128;
+    shared.shift[local][own_row] =
+        own_row < a.window_len
+            ? merge_stats(a, head_of(a, local), own_row) + log2f(static_cast<float>(a.window_len))
+            : INFINITY;
+    sync_named(1 + kWideHeads + local, 128);
+  }
+
+  __device__ __forceinline__ void write_mass() {
+    float* const out = a.mass + int64_t{head_of(a, local)} * a.prefix_len;
+    multiply_keys<Type, kHeadDim, false>(
+        a, shared, walk, walk.first_steps(), walk.steps(), local,
+        [&](const float(&s)[64], int tile, int half) {
+          const auto* shift = reinterpret_cast<const float2*>(shared.shift[local]) + lane % 4;
+          float part[4] = {};  // keys row and row + 8, even and odd queries
+#pragma unroll
+          for (int j = 0; j < 16; ++j) {
+            const float2 by = shift[j * 4];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+              part[c] += exp2_fast(fmaf(s[4 * j + c], a.scale_log2, c % 2 == 0 ? -by.x : -by.y));
+            }
+          }
+          float low = part[0] + part[1], high = part[2] + part[3];
+          add_lanes(low, high);
+          const int key = tile * kWideKeys + half * 64 + row;
+          if (lane % 4 == 0) {
+            if (key < a.prefix_len) out[key] = low;
+            if (key + 8 < a.prefix_len) out[key + 8] = high;
+          }
+        });
+  }
+};
+
+/// Grid (chunks, head_blocks, Hkv), all blocks at once.
 template <typename Type, int kHeadDim>
 __global__ void __launch_bounds__(kWideThreads, 1)
-    wide_mass_kernel(const __grid_constant__ ScoreArgs a) {
-  using Tile = WideTile<Type, kHeadDim>;
+    wide_score_kernel(const __grid_constant__ ScoreArgs a) {
+  await_previous();
   extern __shared__ __align__(1024) unsigned char raw[];
-  auto& shared = *reinterpret_cast<typename Tile::SharedStorage*>(raw);
-  const int chunk = static_cast<int>(blockIdx.x);
-  const int num_tiles = (a.prefix_len + kWideKeys - 1) / kWideKeys;
-  const int begin = static_cast<int>(int64_t{num_tiles} * chunk / a.plan.mass_chunks);
-  const int end = static_cast<int>(int64_t{num_tiles} * (chunk + 1) / a.plan.mass_chunks);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int own_key = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;  // and 8 more, of 64
-  const int own_head = static_cast<int>(threadIdx.x) / 128 - 1;
-  float* const out = a.mass + int64_t{head_of(a, own_head)} * a.prefix_len;
-
-  const auto prepare = [&] {
-    wait_previous();
-    allow_next();
-    const float log2_window = log2f(static_cast<float>(a.window_len));
-    for (int i = static_cast<int>(threadIdx.x); i < kWideHeads * Tile::kRows; i += kWideThreads) {
-      const int head = head_of(a, i / Tile::kRows);
-      const int row = i % Tile::kRows;
-      shared.shift[i / Tile::kRows][row] =
-          head >= 0 && row < a.window_len ? merge_stats(a, head, row) + log2_window : INFINITY;
-    }
-  };
-  // NOTE: Q and K are read before pass 1 has finished. They are complete: pass 1 lets this kernel
-  // start only after everything before it has finished.
-  walk_keys<Type, kHeadDim, false>(
-      a, shared, begin, end, prepare, [&](const float(&s)[64], int tile, int half) {
-        const auto* shift = reinterpret_cast<const float2*>(shared.shift[own_head]) + lane % 4;
-        float part[4] = {};  // keys own_key and own_key + 8, even and odd queries
-#pragma unroll
-        for (int j = 0; j < 16; ++j) {
-          const float2 by = shift[j * 4];
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            part[c] += exp2_fast(fmaf(s[4 * j + c], a.scale_log2, c % 2 == 0 ? -by.x : -by.y));
-          }
-        }
-        float low = part[0] + part[1], high = part[2] + part[3];
-        add_lanes(low, high);
-        const int key = tile * kWideKeys + half * 64 + own_key;
-        if (lane % 4 == 0) {
-          if (key < a.prefix_len) out[key] = low;
-          if (key + 8 < a.prefix_len) out[key + 8] = high;
-        }
-      });
+  auto& shared = *reinterpret_cast<typename WideTile<Type, kHeadDim>::SharedStorage*>(raw);
+  const ScoreWalk walk(a, static_cast<int>(blockIdx.x));
+  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
+  set_up_walk<Type, kHeadDim>(a, shared, walk, role);
+  if (role == 0) {
+    bring_keys<Type, kHeadDim>(a, shared, walk);
+    return;
+  }
+  WideScore<Type, kHeadDim> head{a, shared, walk, role - 1};
+  const bool has_head = role <= num_heads(a);
+  if (has_head) head.leave_stats();
+  meet();
+  if (!has_head) return;
+  head.read_stats();
+  head.write_mass();
 }
 
 template <typename Type, int kHeadDim>
@@ -152,8 +159,11 @@ tsp_status_t launch_wide_score(const ScoreArgs& args, cudaStream_t stream) {
   const size_t shared_bytes = sizeof(typename WideTile<Type, kHeadDim>::SharedStorage);
   static_assert(sizeof(typename WideTile<Type, kHeadDim>::SharedStorage) <=
                 wide_shared_limit_bytes);
-  return launch_passes(wide_stats_kernel<Type, kHeadDim>, wide_mass_kernel<Type, kHeadDim>,
-                       kWideThreads, shared_bytes, args, stream);
+  const dim3 grid(static_cast<unsigned>(std::max(args.plan.stat_chunks, args.plan.mass_chunks)),
+                  static_cast<unsigned>(args.plan.head_blocks),
+                  static_cast<unsigned>(args.num_kv_heads));
+  return launch<Start::kTogether>("score", wide_score_kernel<Type, kHeadDim>, grid,
+                                  dim3(kWideThreads), shared_bytes, stream, args);
 }
 
 }  // namespace tsp::cuda

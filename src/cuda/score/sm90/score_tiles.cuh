@@ -6,6 +6,8 @@
 // do the second.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include "cuda/launch.h"
 #include "cuda/score/score.h"
 #include "cuda/sm90/mbarrier.cuh"
@@ -84,12 +86,39 @@ __device__ __forceinline__ void fetch_queries(
   commit_copies();
 }
 
-/// A K tile, by the 128 threads of the producer. Keys that are not there become zeros.
+/// K tiles of a block: those of pass 1, then those of pass 2, the last first: they are the nearest.
+struct ScoreWalk {
+  int begin[2], end[2];
+
+  __device__ __forceinline__ ScoreWalk(const ScoreArgs& a, int chunk) {
+    cut(a.k_len, a.plan.stat_chunks, chunk, begin[0], end[0]);
+    cut(a.prefix_len, a.plan.mass_chunks, chunk, begin[1], end[1]);
+  }
+  static __device__ __forceinline__ void cut(int keys, int chunks, int chunk, int& first,
+                                             int& last) {
+    const int tiles = (keys + kWideKeys - 1) / kWideKeys;
+    first = chunk < chunks ? static_cast<int>(int64_t{tiles} * chunk / chunks) : 0;
+    last = chunk < chunks ? static_cast<int>(int64_t{tiles} * (chunk + 1) / chunks) : 0;
+  }
+  __device__ __forceinline__ int first_steps() const { return end[0] - begin[0]; }
+  __device__ __forceinline__ int steps() const { return first_steps() + end[1] - begin[1]; }
+  __device__ __forceinline__ int tile(int step) const {
+    return step < first_steps() ? begin[0] + step : end[1] - 1 - (step - first_steps());
+  }
+};
+
+/// Where step `step` lies in the ring, and how often its stage has been filled before.
+__device__ __forceinline__ int stage_of(int step) { return step % kWideStages; }
+__device__ __forceinline__ int turn_of(int step) { return step / kWideStages; }
+
+/// The K tile of a step, by the 128 threads of the producer. Keys that are not there become zeros.
 template <typename Type, int kHeadDim>
-__device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int tile, int end) {
+__device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int step,
+                                           const ScoreWalk& walk) {
   using Tile = WideTile<Type, kHeadDim>;
   constexpr int kStep = 128 / Tile::kChunks;  // rows of a round, a multiple of 8
-  if (tile < end) {
+  if (step < walk.steps()) {
+    const int tile = walk.tile(step);
     const int thread = static_cast<int>(threadIdx.x) % 128;
     const int chunk = thread % Tile::kChunks;
     const int first = thread / Tile::kChunks;
@@ -105,70 +134,46 @@ __device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int
   commit_copies();
 }
 
-/// The block's threads in their roles over the K tiles [begin, end): warpgroup 0 brings them, the
-/// others multiply and call finish(d, tile, half) on each product: 64 rows by 128 columns, d is the
-/// thread's share. kQueriesFirst: queries are the rows of a product, else keys. `prepare` runs
-/// while the first tiles are under way.
-template <typename Type, int kHeadDim, bool kQueriesFirst, typename Prepare, typename Finish>
-__device__ __forceinline__ void walk_keys(const ScoreArgs& a,
-                                          typename WideTile<Type, kHeadDim>::SharedStorage& shared,
-                                          int begin, int end, Prepare&& prepare, Finish&& finish) {
-  using Tile = WideTile<Type, kHeadDim>;
-  const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
-  const auto fetch = [&](int tile) {
-    fetch_keys<Type, kHeadDim>(a, shared.k[(tile - begin) % kWideStages], tile, end);
-  };
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kWideStages; ++stage) {
-      init_barrier(&shared.full[stage], 128 / 32 * kWarpArrivals);
-      init_barrier(&shared.empty[stage], num_heads(a) * 128 / 32 * kWarpArrivals);
-    }
-  }
-  fetch_queries<Type, kHeadDim>(a, shared);
-  if (role == 0) {
-    for (int tile = begin; tile < begin + kWideStages; ++tile) fetch(tile);
-  }
-  prepare();
-  if (role == 0) {
-    wait_copies<kWideStages - 1>();  // the queries and the first tile
-  } else {
-    wait_copies<0>();
-  }
-  fence_for_wgmma();
-  __syncthreads();
+/// All blocks of the grid have come here, and see what each other wrote. By all threads.
+__device__ __forceinline__ void meet() { cooperative_groups::this_grid().sync(); }
 
-  if (role == 0) {
-    for (int tile = begin + 1; tile < end; ++tile) {
-      const int step = tile - begin;
-      const int stage = step % kWideStages;
-      wait_copies<kWideStages - 2>();
-      fence_for_wgmma();
-      arrive_warp(&shared.full[stage]);
-      // The stage of the tile before this one, once that has been multiplied with.
-      const int next = step - 1 + kWideStages;
-      if (begin + next < end) {
-        wait_for(&shared.empty[next % kWideStages], (next / kWideStages - 1) & 1);
-      }
-      fetch(begin + next);
-    }
-    return;
+/// Warpgroup 0: brings the tiles of the walk, the first kWideStages of which are under way. Those
+/// of pass 2 come while the consumers finish pass 1.
+template <typename Type, int kHeadDim>
+__device__ __forceinline__ void bring_keys(const ScoreArgs& a,
+                                           typename WideTile<Type, kHeadDim>::SharedStorage& shared,
+                                           const ScoreWalk& walk) {
+  const int met_at = min(walk.first_steps() + 1, walk.steps());
+  for (int step = 1; step < walk.steps(); ++step) {
+    wait_copies<kWideStages - 2>();
+    fence_for_wgmma();
+    arrive_warp(&shared.full[stage_of(step)]);
+    if (step == met_at) meet();  // beyond, stages become free in pass 2
+    // The stage of the tile before this one, once that has been multiplied with.
+    const int next = step - 1 + kWideStages;
+    if (next < walk.steps()) wait_for(&shared.empty[stage_of(next)], (turn_of(next) - 1) & 1);
+    fetch_keys<Type, kHeadDim>(a, shared.k[stage_of(next)], next, walk);
   }
-  const int head = role - 1;
+  if (met_at >= walk.steps()) meet();
+}
+
+/// Steps [from, to) by a warpgroup: finish(d, tile, half) on each product: 64 rows by 128 columns,
+/// d is the thread's share. kQueriesFirst: queries are the rows of a product, else keys.
+template <typename Type, int kHeadDim, bool kQueriesFirst, typename Finish>
+__device__ __forceinline__ void multiply_keys(
+    const ScoreArgs& a, typename WideTile<Type, kHeadDim>::SharedStorage& shared,
+    const ScoreWalk& walk, int from, int to, int head, Finish&& finish) {
+  using Tile = WideTile<Type, kHeadDim>;
   const int heads = num_heads(a);
-  if (head >= heads) return;
-  // Heads take turns at the tensor cores. Without turns they share them, all finish at once, and
-  // then all compute exponentials at once.
   const int next_head = head + 1 < heads ? head + 1 : 0;
-  if (heads > 1 && next_head == 0) arrive_named(1, 256);  // the first turn
   const uint32_t q = shared_address(shared.q[head]);
   const uint32_t k = shared_address(shared.k);
-  for (int tile = begin; tile < end; ++tile) {
-    const int step = tile - begin;
-    const int stage = step % kWideStages;
+  for (int step = from; step < to; ++step) {
+    const int stage = stage_of(step);
     const uint32_t k_tile = k + static_cast<uint32_t>(stage) * Tile::kTileBytes;
     if (step > 0) {
       // The first tile came with the queries: phase 0 of stage 0 ends with tile kWideStages.
-      wait_for(&shared.full[stage], (stage == 0 ? step / kWideStages - 1 : step / kWideStages) & 1);
+      wait_for(&shared.full[stage], (stage == 0 ? turn_of(step) - 1 : turn_of(step)) & 1);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -184,9 +189,36 @@ __device__ __forceinline__ void walk_keys(const ScoreArgs& a,
       wgmma_wait<0>();
       pin(d);
       if (half == 1) arrive_warp(&shared.empty[stage]);
-      finish(d, tile, half);
+      finish(d, walk.tile(step), half);
     }
   }
+}
+
+/// The queries and the first tiles, by all threads.
+template <typename Type, int kHeadDim>
+__device__ __forceinline__ void set_up_walk(
+    const ScoreArgs& a, typename WideTile<Type, kHeadDim>::SharedStorage& shared,
+    const ScoreWalk& walk, int role) {
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kWideStages; ++stage) {
+      init_barrier(&shared.full[stage], 128 / 32 * kWarpArrivals);
+      init_barrier(&shared.empty[stage], num_heads(a) * 128 / 32 * kWarpArrivals);
+    }
+  }
+  fetch_queries<Type, kHeadDim>(a, shared);
+  if (role == 0) {
+    for (int step = 0; step < kWideStages; ++step) {
+      fetch_keys<Type, kHeadDim>(a, shared.k[step], step, walk);
+    }
+    wait_copies<kWideStages - 1>();  // the queries and the first tile
+  } else {
+    wait_copies<0>();
+  }
+  fence_for_wgmma();
+  __syncthreads();
+  // Heads take turns at the tensor cores. Without turns they share them, all finish at once, and
+  // then all compute exponentials at once.
+  if (num_heads(a) > 1 && role == num_heads(a)) arrive_named(1, 256);  // the first turn
 }
 
 }  // namespace tsp::cuda
