@@ -40,22 +40,32 @@ TEST(CudaConfig, ACardOfAnotherGenerationIsServedOrRefusedByName) {
 }
 
 TEST(CudaConfig, ChoosingPaysWhereExactAttentionIsLongEnough) {
-  EXPECT_FALSE(prefill_pays(2048, 2048, 32, 128));
-  EXPECT_TRUE(prefill_pays(4096, 4096, 32, 128));
-  EXPECT_FALSE(prefill_pays(4096, 4096, 12, 128)) << "as long, and fewer heads";
-  EXPECT_TRUE(prefill_pays(6144, 6144, 12, 128));
-  EXPECT_FALSE(prefill_pays(4096, 4096, 14, 64));
-  EXPECT_TRUE(prefill_pays(6144, 6144, 14, 64));
-  EXPECT_TRUE(prefill_pays(2048, 8192, 14, 64)) << "a chunk of a long prompt";
-  EXPECT_FALSE(prefill_pays(1024, 8192, 32, 128));
-  EXPECT_FALSE(prefill_pays(512, 131072, 32, 128)) << "the window is most of its queries";
+  EXPECT_FALSE(prefill_may_pay(2048, 2048, 32, 128));
+  EXPECT_TRUE(prefill_may_pay(4096, 4096, 32, 128));
+  EXPECT_FALSE(prefill_may_pay(4096, 4096, 12, 128)) << "as long, and fewer heads";
+  EXPECT_TRUE(prefill_may_pay(6144, 6144, 12, 128));
+  EXPECT_FALSE(prefill_may_pay(4096, 4096, 14, 64));
+  EXPECT_TRUE(prefill_may_pay(6144, 6144, 14, 64));
+  EXPECT_TRUE(prefill_may_pay(2048, 8192, 14, 64)) << "a chunk of a long prompt";
+  EXPECT_FALSE(prefill_may_pay(1024, 8192, 32, 128));
+  EXPECT_FALSE(prefill_may_pay(512, 131072, 32, 128)) << "the window is most of its queries";
   bool paid = false;  // once it does, it does for more keys too
   for (int32_t keys = 1024; keys <= 65536; keys += 512) {
-    const bool now = prefill_pays(1024, keys, 14, 64);
+    const bool now = prefill_may_pay(1024, keys, 14, 64);
     EXPECT_TRUE(!paid || now) << keys;
     paid = now;
   }
   EXPECT_TRUE(paid);
+}
+
+TEST(CudaConfig, ChoosingPaysTheLessTheMoreTokensStay) {
+  EXPECT_TRUE(prefill_pays(8192, 8192, 12, 128, 0.25f));
+  EXPECT_FALSE(prefill_pays(8192, 8192, 12, 128, 0.9f));
+  EXPECT_TRUE(prefill_pays(32768, 32768, 12, 128, 0.9f));
+  EXPECT_FALSE(prefill_pays(131072, 131072, 32, 128, 1.f)) << "nothing is saved";
+  for (const float keep : {0.01f, 0.1f, 0.25f}) {  // never more than the shape alone says
+    EXPECT_EQ(prefill_pays(5120, 5120, 12, 128, keep), prefill_may_pay(5120, 5120, 12, 128));
+  }
 }
 
 TEST(CudaConfig, TilesFitSharedMemory) {

@@ -32,7 +32,7 @@ constexpr OpTable kOps{
     .check_prefill = check_prefill,
     .prefill_pays = nullptr,
     .pattern_pays = nullptr,
-    .may_pay = prefill_pays,
+    .may_pay = prefill_may_pay,
 };
 
 }  // namespace

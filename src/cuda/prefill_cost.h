@@ -20,12 +20,25 @@ inline constexpr int32_t kScoredQueries = 512;
 inline constexpr double kPayingGflop128 = 62;
 inline constexpr double kPayingGflop64 = 37;
 
-inline bool prefill_pays(int32_t q_len, int32_t k_len, int64_t q_heads, int64_t head_dim) {
+/// The share of exact attention that is saved where a share `keep` of the tokens stays, at most
+/// what the constants were found with: a quarter kept.
+inline double saved_share(float keep) {
+  const double most = 1 - 0.25 * 0.25, saved = 1 - static_cast<double>(keep) * keep;
+  return saved < most ? saved / most : 1;
+}
+
+/// `keep`: 0 where coverage decides.
+inline bool prefill_pays(int32_t q_len, int32_t k_len, int64_t q_heads, int64_t head_dim,
+                         float keep) {
   if (k_len < kMinPayingKeys || q_len < kMinPayingQueries) return false;
   const double pairs = static_cast<double>(q_len - kScoredQueries) * k_len -
                        0.5 * q_len * static_cast<double>(q_len);
-  const double gflop = 4e-9 * pairs * static_cast<double>(q_heads * head_dim);
+  const double gflop = 4e-9 * pairs * static_cast<double>(q_heads * head_dim) * saved_share(keep);
   return gflop >= (head_dim == 64 ? kPayingGflop64 : kPayingGflop128);
+}
+/// By shape alone.
+inline bool prefill_may_pay(int32_t q_len, int32_t k_len, int64_t q_heads, int64_t head_dim) {
+  return prefill_pays(q_len, k_len, q_heads, head_dim, 0);
 }
 
 }  // namespace tsp::cuda

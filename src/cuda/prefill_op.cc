@@ -58,7 +58,8 @@ bool chooses(const tsp_prefill_params_t& p) { return p.given.indices == nullptr;
 
 /// Exact attention, whatever the scores are.
 bool dense(const tsp_prefill_params_t& p, const Seq& seq) {
-  if (p.when == TSP_WHEN_PAYS && !prefill_pays(seq.q_len, seq.k_len, p.q.heads, p.q.dim)) {
+  const float keep = chooses(p) ? p.keep : 0.f;
+  if (p.when == TSP_WHEN_PAYS && !prefill_pays(seq.q_len, seq.k_len, p.q.heads, p.q.dim, keep)) {
     return true;
   }
   return chooses(p) && is_dense(p, seq);

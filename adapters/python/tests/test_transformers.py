@@ -251,7 +251,7 @@ def flash(module, query, key, value, attention_mask, dropout=0.0, scaling=None, 
     )
 
 
-def test_exact_layers_can_be_the_stock_kernels_alone(floor):
+def test_exact_layers_can_be_the_stock_kernels_alone(floor, monkeypatch):
     transformers.AttentionInterface.register("flash_of_this_test", flash)
     model = make()
     other = 'an attention implementation of transformers, got "flash"'
@@ -287,6 +287,15 @@ def test_exact_layers_can_be_the_stock_kernels_alone(floor):
     assert [r.served for r in ts.report(model)] == [0, 1, 1, 0]
     ts.configure(model, min_keys=LENGTH + 1)
     model(tokens())
+    assert ts.report(model)[1].stock == {"too short for sparse layers to gain": 1}
+    # Nor are those that the library would attend to exactly, whatever was chosen.
+    ts.configure(model, min_keys=0)
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ts.Setting, "when", "pays")
+        patch.setattr(tokensparse.Context, "pays", lambda context, *shape: asked.append(shape))
+        model(tokens())
+    assert len(asked) == 2 and asked[0][:2] == (LENGTH, LENGTH)
     assert ts.report(model)[1].stock == {"too short for sparse layers to gain": 1}
     ts.configure(model, stock="tokensparse")
     model(tokens())

@@ -94,6 +94,12 @@ class Context:
         """CUDA: the cudaStream_t, as an integer, of the calls that follow."""
         check(lib.tsp_context_set_stream(self.handle, stream or None))
 
+    def pays(self, rows: int, keys: int, heads: int, dim: int) -> bool:
+        """Whether `when` = "pays" may leave tokens out of a sequence of such a shape."""
+        found = ctypes.c_int32()
+        check(lib.tsp_prefill_pays(self.handle, rows, keys, heads, dim, found))
+        return bool(found.value)
+
     def scratch(self, size: int) -> int:
         """Address of `size` bytes of host memory, 64-byte aligned, valid until the next call."""
         if self._scratch.size < size + 64:

@@ -24,6 +24,7 @@ import weakref
 from typing import Any
 
 from . import methods
+from ._context import lease
 from ._environment import setting_from_environment
 from ._library import Unsupported
 from ._model import check_setting, numbers, sparse_layers, text_config, whole_prompt_layers
@@ -211,14 +212,18 @@ def profile(
             setattr(config, NAME, before)
 
 
-def _why_exact(layer: ServedLayer, spans: list[list[int]], q_len: int) -> str:
+def _why_exact(layer: ServedLayer, spans: list[list[int]], query: Any) -> str:
     """Why a call that could be served is the stock kernel's, where one is named; empty when not."""
     if not layer.hands_over:
         return ""
     if not layer.report.named:
         return EXACT
-    long = any(layer.setting.is_long_enough(*size) for size in _sizes(spans, q_len))
-    return "" if long else TOO_SHORT
+    _, heads, q_len, dim = query.shape
+    sizes = [size for size in _sizes(spans, q_len) if layer.setting.is_long_enough(*size)]
+    if sizes and layer.setting.when == "pays":
+        with lease((query.device.type, query.device.index or 0), query) as context:
+            sizes = [size for size in sizes if context.pays(*size, heads, dim)]
+    return "" if sizes else TOO_SHORT
 
 
 def _sizes(spans: list[list[int]], q_len: int) -> list[tuple[int, int]]:
@@ -297,7 +302,7 @@ def attention(
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
     else:
         reason = _foreign(query, attention_mask, kwargs)
-    exact = "" if reason else _why_exact(layer, spans, query.shape[2])
+    exact = "" if reason else _why_exact(layer, spans, query)
     if exact:
         layer.report.count_stock(Counts.of(_sizes(spans, query.shape[2])), exact)
     else:

@@ -58,9 +58,7 @@ def room_of(device: torch.device) -> Room:
 
 def pays(device: torch.device, heads: int, dim: int, rows: int, keys: int) -> bool:
     """Whether the library may leave tokens out of a sequence on this device when it should pay."""
-    found = ctypes.c_int32()
-    check(lib.tsp_prefill_pays(room_of(device).context.handle, rows, keys, heads, dim, found))
-    return bool(found.value)
+    return room_of(device).context.pays(rows, keys, heads, dim)
 
 
 def whole_strides(pages: torch.Tensor) -> torch.Tensor:
