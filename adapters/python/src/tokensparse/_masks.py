@@ -127,16 +127,21 @@ def check_spans(spans: Any, query: Any, key: Any) -> list[list[int]]:
     Raises:
       InvalidArgument: they were made for another call.
     """
-    rows = getattr(spans, "tokensparse_rows", None)
-    if rows is None:  # all layers of a forward pass see the same mask; on a GPU this waits for it
-        rows = spans.tokensparse_rows = spans[:, 0, 0].tolist()
+    # All layers of a forward pass see the same mask; on a GPU to read it is to wait for it.
     batch, _, q_len, _ = query.shape
+    shape = batch, q_len, key.shape[2]
+    rows, checked = getattr(spans, "tokensparse_rows", (None, None))
+    if checked == shape:
+        return rows
+    if rows is None:
+        rows = spans[:, 0, 0].tolist()
     longest = max(past for _, past, _ in rows)
     if (len(rows), spans.shape[2]) != (batch, q_len) or longest > key.shape[2]:
         raise InvalidArgument(
             f"attention_mask: must be made for {batch} sequences of {q_len} query rows and at most "
             f"{key.shape[2]} keys, is for {len(rows)} of {spans.shape[2]} and {longest} keys"
         )
+    spans.tokensparse_rows = rows, shape
     return rows
 
 

@@ -19,14 +19,23 @@ class ServedLayer:
       setting: in force.
       config: of the model.
       method: a name that `methods.chooser` knows.
+      sparse: the layers that the setting makes sparse in the model, where that is known.
     """
 
-    def __init__(self, index: int, setting: Setting, config: Any, method: str = "tsa") -> None:
+    def __init__(
+        self,
+        index: int,
+        setting: Setting,
+        config: Any,
+        method: str = "tsa",
+        sparse: frozenset[int] | None = None,
+    ) -> None:
         self.index = index
         self.setting = setting
         self.num_layers = numbers(config).get("num_layers")
         self.choose = methods.chooser(method)
-        sparse = sparse_layers(setting, config)
+        if sparse is None:
+            sparse = sparse_layers(setting, config)
         self.last_sparse = max(sparse, default=-1)
         self.stock, self.hands_over = "", False  # whose exact calls are, as an engine says
         self.report = LayerReport(index, named=index in sparse)

@@ -60,6 +60,19 @@ def _stored(config: Any) -> tuple[Any, Any, Any]:
     return tuple(getattr(config, name, None) for name in (NAME, METHOD, STOCK))
 
 
+class _Same:
+    """A key that is equal to one of the same object."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.it is other.it
+
+
 def _setting(config: Any) -> Setting:
     stored = getattr(config, NAME, None)
     if stored is not None:
@@ -69,19 +82,34 @@ def _setting(config: Any) -> Setting:
     return setting_from_environment(config=config) if by_model else asked
 
 
-def _layer(module: Any, serve: bool) -> ServedLayer:
-    """The layer of a module; one that is to serve a call follows what its config says now."""
+@functools.lru_cache(maxsize=1)
+def _asked(config: _Same, stored: _Same) -> tuple[Setting, frozenset[int]]:
+    """What a config asks for and the layers that are sparse then: the same for all layers of a model,
+    and slow to find."""
+    setting = _setting(config.it)
+    return setting, sparse_layers(setting, config.it)
+
+
+def _layer(module: Any, spans: Any = None) -> ServedLayer:
+    """The layer of a module; one that is to serve a call of `spans` follows what its config says now,
+    which is read once a forward pass: all its layers see the same spans."""
     found, made_from = _layers.get(module, (None, None))
-    if found is None or serve:
-        config = getattr(module, "config", None)
+    if found is not None and spans is None:
+        return found
+    config = getattr(module, "config", None)
+    read_of, stored = getattr(spans, "tokensparse_config", (None, None))
+    if stored is None or read_of is not config:
         stored = _stored(config)
-        if found is None or made_from[0] is not stored[0] or made_from[1:] != stored[1:]:
-            index = getattr(module, "layer_idx", None) or 0
-            method = stored[1] or methods.default()
-            found = ServedLayer(index, _setting(config), config, method)
-            found.stock = stored[2] or NAME
-            found.hands_over = found.stock != NAME and method == "tsa"
-            _layers[module] = found, stored
+        if spans is not None:
+            spans.tokensparse_config = config, stored
+    if found is None or made_from[0] is not stored[0] or made_from[1:] != stored[1:]:
+        index = getattr(module, "layer_idx", None) or 0
+        method = stored[1] or methods.default()
+        setting, sparse = _asked(_Same(config), _Same(stored[0]))
+        found = ServedLayer(index, setting, config, method, sparse)
+        found.stock = stored[2] or NAME
+        found.hands_over = found.stock != NAME and method == "tsa"
+        _layers[module] = found, stored
     return found
 
 
@@ -157,6 +185,7 @@ def configure(
             setattr(config, STOCK, stock)
     for module in _attention_modules(model):
         _layers.pop(module, None)
+    _asked.cache_clear()
     return made
 
 
@@ -296,7 +325,7 @@ def attention(
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
         )  # fmt: skip
     ours = is_spans(attention_mask)
-    layer = _layer(module, ours)
+    layer = _layer(module, attention_mask if ours else None)
     if ours:
         spans = check_spans(attention_mask, query, key)
         reason = _reason(query, key, value, dropout, is_causal, kwargs)
@@ -304,7 +333,11 @@ def attention(
         reason = _foreign(query, attention_mask, kwargs)
     exact = "" if reason else _why_exact(layer, spans, query)
     if exact:
-        layer.report.count_stock(Counts.of(_sizes(spans, query.shape[2])), exact)
+        counts = getattr(attention_mask, "tokensparse_counts", None)
+        if counts is None:
+            counts = Counts.of(_sizes(spans, query.shape[2]))
+            attention_mask.tokensparse_counts = counts
+        layer.report.count_stock(counts, exact)
     else:
         try:
             if not reason:
