@@ -111,5 +111,36 @@ void add_row(const float* row, int32_t count, float* sum) {
   for (; j < count; ++j) sum[j] += row[j];
 }
 
+/// Channels d .. of the rows, kVecs vectors wide, the last of them cut off at the row's end.
+template <int kDtype, int kVecs>
+TSP_INLINE void sum_channels(const Rows& rows, const int64_t* offset, int32_t count, int32_t d,
+                             float* sum) {
+  alignas(64) float sums[kVecs * kLanes] = {};
+  const auto bytes = sizeof(float) * static_cast<size_t>(min32(kVecs * kLanes, rows.dim - d));
+  __builtin_memcpy(sums, sum + d, bytes);
+  Vec total[kVecs];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) total[v] = load(sums + v * kLanes);
+  for (int32_t i = 0; i < count; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      total[v] = add(total[v], load_elems<kDtype>(rows, offset[i], d + v * kLanes));
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) store(sums + v * kLanes, total[v]);
+  __builtin_memcpy(sum + d, sums, bytes);
+}
+
+void sum_rows(const Rows& rows, const int64_t* offset, int32_t count, float* sum) {
+  with_dtype(rows.dtype, [&]<int kDtype>() {
+    int32_t d = 0;
+    for (; d + 4 * kLanes <= rows.dim; d += 4 * kLanes) {
+      sum_channels<kDtype, 4>(rows, offset, count, d, sum);
+    }
+    for (; d < rows.dim; d += kLanes) sum_channels<kDtype, 1>(rows, offset, count, d, sum);
+  });
+}
+
 }  // namespace
 }  // namespace tsp::cpu

@@ -3,39 +3,34 @@
 
 #include <cstring>
 
-#include "core/dtype.h"
-
 namespace tsp::cpu {
 namespace {
 
-template <typename Load>
-void add_row(int32_t dim, int64_t stride, float* sum, Load&& load) {
-  if (stride == 1) {
-    for (int32_t d = 0; d < dim; ++d) sum[d] += load(d);
-  } else {
-    for (int32_t d = 0; d < dim; ++d) sum[d] += load(d * stride);
-  }
-}
-
-void add_row(const tsp_tensor_t& view, int64_t offset, float* sum) {
-  const auto dim = static_cast<int32_t>(view.dim);
-  if (view.dtype == TSP_F32) {
-    const float* const row = static_cast<const float*>(view.data) + offset;
-    add_row(dim, view.dim_stride, sum, [row](int64_t d) { return row[d]; });
-  } else if (view.dtype == TSP_BF16) {
-    const uint16_t* const row = static_cast<const uint16_t*>(view.data) + offset;
-    add_row(dim, view.dim_stride, sum, [row](int64_t d) { return bf16_to_f32(row[d]); });
-  } else {
-    const uint16_t* const row = static_cast<const uint16_t*>(view.data) + offset;
-    add_row(dim, view.dim_stride, sum, [row](int64_t d) { return f16_to_f32(row[d]); });
-  }
-}
+constexpr int32_t kRowsAtOnce = 128;  // of a mean
 
 int64_t entry_offset(const tsp_tensor_t& view, const BlockRows& rows, const Seq& seq, bool queries,
                      int32_t head, int32_t entry) {
   const int32_t position = rows.position(entry);
   return queries ? q_row_offset(view, seq, position - seq.q_pos(), head)
                  : k_row_offset(view, seq, position, head);
+}
+
+/// Mean over the entries begin .. end - 1.
+void mean_of_rows(const EstimateCall& call, const KeyUnit& unit, bool queries, int32_t head,
+                  int32_t begin, int32_t end, float* mean) {
+  const tsp_tensor_t& view = queries ? call.p.q : call.p.k;
+  const Rows rows = {view.data, view.dtype, call.dim, view.dim_stride};
+  std::fill_n(mean, call.dim, 0.0f);
+  int64_t offset[kRowsAtOnce];
+  for (int32_t first = begin; first < end; first += kRowsAtOnce) {
+    const int32_t count = std::min(kRowsAtOnce, end - first);
+    for (int32_t i = 0; i < count; ++i) {
+      offset[i] = entry_offset(view, unit.rows, unit.seq, queries, head, first + i);
+    }
+    call.k.sum_rows(rows, offset, count, mean);
+  }
+  const float factor = 1.0f / static_cast<float>(end - begin);
+  for (int32_t d = 0; d < call.dim; ++d) mean[d] *= factor;
 }
 
 }  // namespace
@@ -61,16 +56,6 @@ KeyUnit EstimateCall::unit(int32_t b, int32_t index) const {
           index / (units / static_cast<int32_t>(p.k.heads))};
 }
 
-void mean_of_rows(const tsp_tensor_t& view, const BlockRows& rows, const Seq& seq, bool queries,
-                  int32_t head, int32_t begin, int32_t end, float* mean) {
-  std::fill_n(mean, view.dim, 0.0f);
-  for (int32_t e = begin; e < end; ++e) {
-    add_row(view, entry_offset(view, rows, seq, queries, head, e), mean);
-  }
-  const float factor = 1.0f / static_cast<float>(end - begin);
-  for (int64_t d = 0; d < view.dim; ++d) mean[d] *= factor;
-}
-
 void pack_panel(const EstimateCall& call, const KeyUnit& unit, Source source, int32_t index,
                 unsigned char* panels, float* means) {
   const tsp_tensor_t& view = call.p.k;
@@ -87,8 +72,8 @@ void pack_panel(const EstimateCall& call, const KeyUnit& unit, Source source, in
     for (int32_t i = 0; i < count; ++i) {
       const int32_t begin = (first + i) * step;
       args.k_offset[i] = int64_t{i} * call.dim;
-      mean_of_rows(view, rows, unit.seq, false, unit.kv_head, begin,
-                   std::min(begin + step, rows.count), means + args.k_offset[i]);
+      mean_of_rows(call, unit, false, unit.kv_head, begin, std::min(begin + step, rows.count),
+                   means + args.k_offset[i]);
     }
     args.num_keys = count;
     args.k_panel = panel;
@@ -125,8 +110,7 @@ void give_rows(const EstimateCall& call, const KeyUnit& unit, int32_t head, Sour
     for (int32_t r = 0; r < count; ++r) {
       const int32_t begin = base + (first + r) * step;
       q_offset[r] = int64_t{r} * call.dim;
-      mean_of_rows(view, unit.rows, unit.seq, true, head, begin, std::min(begin + step, end),
-                   means + q_offset[r]);
+      mean_of_rows(call, unit, true, head, begin, std::min(begin + step, end), means + q_offset[r]);
     }
     return;
   }

@@ -62,10 +62,6 @@ struct EstimateCall {
 void pack_panel(const EstimateCall& call, const KeyUnit& unit, Source source, int32_t index,
                 unsigned char* panels, float* means);
 
-/// Mean over the entries begin .. end - 1.
-void mean_of_rows(const tsp_tensor_t& view, const BlockRows& rows, const Seq& seq, bool queries,
-                  int32_t head, int32_t begin, int32_t end, float* mean);
-
 /// Query rows first .. first + count - 1 (count <= kEstimateRows) of a head into tile.q and
 /// q_offset ([stride, kEstimateRows]), from query entry `base` on.
 void give_rows(const EstimateCall& call, const KeyUnit& unit, int32_t head, Source source,

@@ -119,6 +119,8 @@ struct Kernels {
   void (*softmax_rows)(EstimateTile& tile);
   /// sum[i] += row[i].
   void (*add_row)(const float* row, int32_t count, float* sum);
+  /// sum[d] += the rows at offset[0 .. count - 1], one after the other.
+  void (*sum_rows)(const Rows& rows, const int64_t* offset, int32_t count, float* sum);
 };
 
 extern const Kernels kernels_scalar;

@@ -24,7 +24,8 @@ constexpr Kernels attend_kernels() {
           score_tile<Arith>,
           estimate_scratch_bytes<Arith>,
           softmax_rows<Arith>,
-          add_row};
+          add_row,
+          sum_rows};
 }
 
 }  // namespace

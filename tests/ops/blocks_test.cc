@@ -278,20 +278,25 @@ TEST_F(BlockErrors, NameTheListAndTheEntry) {
 
 TEST_F(BlockErrors, NameWhatPrefillWouldChoose) {
   const Blocks of_positions = problem.random_blocks(nullptr, TSP_SHARE_HEAD, 16, 0.5f, 0, 4);
-  const auto refused = [&](const Options& options) {
+  const auto refused = [&](const Options& options, const Blocks& lists) {
     try {
-      problem.prefill(host, ctx, options, nullptr, &of_positions);
+      problem.prefill(host, ctx, options, nullptr, &lists);
     } catch (const std::runtime_error& e) {
       return std::string(e.what());
     }
     return std::string();
   };
-  EXPECT_EQ(refused({.coverage = 0}), "");
-  EXPECT_EQ(refused({.coverage = 0.5f}),
+  EXPECT_EQ(refused({.coverage = 0}, of_positions), "");
+  EXPECT_EQ(refused({.coverage = 0.5f}, of_positions),
             "blocks.blocks: must be null where tokens are chosen (give `given`, or coverage = 0 "
             "and keep = 0), got coverage 0.5 and keep 0");
-  EXPECT_EQ(refused({.coverage = 0, .when = TSP_WHEN_PAYS}),
+  EXPECT_EQ(refused({.coverage = 0, .when = TSP_WHEN_PAYS}, of_positions),
             "when: must be 0 (always) with blocks, got 1");
+  Blocks unsorted = of_positions;
+  unsorted.rows[0][1][1] = {0, 2, 1, 3};
+  EXPECT_EQ(refused({.coverage = 0}, unsorted),
+            "blocks.blocks: must ascend within 0 .. 3, the key block of the last entry; sequence "
+            "0, set 1, query block 1, entry 2 is 1 after 2");
 }
 
 }  // namespace
