@@ -140,12 +140,11 @@ void run(const Options& options) {
               options.type.c_str(), static_cast<long long>(options.rows), options.threads, peak,
               floor.bf16_gflops);
   std::vector<std::unique_ptr<LinearServer>> opened;
+  const tsp::ggml_adapter::Threads threads = {options.threads, tsp::cli::run_on_openmp, nullptr};
   const auto add = [&](LinearKind kind, const std::vector<const panels::Kernels*>& tables) {
     for (const panels::Kernels* kernels : tables) {
-      opened.push_back(
-          LinearServer::create(std::make_unique<PanelEngine>(*kernels, options.threads,
-                                                             tsp::cli::run_on_openmp, nullptr),
-                               options_of(kind, options)));
+      opened.push_back(LinearServer::create(std::make_unique<PanelEngine>(*kernels, threads),
+                                            options_of(kind, options)));
     }
   };
   add(LinearKind::kInt8, panels::int8_kernels());

@@ -33,6 +33,11 @@ struct GatedProduct {
   int64_t first, width;
 };
 
+/// y = x over the root of the mean of its squares and eps, times `factors` unless they are null; y
+/// may be x.
+using Normalise = void (*)(const float* x, const float* factors, int64_t count, float eps,
+                           float* y);
+
 class LinearEngine {
  public:
   virtual ~LinearEngine() = default;
@@ -61,6 +66,8 @@ class LinearEngine {
   /// `gate` and `up` are the weights' rows for these columns alone; `out` holds all columns.
   virtual void run_gated(const GatedProduct&, const void* /*inputs*/, const void* /*gate*/,
                          const void* /*up*/, void* /*out*/) {}
+  /// Null where norms between its products are ggml's.
+  virtual Normalise normalise() const { return nullptr; }
   /// Memory of its own.
   virtual size_t scratch_bytes() const = 0;
 };

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "adapters/ggml/dense_rows.h"
 #include "adapters/ggml/onednn_engine.h"
 #include "adapters/ggml/panels/panel_engine.h"
 
@@ -14,19 +15,6 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-int64_t rows_of(const ggml_tensor& tensor) { return tensor.ne[1] * tensor.ne[2] * tensor.ne[3]; }
-
-/// Rows of ne[0] elements of f32, one after the other.
-bool is_dense_f32(const ggml_tensor& tensor) {
-  if (tensor.type != GGML_TYPE_F32 || tensor.nb[0] != sizeof(float)) return false;
-  size_t bytes = sizeof(float);
-  for (int axis = 0; axis < GGML_MAX_DIMS; ++axis) {
-    if (tensor.ne[axis] > 1 && tensor.nb[axis] != bytes) return false;
-    bytes *= static_cast<size_t>(tensor.ne[axis]);
-  }
-  return true;
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -125,6 +113,10 @@ struct LinearServer::Plan {
 
 namespace {
 
+Threads threads_of(const LinearOptions& options) {
+  return {options.threads, options.parallel, options.parallel_user};
+}
+
 /// With the fastest kernels of the kind that this processor runs.
 std::unique_ptr<LinearEngine> open_panels(const LinearOptions& options, std::string& why) {
   const bool int8 = options.kind == LinearKind::kInt8;
@@ -135,8 +127,7 @@ std::unique_ptr<LinearEngine> open_panels(const LinearOptions& options, std::str
              : "this processor has no AVX512-BF16 (dot product of bf16)";
     return nullptr;
   }
-  return std::make_unique<PanelEngine>(*kernels.front(), options.threads, options.parallel,
-                                       options.parallel_user);
+  return std::make_unique<PanelEngine>(*kernels.front(), threads_of(options));
 }
 
 std::unique_ptr<LinearEngine> open_onednn(const LinearOptions& options, std::string& why) {
@@ -166,10 +157,13 @@ std::unique_ptr<LinearServer> LinearServer::create(std::unique_ptr<LinearEngine>
 }
 
 LinearServer::LinearServer(std::unique_ptr<LinearEngine> engine, const LinearOptions& options)
-    : engine_(std::move(engine)), options_(options) {}
+    : engine_(std::move(engine)),
+      options_(options),
+      norms_(options.share_inputs ? engine_->normalise() : nullptr, options.min_rows) {}
 
 LinearRefusal LinearServer::check(const ggml_tensor& node) {
   if (node.op == GGML_OP_GLU && is_gate_of_waiting(node)) return LinearRefusal::kNone;
+  if (norms_.check(node)) return LinearRefusal::kNone;
   LinearRefusal refusal = refusal_of_shape(node, options_);
   if (refusal == LinearRefusal::kNone && !prepare(node)) refusal = LinearRefusal::kLibrary;
   if (refusal != LinearRefusal::kNone && refusal != LinearRefusal::kNotLinear) {
@@ -215,6 +209,10 @@ bool LinearServer::prepare(const ggml_tensor& node) {
 
 bool LinearServer::serve(ggml_tensor& node) {
   if (node.op == GGML_OP_GLU) return serve_gated(node);
+  if (node.op != GGML_OP_MUL_MAT) {
+    norms_.serve(node, threads_of(options_));
+    return true;
+  }
   if (may_wait(node) && wait(node)) return true;
   return multiply(node);
 }
@@ -289,10 +287,12 @@ size_t LinearServer::buffer_bytes() const {
 void LinearServer::begin_graph() {
   formed_ = {};
   waiting_.clear();
+  norms_.begin_graph();
   layers_.begin_graph();
 }
 
 bool LinearServer::saw(const ggml_tensor& node) {
+  norms_.saw(node, threads_of(options_));
   layers_.saw(node, refusal_of_shape(node, options_) == LinearRefusal::kNone);
   if (waiting_.empty() || is_gate_of_waiting(node)) return true;
   if (node.op == GGML_OP_MUL_MAT && may_wait(node)) return true;

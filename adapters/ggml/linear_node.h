@@ -15,6 +15,7 @@
 
 #include "adapters/ggml/gated_layers.h"
 #include "adapters/ggml/linear_engine.h"
+#include "adapters/ggml/norm_node.h"
 #include "ggml.h"
 #include "tokensparse/context.h"
 
@@ -97,10 +98,15 @@ class LinearServer {
   /// Every node of a graph, in its order, before its check(). Where that is done for a whole graph,
   /// ended by end_graph(), and share_inputs is set, later graphs compute SwiGLU of two products
   /// that nothing else reads as one (GGML_OP_GLU, served too), into the activations of the product
-  /// that reads it: results of the three nodes are then not written. False where a product that was
+  /// that reads it: results of the three nodes are then not written. RMS norms between products are
+  /// served as well, where the engine does (NormServer). False where a product that was
   /// kept back could not be computed.
   [[nodiscard]] bool saw(const ggml_tensor& node);
-  void end_graph() { layers_.end_graph(); }
+  /// False where the graph's last nodes still wait and were not computed.
+  [[nodiscard]] bool end_graph() {
+    layers_.end_graph();
+    return waiting_.empty() && norms_.idle();
+  }
 
   /// refusal_of_shape(), and the memory and code that serve() needs, made here; counts a refusal.
   /// The activations may still be waiting to be computed.
@@ -112,7 +118,10 @@ class LinearServer {
   /// Tensors that were seen may hold other values from here on.
   void begin_graph();
 
-  void set_threads(int32_t threads) { engine_->set_threads(threads); }
+  void set_threads(int32_t threads) {
+    options_.threads = threads;
+    engine_->set_threads(threads);
+  }
   const LinearStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
   bool rounds() const { return engine_->rounds(); }
@@ -166,6 +175,7 @@ class LinearServer {
     const ggml_tensor *input = nullptr, *node = nullptr;
     const void* data = nullptr;
   } formed_;  // what a buffer holds all rows of, and the first product of it
+  NormServer norms_;
   GatedLayers layers_;
   std::vector<ggml_tensor*> waiting_;   // products of a gated layer, of formed_.input
   std::map<const void*, Memory> kept_;  // by the weight's data

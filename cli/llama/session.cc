@@ -154,7 +154,9 @@ void Session::decode(const llama_token* tokens, int32_t count, int32_t outputs) 
   stop_if_interrupted();
   if (!callback_.error().empty()) throw Failure(callback_.error());
   // An observer keeps nodes to itself.
-  if (status == 0 && options_.linear != nullptr && !observer_) options_.linear->end_graph();
+  if (status == 0 && options_.linear != nullptr && !observer_ && !options_.linear->end_graph()) {
+    throw Failure(model_.path() + ": its last node was not computed; --linear ggml does");
+  }
   if (status != 0) {
     throw Failure("llama.cpp could not run the model: " +
                   llama_reason("llama_decode returned " + std::to_string(status)));

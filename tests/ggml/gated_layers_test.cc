@@ -107,7 +107,9 @@ void run_graph(Layer& layer, LinearServer& server, const std::vector<ggml_tensor
     node->flags |= GGML_TENSOR_FLAG_COMPUTE;
     ASSERT_EQ(ggml_graph_compute_with_ctx(layer.ctx(), graph, 1), GGML_STATUS_SUCCESS);
   }
-  if (ends) server.end_graph();
+  if (ends) {
+    EXPECT_TRUE(server.end_graph());
+  }
 }
 
 /// RMS of the difference over the RMS.

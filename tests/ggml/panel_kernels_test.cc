@@ -38,7 +38,7 @@ class PanelKernels : public testing::TestWithParam<const panels::Kernels*> {
   PanelKernels() {
     LinearOptions options;
     options.type_traits = ggml_get_type_traits;
-    auto engine = std::make_unique<PanelEngine>(*GetParam(), 1, nullptr, nullptr);
+    auto engine = std::make_unique<PanelEngine>(*GetParam(), Threads{});
     server_ = LinearServer::create(std::move(engine), options);
   }
 
@@ -98,7 +98,7 @@ TEST_P(PanelKernels, KeepWhatIsNoNumberInItsRow) {
 
 /// A product by three rows of silu(g) * g, g a product of values up to `size`.
 std::vector<float> gated(const panels::Kernels& kernels, float size) {
-  PanelEngine engine(kernels, 1, nullptr, nullptr);
+  PanelEngine engine(kernels, {});
   constexpr int64_t kRows = 7, kColumns = 128;
   Node weight({.m = 64, .n = kColumns, .k = 128}), down({.m = 64, .n = 3, .k = kColumns});
   const auto read = ggml_get_type_traits(GGML_TYPE_Q8_0)->to_float;

@@ -21,6 +21,8 @@ tsp_test(int8_linear_test SOURCES ggml/int8_linear_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(panel_kernels_test SOURCES ggml/panel_kernels_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+tsp_test(norm_node_test SOURCES ggml/norm_node_test.cc
+         LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(gated_layers_test SOURCES ggml/gated_layers_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 set(slow_waiting adapter_test int8_linear_test gated_layers_test)

@@ -67,6 +67,30 @@ inline Values gated(Values gate, const Values& up) {
   return gate;
 }
 
+/// Squares are added in double precision, as ggml does.
+void normalise(const float* x, const float* factors, int64_t count, float eps, float* y) {
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const __m512 values = _mm512_maskz_loadu_ps(mask_of(count - at, 0), x + at);
+    const __m512 squares = _mm512_mul_ps(values, values);
+    low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(squares)));
+    const __m512d upper = _mm512_castps_pd(squares);
+    high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(upper, 1))));
+  }
+  const double sum = _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  const auto mean = static_cast<float>(sum / static_cast<double>(count));
+  const __m128 root = _mm_sqrt_ss(_mm_set_ss(mean + eps));
+  const __m512 scale = _mm512_set1_ps(1.0f / _mm_cvtss_f32(root));
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const __mmask16 mask = mask_of(count - at, 0);
+    __m512 values = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + at), scale);
+    if (factors != nullptr) {
+      values = _mm512_mul_ps(values, _mm512_maskz_loadu_ps(mask, factors + at));
+    }
+    _mm512_mask_storeu_ps(y + at, mask, values);
+  }
+}
+
 /// The cache lines that multiply() will write, fetched while it computes: rows of the result are
 /// pages apart, and stores that miss would hold it up.
 inline void prefetch_result(const panels::Part& part, float* c, int64_t c_stride) {

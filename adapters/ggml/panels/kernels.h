@@ -43,6 +43,8 @@ struct Kernels {
   /// c = the tile's rows by the panel's, from the groups that tile and panel point to on.
   void (*multiply)(const uint8_t* tile, const uint8_t* panel, const Part& part, float* c,
                    int64_t c_stride);
+  /// As LinearEngine::normalise() says.
+  void (*normalise)(const float* x, const float* factors, int64_t count, float eps, float* y);
 };
 
 /// Those that this processor runs, the fastest first.

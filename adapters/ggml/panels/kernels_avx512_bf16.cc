@@ -158,6 +158,7 @@ const Kernels kAvx512Bf16 = {"bf16",
                              pack_tile,
                              pack_gated,
                              pack_panel_rows,
-                             multiply};
+                             multiply,
+                             normalise};
 
 }  // namespace tsp::ggml_adapter::panels

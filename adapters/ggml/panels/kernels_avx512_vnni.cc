@@ -253,6 +253,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 extern const Kernels kAvx512Vnni;
 const Kernels kAvx512Vnni = {
     "int8",           "AVX512-VNNI",       false,     kTileRows,  kPanelRows,      kTileGroupBytes,
-    kPanelGroupBytes, block_reader<float>, pack_tile, pack_gated, pack_panel_rows, multiply};
+    kPanelGroupBytes, block_reader<float>, pack_tile, pack_gated, pack_panel_rows, multiply,
+    normalise};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -290,11 +290,33 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 /// ggml's functions read the weights.
 void (*no_reader(ggml_type))(const void*, float*, int64_t) { return nullptr; }
 
+/// Squares are added in double precision, as ggml does.
+void normalise(const float* x, const float* factors, int64_t count, float eps, float* y) {
+  __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+  int64_t at = 0;
+  for (; at + kLanes <= count; at += kLanes) {
+    const __m256 values = _mm256_loadu_ps(x + at);
+    const __m256 squares = _mm256_mul_ps(values, values);
+    low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(squares)));
+    high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(squares, 1)));
+  }
+  alignas(32) double parts[4];
+  _mm256_store_pd(parts, _mm256_add_pd(low, high));
+  double sum = parts[0] + parts[1] + parts[2] + parts[3];
+  for (; at < count; ++at) sum += double{x[at] * x[at]};
+  const auto mean = static_cast<float>(sum / static_cast<double>(count));
+  const float scale = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = x[i] * scale;
+    y[i] = factors != nullptr ? value * factors[i] : value;
+  }
+}
+
 }  // namespace
 
 extern const Kernels kAvxVnni;
 const Kernels kAvxVnni = {"int8",          "AVX-VNNI",       false,     kTileRows, kPanelRows,
                           kTileGroupBytes, kPanelGroupBytes, no_reader, pack_tile, pack_gated,
-                          pack_panel_rows, multiply};
+                          pack_panel_rows, multiply,         normalise};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -2,7 +2,6 @@
 #include "adapters/ggml/panels/panel_engine.h"
 
 #include <algorithm>
-#include <atomic>
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -64,7 +63,7 @@ void PanelEngine::read_weights(const PackedRows& rows, void* out) {
   const Read read = own != nullptr ? own : rows.to_float;
   const int64_t k = rows.k;
   const auto row_bytes = static_cast<int64_t>(rows.row_bytes);
-  for_each(ceil_div(rows.count, kernels_.panel_rows), [&](int64_t panel) {
+  for_each_item(threads_, ceil_div(rows.count, kernels_.panel_rows), [&](int64_t panel) {
     alignas(64) float values[panels::kPackedRows * kChunk];
     const int64_t first = panel * kernels_.panel_rows;
     uint8_t* groups = static_cast<uint8_t*>(out) + panel * panel_bytes(k);
@@ -88,7 +87,7 @@ void PanelEngine::read_weights(const PackedRows& rows, void* out) {
 }
 
 void PanelEngine::read_inputs(const float* rows, int64_t count, int64_t k, void* out) {
-  for_each(ceil_div(count, kernels_.tile_rows), [&](int64_t tile) {
+  for_each_item(threads_, ceil_div(count, kernels_.tile_rows), [&](int64_t tile) {
     const int64_t first = tile * kernels_.tile_rows;
     kernels_.pack_tile(rows + first * k, std::min(kernels_.tile_rows, count - first), k,
                        static_cast<uint8_t*>(out) + tile * tile_bytes(k));
@@ -118,17 +117,18 @@ bool PanelEngine::run(const Product& product, const void* inputs, const void* we
   const int64_t num_panels = ceil_div(product.n, kernels_.panel_rows);
   const int64_t pass_bytes = pass_of(groups_of(product.k)) * kernels_.tile_group_bytes;
   const int64_t block = std::max(int64_t{1}, kTileBytesAtOnce / pass_bytes) * kernels_.tile_rows;
-  for_each(ceil_div(tiles * kernels_.tile_rows, block) * num_panels, [&](int64_t index) {
-    const int64_t column = index % num_panels * kernels_.panel_rows,
-                  row = index / num_panels * block;
-    const Product part = {std::min(block, product.m - row),
-                          std::min(kernels_.panel_rows, product.n - column), product.k,
-                          product.c_stride};
-    multiply_panel(
-        static_cast<const uint8_t*>(inputs) + row / kernels_.tile_rows * tile_bytes(product.k),
-        static_cast<const uint8_t*>(weights) + index % num_panels * panel_bytes(product.k), part,
-        c + row * product.c_stride + column, nullptr);
-  });
+  for_each_item(
+      threads_, ceil_div(tiles * kernels_.tile_rows, block) * num_panels, [&](int64_t index) {
+        const int64_t column = index % num_panels * kernels_.panel_rows,
+                      row = index / num_panels * block;
+        const Product part = {std::min(block, product.m - row),
+                              std::min(kernels_.panel_rows, product.n - column), product.k,
+                              product.c_stride};
+        multiply_panel(
+            static_cast<const uint8_t*>(inputs) + row / kernels_.tile_rows * tile_bytes(product.k),
+            static_cast<const uint8_t*>(weights) + index % num_panels * panel_bytes(product.k),
+            part, c + row * product.c_stride + column, nullptr);
+      });
   return true;
 }
 
@@ -136,7 +136,7 @@ void PanelEngine::run_gated(const GatedProduct& product, const void* inputs, con
                             const void* up, void* out) {
   const int64_t groups = product.n / kGroup, blocks = ceil_div(product.m, kGatedRows);
   const int64_t bytes = panel_bytes(product.k);
-  for_each(blocks * groups, [&](int64_t index) {
+  for_each_item(threads_, blocks * groups, [&](int64_t index) {
     alignas(64) float gated[kGatedRows * kGroup], factors[kGatedRows * kGroup];
     const int64_t group = index % groups, first = index / groups * kGatedRows;
     const Product part = {std::min(kGatedRows, product.m - first), kernels_.panel_rows, product.k,
@@ -160,24 +160,6 @@ void PanelEngine::run_gated(const GatedProduct& product, const void* inputs, con
                           at + row / kernels_.tile_rows * tile_bytes(product.width));
     }
   });
-}
-
-/// body(i) for each i in [0, count), whatever the number of threads that come.
-void PanelEngine::for_each(int64_t count, const std::function<void(int64_t)>& body) const {
-  struct Work {
-    std::atomic<int64_t> next{0};
-    int64_t count;
-    const std::function<void(int64_t)>& body;
-  } work{{}, count, body};
-  const auto take = [](void* arg, int32_t) {
-    auto& shared = *static_cast<Work*>(arg);
-    for (int64_t i = shared.next++; i < shared.count; i = shared.next++) shared.body(i);
-  };
-  if (parallel_ == nullptr || threads_ == 1) {
-    take(&work, 0);
-  } else {
-    parallel_(parallel_user_, threads_, take, &work);
-  }
 }
 
 }  // namespace tsp::ggml_adapter

@@ -3,26 +3,25 @@
 // table of them has. The same bits for any number of threads.
 #pragma once
 
-#include <functional>
 #include <string>
 
 #include "adapters/ggml/linear_engine.h"
 #include "adapters/ggml/panels/kernels.h"
-#include "tokensparse/context.h"
+#include "adapters/ggml/parallel_items.h"
 
 namespace tsp::ggml_adapter {
 
 class PanelEngine final : public LinearEngine {
  public:
-  PanelEngine(const panels::Kernels& kernels, int32_t threads, tsp_parallel_fn parallel, void* user)
-      : kernels_(kernels), threads_(threads), parallel_(parallel), parallel_user_(user) {}
+  PanelEngine(const panels::Kernels& kernels, const Threads& threads)
+      : kernels_(kernels), threads_(threads) {}
 
   std::string description() const override {
     return std::string(kernels_.arithmetic) + " (" + kernels_.instructions + ")";
   }
   bool rounds() const override { return true; }
   bool pays_off() const override { return !kernels_.loses_to_amx || !panels::has_amx_bf16(); }
-  void set_threads(int32_t threads) override { threads_ = threads; }
+  void set_threads(int32_t threads) override { threads_.count = threads; }
 
   size_t weight_bytes(int64_t rows, int64_t k) const override;
   size_t input_bytes(int64_t rows, int64_t k) const override;
@@ -35,6 +34,7 @@ class PanelEngine final : public LinearEngine {
   int64_t gated_columns() const override { return panels::kGroup; }
   void run_gated(const GatedProduct& product, const void* inputs, const void* gate, const void* up,
                  void* out) override;
+  Normalise normalise() const override { return kernels_.normalise; }
   size_t scratch_bytes() const override { return 0; }
 
  private:
@@ -43,12 +43,9 @@ class PanelEngine final : public LinearEngine {
   int64_t pass_of(int64_t groups) const;
   void multiply_panel(const uint8_t* tiles, const uint8_t* panel, const Product& product, float* c,
                       const uint8_t* next) const;
-  void for_each(int64_t count, const std::function<void(int64_t)>& body) const;
 
   const panels::Kernels& kernels_;
-  int32_t threads_;
-  tsp_parallel_fn parallel_;
-  void* parallel_user_;
+  Threads threads_;
 };
 
 }  // namespace tsp::ggml_adapter
