@@ -78,9 +78,13 @@ def work(jobs, folder, part, parts, make_engine, texts, ask, deadline):
                     continue
                 if time.monotonic() > deadline:
                     return False
-                made = made or prompts.make(
-                    task, job.length, index, texts, engine.tokenizer, engine.limit
-                )
+                try:
+                    made = made or prompts.make(
+                        task, job.length, index, texts, engine.tokenizer, engine.limit
+                    )
+                except prompts.PromptError as error:
+                    print(f"{key[0]} is left out: {error}", file=sys.stderr)
+                    break
                 store.add(ask(engine, made, name, setting))
     return True
 

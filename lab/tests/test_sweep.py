@@ -66,6 +66,13 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path, t
     assert sweep.merge(sorted(tmp_path.glob("j-*.jsonl")), tmp_path / "all.jsonl") == 16
 
 
+def test_a_prompt_that_its_length_cannot_hold_is_left_out_and_said(tmp_path, tokenizer, texts, capsys):
+    (job,) = jobs_of(tmp_path, {"tasks": ["code_parameters", "vt"], "length": 600, "n": 1})
+    done, asked, _ = run(tmp_path, tokenizer, texts, [job])
+    assert done and [(key, name) for _, key, name, _ in asked] == [("vt/600/0", "dense"), ("vt/600/0", "a")]
+    assert "code_parameters/600/0 is left out: length: " in capsys.readouterr().err
+
+
 def asked_key(asked):
     return [(key, name) for _, key, name, _ in asked]
 
