@@ -5,16 +5,19 @@ XAttention (arXiv 2503.16428), FlexPrefill (arXiv 2502.20766), mean-pooled block
 vertical-slash (arXiv 2407.02490) and the same with a cumulative budget, and the true mass of each
 block, which no estimate beats. Whole prompts only. What each means: include/tokensparse/estimate.h.
 """
+import functools
 import inspect
 import math
+import sys
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 from lab.engines import EngineError
 
 BLOCK = 128
-GROUPS = 12  # of query blocks computed as one batch each
+HEADS = 3  # whose gathered keys are in memory together
 
 
 def _padded(x):
@@ -214,35 +217,80 @@ def chosen(q, k, scale, pattern):
 def attend(q, k, v, scale, chosen):
     """A whole prompt in chosen blocks. Output, and pairs a head (a tensor of one).
 
-    Query blocks of all heads are sorted by how many key blocks they read, and groups of about the
-    same number are gathered and computed as one batch.
+    Each query block is a sequence of its own, of the key blocks it reads. Its own block is the last of
+    them, so what it may see is what the last rows of a sequence see: causal, no mask.
     """
     heads, length, dim = q.shape
     group, count = heads // k.shape[0], chosen.shape[-1]
-    q = _padded(q).reshape(heads * count, BLOCK, dim)
+    q = _padded(q).reshape(heads, count, BLOCK, dim)
     k, v = (_padded(x).reshape(-1, BLOCK, dim) for x in (k, v))
+    out = (_ragged if q.is_cuda and q.element_size() == 2 and _trusted() else _by_width)(q, k, v, scale, chosen, group)
+    # Rows of a block see all of its blocks but the last one, and of that one their own part.
+    inside = torch.full((count,), float(BLOCK), device=q.device, dtype=torch.float64)
+    inside[-1] -= -length % BLOCK
+    others = (chosen.sum(-1) - 1) * BLOCK
+    pairs = (others * inside + inside * (inside + 1) / 2).sum()
+    return out.reshape(heads, -1, dim)[:, :length], pairs / heads
+
+
+def _by_width(q, k, v, scale, chosen, group):
+    """Query blocks of all heads that read as many key blocks are one batch."""
+    heads, count, _, dim = q.shape
+    q = q.reshape(heads * count, BLOCK, dim)
     out = torch.empty_like(q)
     reads = chosen.sum(-1).reshape(-1)
-    order = reads.argsort()
+    order = reads.argsort(stable=True)
     ordered = torch.argsort(~chosen.reshape(heads * count, count), dim=-1, stable=True)
-    parts = order.split(-(-len(order) // GROUPS))
-    widths = torch.stack([reads[part[-1]] for part in parts]).tolist()
-    row = torch.arange(BLOCK, device=q.device)
-    pairs = torch.zeros((), device=q.device, dtype=torch.float64)
-    for part, width in zip(parts, widths):
-        at = ordered[part, :width]
-        there = torch.arange(width, device=q.device) < reads[part, None]
-        head, block = part // count, part % count
-        keys = ((head // group) * count)[:, None] + at
-        column = (at[:, :, None] * BLOCK + row).reshape(len(part), 1, -1)
-        mine = (block[:, None] * BLOCK + row)[:, :, None]
-        mask = (column <= mine) & there.repeat_interleave(BLOCK, 1)[:, None]
-        pairs += (mask & (mine < length)).sum()
+    numbers = torch.bincount(reads, minlength=count + 1).tolist()
+    for width, part in enumerate(order.split(numbers)):
+        if not len(part):
+            continue
+        keys = ((part // count // group) * count)[:, None] + ordered[part, :width]
         near_k, near_v = (x[keys].reshape(len(part), 1, -1, dim) for x in (k, v))
-        out[part] = F.scaled_dot_product_attention(
-            q[part][:, None], near_k, near_v, attn_mask=mask[:, None], scale=scale
-        )[:, 0].to(out.dtype)
-    return out.reshape(heads, -1, dim)[:, :length], pairs / heads
+        causal = causal_lower_right(BLOCK, width * BLOCK)
+        got = F.scaled_dot_product_attention(
+            q[part][:, None], near_k, near_v, attn_mask=causal, scale=scale
+        )
+        out[part] = got[:, 0].to(out.dtype)
+    return out
+
+
+def _ragged(q, k, v, scale, chosen, group):
+    """All query blocks of a few heads in one launch: sequences of different lengths."""
+    heads, count, _, dim = q.shape
+    out = torch.empty_like(q)
+    for begin in range(0, heads, HEADS):
+        some = chosen[begin : begin + HEADS]
+        head, _, block = some.nonzero(as_tuple=True)
+        keys = (head + begin) // group * count + block
+        near_k, near_v = (x[keys].reshape(-1, 1, dim) for x in (k, v))
+        ends = F.pad(some.sum(-1).reshape(-1).cumsum(0), (1, 0)) * BLOCK
+        rows = torch.arange(len(ends), device=q.device) * BLOCK
+        got = torch.ops.aten._flash_attention_forward(
+            q[begin : begin + HEADS].reshape(-1, 1, dim), near_k, near_v, rows.int(), ends.int(),
+            BLOCK, count * BLOCK, 0.0, True, False, scale=scale,
+        )[0]  # fmt: skip
+        out[begin : begin + HEADS] = got.reshape(-1, count, BLOCK, dim)
+    return out
+
+
+@functools.cache
+def _trusted():
+    """Whether this torch's kernel for sequences of different lengths gives what the other way does."""
+    make = torch.Generator(device="cuda").manual_seed(1)
+    q = torch.randn(4, 9, BLOCK, 64, device="cuda", dtype=torch.bfloat16, generator=make)
+    k = torch.randn(2 * 9, BLOCK, 64, device="cuda", dtype=torch.bfloat16, generator=make)
+    some = torch.rand(4, 9, 9, device="cuda", generator=make) < 0.4
+    chosen = _finished(some, 0)
+    try:
+        ours = _ragged(q, k, k, 0.125, chosen, 2)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        print(f"blocks: no ragged attention: {error}", file=sys.stderr)
+        return False
+    other = _by_width(q, k, k, 0.125, chosen, 2).reshape(ours.shape)
+    good = bool((ours.float() - other.float()).abs().max() < 0.02)
+    print(f"blocks: ragged attention {'agrees' if good else 'differs'}", file=sys.stderr, flush=True)
+    return good
 
 
 def allowed(q, k, scale, pattern):
