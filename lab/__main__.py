@@ -128,20 +128,39 @@ def _sweep(args):
         print(f"stopped after {args.minutes} minutes; run it again to go on", file=sys.stderr)
 
 
-def _recommend(args):
+def _asked(args):
+    """(engine, ask) of a search that asks nothing: it decides by what the results hold."""
+    from lab.engines.hugging_face import numbers
+
+    header, rows, _ = results.read(args.results)
+    engine = argparse.Namespace(model=numbers(args.model), subject=header)
+
+    def ask(settings, n):
+        return recommend.merged([row for row in rows if prompts.index_of(row["prompt"]) < n], settings)
+
+    return engine, ask
+
+
+def _asking(args, late):
+    """(engine, ask) of a search: ask(settings, n) asks what the results do not hold, until late() says so."""
     engine = _open_engine(args)
     store = results.Store(args.results, engine.subject)
 
     def ask(settings, n):
         args.n = n
         for prompt in _prompts(args, engine.tokenizer, engine.limit):
-            if search.late():
+            if late():
                 break
             for name, setting in {table.DENSE: {}, **settings}.items():
                 if not store.has(prompt.key, name):
                     store.add(_row(engine, prompt, name, setting, False))
         return recommend.merged(results.read(args.results)[1], settings)
 
+    return engine, ask
+
+
+def _recommend(args):
+    engine, ask = _asked(args) if args.decide else _asking(args, lambda: search.late())
     limits = recommend.Limits(args.points, args.loss)
     minutes = None if args.hours is None else 60 * args.hours
     say = lambda text: print(text, file=sys.stderr, flush=True)

@@ -43,6 +43,7 @@ def parser():
     search.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
     search.add_argument("--points", type=float, default=1.0, help="points that may be lost at most")
     search.add_argument("--loss", type=float, default=0.02, help="loss that may be added at most")
+    search.add_argument("--decide", action="store_true", help="ask nothing: decide by what the results hold")
     search.add_argument("--hours", type=float, help="stop after so long, and say what is undecided")
     train = verbs.add_parser("controller", help="train what the method adore ranks tokens by")
     train.add_argument("model")

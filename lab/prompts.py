@@ -35,6 +35,11 @@ class Prompt:
         return hashlib.sha256(text).hexdigest()[:12]
 
 
+def index_of(key):
+    """Of a prompt's key, which index it is of."""
+    return int(key.rsplit("/", 1)[1])
+
+
 class Tokenizer:
     """What making prompts needs of a Hugging Face tokenizer."""
 

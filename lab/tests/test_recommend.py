@@ -2,9 +2,12 @@
 import dataclasses
 import json
 import random
+import sys
+import types
 
 import pytest
 
+from lab import __main__ as program
 from lab import recommend, results, table
 
 MODEL = {"name": "m", "num_layers": 24, "num_heads": 14, "num_kv_heads": 2, "head_dim": 64}
@@ -136,3 +139,21 @@ def test_results_hold_what_a_table_needs(tmp_path):
     store.close()
     (line,) = table.lines(results.read(tmp_path / "r.jsonl")[1])
     assert line.exact != line.exact  # no right answers to give: not a number
+
+
+def test_what_was_asked_by_others_is_decided_without_asking(tmp_path, monkeypatch, capsys):
+    numbers = types.SimpleNamespace(numbers=lambda path: MODEL)
+    monkeypatch.setitem(sys.modules, "lab.engines.hugging_face", numbers)
+    store = results.Store(tmp_path / "r.jsonl", {"model": "m", "engine": "e", "device": "d"})
+    for index in range(40):
+        for name, pairs, loss in (("dense", 1.0, 0.5), ("coverage 0.05", 0.4, 0.5), ("coverage 0.1", 0.3, 0.6)):
+            row = {"prompt": f"vt/8192/{index}", "task": "vt", "length": 8192, "setting": name, "loss": loss}
+            store.add({**row, "exact": 1.0, "score": None, "seconds": 1.0, "pairs": pairs, "kept": 1.0})
+    store.close()
+    words = ["recommend", "M", "--decide", "--results", tmp_path / "r.jsonl", "--out", tmp_path / "s.json"]
+    monkeypatch.setattr(sys, "argv", ["lab", *map(str, words), "--length", "8192", "--tasks", "vt"])
+    assert program.main() == 0
+    read = json.loads((tmp_path / "s.json").read_text())
+    assert (read["coverage"], read["accuracy"]["n"], read["accuracy"]["device"]) == (0.05, 40, "d")
+    said = capsys.readouterr().err
+    assert "n 10 a task: coverage 0.1: " in said and said.count("coverage 0.1:") == 1  # out at once
