@@ -304,8 +304,10 @@ def _document(args):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         setting = results.load(path)
-        header, rows = _rows(document.files(args.results))
-        setting["accuracy"] = {**setting.get("accuracy", {}), **document.costs(setting, header, rows)}
+        patterns = args.results or setting.get("accuracy", {}).get("results", [])
+        header, rows = _rows(document.files(patterns))
+        costs = {**document.costs(setting, header, rows), "results": patterns}
+        setting["accuracy"] = {**setting.get("accuracy", {}), **costs}
         made = json.dumps(setting, indent=2) + "\n"
     else:
         made = document.renewed(text, lambda words: _table(arguments.parser().parse_args(["table", *words]))[1])

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """A model in transformers: chunks, teacher forcing, generation. What two engines share."""
 import concurrent.futures
+import json
 import pathlib
 import time
 from unittest import mock
 
 import numpy as np
+import tokenizers
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -22,17 +24,43 @@ def _where(path):
     return {"pretrained_model_name_or_path": str(path)}
 
 
+def by_merges(spec):
+    """A tokenizer of SentencePiece's scores, as transformers reads it from a GGUF file, as what it is.
+
+    Such a file's scores are ranks of merges ("llama" is byte-pair encoding in GGUF), not the
+    probabilities that transformers takes them for, which cuts words into shreds.
+    """
+    pieces = spec["model"]["vocab"]
+    vocab = {piece: at for at, (piece, _) in enumerate(pieces)}
+    merges = []
+    for piece, score in pieces:
+        halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+        merges += [(-score, *pair) for pair in halves if pair[0] in vocab and pair[1] in vocab]
+    merges.sort(key=lambda merge: merge[0])
+    model = {"type": "BPE", "unk_token": pieces[spec["model"]["unk_id"]][0], "fuse_unk": True,
+             "byte_fallback": True, "vocab": vocab, "merges": [pair for _, *pair in merges]}  # fmt: skip
+    return {**spec, "model": model}
+
+
+def _tokenizer(where):
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    spec = json.loads(tokenizer.backend_tokenizer.to_str()) if "gguf_file" in where else {}
+    if spec.get("model", {}).get("type") == "Unigram":
+        tokenizer._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(by_merges(spec)))
+    return tokenizer
+
+
 def tokenizer_of(path, raw=False):
     """(tokenizer, longest prompt) of a model."""
     where = _where(path)
     limit = AutoConfig.from_pretrained(**where).max_position_embeddings
-    return Tokenizer(AutoTokenizer.from_pretrained(**where), raw), limit
+    return Tokenizer(_tokenizer(where), raw), limit
 
 
 def load(path, attention, device, raw=False):
     """(model, tokenizer) of a Hugging Face folder, or of a GGUF file dequantised to bf16."""
     where = _where(path)
-    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(**where), raw)
+    tokenizer = Tokenizer(_tokenizer(where), raw)
     model = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.bfloat16, attn_implementation=attention
     )
@@ -58,7 +86,7 @@ def convert(path, folder):
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    _tokenizer(where).save_pretrained(folder)
 
 
 def numbers(path, config=None):

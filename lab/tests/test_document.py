@@ -48,7 +48,8 @@ def test_a_setting_file_gets_what_its_setting_costs(tmp_path, measured, monkeypa
     assert lab(monkeypatch, "document", file, measured) == 0
     accuracy = json.loads(file.read_text())["accuracy"]
     assert accuracy["weights"] == "w" and accuracy["tasks"] == ["vt"]
-    assert accuracy["by_length"]["8192"]["n"] == 5
+    assert accuracy["by_length"]["8192"]["n"] == 5 and accuracy["results"] == [str(measured)]
+    assert lab(monkeypatch, "document", file, "--check") == 0  # it knows its results
     assert accuracy["by_length"]["8192"]["loss"]["mean"] == pytest.approx(0.1)
     file.write_text(json.dumps({**setting, "band": 128}))
     assert lab(monkeypatch, "document", file, measured) == 1  # no results of this one
@@ -64,3 +65,9 @@ def test_the_tables_of_the_documents_are_those_of_the_results(page, monkeypatch)
     monkeypatch.chdir(ROOT)
     assert document.MARKED.search((ROOT / page).read_text())
     assert lab(monkeypatch, "document", page, "--check") == 0
+
+
+@pytest.mark.parametrize("name", [file.name for file in sorted((ROOT / "settings").glob("*.json"))])
+def test_the_costs_in_setting_files_are_those_of_the_results(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert lab(monkeypatch, "document", f"settings/{name}", "--check") == 0

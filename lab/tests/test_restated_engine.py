@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The restated engine inside small models of transformers, against attention of their own."""
+import json
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -65,3 +67,13 @@ def test_a_setting_by_layer(monkeypatch):
     assert engine.measure(PROMPT, {**base, "min_keys": 500}).loss == none.loss
     with pytest.raises(EngineError, match="by_layer"):
         engine.measure(PROMPT, {**base, "by_layer": {"4": {}}})
+
+
+def test_scores_of_a_gguf_file_are_ranks_of_merges():
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = ["<unk>", "a", "b", "c", "d", "ab", "cd", "abc", "abcd"]
+    spec = json.loads(tokenizers.Tokenizer(tokenizers.models.Unigram([(p, -float(i**3)) for i, p in enumerate(pieces)], 0)).to_str())
+    assert tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("abcd").tokens == list("abcd")  # as transformers reads it
+    made = tokenizers.Tokenizer.from_str(json.dumps(hugging_face.by_merges(spec)))
+    assert made.encode("abcd").tokens == ["abcd"] and made.encode("dabc").tokens == ["d", "abc"]
+    assert made.encode("bcd").tokens == ["b", "cd"] and made.decode(made.encode("dabc").ids).replace(" ", "") == "dabc"
