@@ -6,7 +6,8 @@ MODEL is a folder, or `random` for Qwen2.5-1.5B's shape with random weights: rig
 --keep says how many tokens stay, and for comparing exact tokens, but not for what a vote keeps.
 vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix cache. The parts:
   stock         vLLM's own kernel, everything twice: what two runs of the same differ by
-  ours          exact; sparse (--coverage in all layers but the first and last); kept (--keep instead)
+  ours          exact; sparse (--coverage in all layers but the first and last); kept (--keep instead);
+                blocks (sparse, and of the tokens it keeps xattention's blocks)
                 of each: time to first token by length, greedy tokens of prompts, of a mixed batch, of
                 that batch from the prefix cache and of 64 requests at once, memory
   turns         exact in turns with the same engine without anything of ours: what the plugin costs
@@ -53,7 +54,7 @@ SMALL = {"tokens": [4096, 16384], "eager": True, "repeat": 2}
 # Of each part its script, what is asked of it, and its environment.
 PARTS = {
     "stock": ("vllm_engines.py", {"modes": ["stock", "stock again"]}, {}),
-    "ours": ("vllm_engines.py", {"modes": ["exact", "sparse", "kept"]}, {}),
+    "ours": ("vllm_engines.py", {"modes": ["exact", "sparse", "kept", "blocks"]}, {}),
     "turns": ("vllm_engines.py", {"modes": ["exact"]}, {}),
     "runner-stock": ("vllm_engines.py", {"modes": ["stock"], **SMALL}, {"runner": 1}),
     "runner-ours": ("vllm_engines.py", {"modes": ["exact", "kept"], **SMALL}, {"runner": 1}),
@@ -68,6 +69,7 @@ PAIRS = [
     (("ours", "exact"), ("stock", "stock")),
     (("ours", "sparse"), ("stock", "stock")),
     (("ours", "kept"), ("stock", "stock")),
+    (("ours", "blocks"), ("stock", "stock")),
     (("runner-ours", "exact"), ("runner-stock", "stock")),
     (("runner-ours", "kept"), ("runner-stock", "stock")),
     (("http", "sparse"), ("http-stock", "stock")),

@@ -20,6 +20,8 @@ def variables_of(mode, asked):
         return {"TOKENSPARSE_COVERAGE": str(asked["coverage"])}
     if mode == "kept":
         return {"TOKENSPARSE_KEEP": str(asked["keep"])}
+    if mode == "blocks":  # of the tokens that sparse keeps
+        return {**variables_of("sparse", asked), "TOKENSPARSE_BLOCKS": "xattention"}
     if mode == "full graphs":  # sparse at every length, were it not for the graphs
         return {"TOKENSPARSE_KEEP": str(asked["keep"]), "TOKENSPARSE_MIN_KEYS": "0",
                 "TOKENSPARSE_MIN_ROWS": "2"}

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tokensparse import Selection, Setting, Unsupported, prefill
+from tokensparse import InvalidArgument, Selection, Setting, prefill
 from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
 from tokensparse._report import Counts, LayerReport, Report
 from tokensparse.vllm import metrics, planned, report, steps, tally, worker_configure
@@ -148,28 +148,36 @@ def planned_call(kv_heads=2, **changes):
         call(query, tuple(pages), output, tallies.address(slot))
         tallies.follow()
     assert tallies.behind() == tallies.read()
-    expected, kept = [], []
+    expected, kept, computed = [], [], []
     for request, (rows, keys) in enumerate(((slice(5, 105), 200), (slice(105, 175), 200))):
         k, v = (x[15 * request : 15 * request + 15].flatten(0, 1)[:keys] for x in pages)
         options = dict(keep=0.5, min_tokens=16, window=16, share=setting.share)
         options.update(dropped=setting.dropped, sink=setting.sink, band=setting.band)
-        out, sets = prefill(query[rows], k, v, return_selection=True, **options)
+        if setting.blocks:
+            blocks = dict(setting.blocks)
+            options.update(pattern=blocks.pop("pattern"), pattern_options=blocks)
+        out, sets, pairs = prefill(
+            query[rows], k, v, return_selection=True, return_pairs=True, **options
+        )
         expected.append(out)
         kept.append(sets)
+        computed.append(pairs)
     assert output[:5].isnan().all()
     torch.testing.assert_close(output[5:], torch.cat(expected))
     near = setting.sink + setting.band if setting.dropped == "local" else 0
     pairs = sum(
         computed_pairs(sets, [size], near) for sets, size in zip(kept, ((100, 200), (70, 200)))
     )
+    assert sum(computed) < pairs if setting.blocks else sum(computed) == pytest.approx(pairs)
     found = LayerReport(1, named=True)
     found.count_tallied(call.counts)
     kept_tokens, pairs_of_heads = tallies.read()[slot]
     found = found.with_tally(kept_tokens, pairs_of_heads / 4)
     assert kept_tokens == sum(int(sets.kept[0]) for sets in kept) < 400
     assert Report([found]).pairs_share == pytest.approx(
-        pairs / (dense_pairs(100, 200) + dense_pairs(70, 200))
+        sum(computed) / (dense_pairs(100, 200) + dense_pairs(70, 200))
     )
+    assert not call.uncounted  # the host counts what blocks leave of them
     assert (found.served, found.query_tokens, found.key_tokens) == (2, 170, 400)
     tallies.forget()
     assert (tallies.used, tallies.counters.sum()) == (0, 0)
@@ -181,9 +189,12 @@ def test_a_planned_call_is_prefill_and_counts_itself():
     planned_call(kv_heads=1, share="layer", dropped="zero")
 
 
-def test_blocks_are_refused_by_name():
-    with pytest.raises(Unsupported, match="blocks: vLLM on a GPU does not serve block patterns"):
-        planned_call(dropped="zero", blocks="pooled")
+def test_a_planned_call_reads_by_blocks():
+    planned_call(dropped="zero", blocks="pooled,block=16,threshold=0.4")
+    pattern = "xattention,block=16,stride=8,threshold=0.4"
+    planned_call(dropped="local", band=20, share="layer", blocks=pattern)
+    with pytest.raises(InvalidArgument, match="share"):
+        planned_call(dropped="zero", blocks="pooled,share=layer")
 
 
 def test_one_head_moves_by_whole_rows():

@@ -218,7 +218,7 @@ def check(folder, device):
     assert (layer.served, layer.key_tokens, layer.kept_share) == (0, 365, 1)
     backend.step([(1, 700)], replayed=True)
     assert not any(layer.stock for layer in tokensparse.vllm.report())
-    with environment(
+    sparse = dict(
         TOKENSPARSE_KEEP="0.5",
         TOKENSPARSE_SHARE="kv_group",
         TOKENSPARSE_MIN_TOKENS="64",
@@ -227,13 +227,24 @@ def check(folder, device):
         TOKENSPARSE_DROPPED="zero",
         TOKENSPARSE_WINDOW="32",
         TOKENSPARSE_SPARSE_LAYERS="1-2",
-    ):
-        backend = Backend(settings, device)
+    )
     options = dict(keep=0.5, share="kv_group", min_tokens=64, window=32)
-    for requests in STEPS.values():
-        expect_sparse(backend, requests, options)
-        _, _, kept = backend.report()
-        assert kept is None or 0.4 < kept < 0.95, kept
+    for text, blocks in (
+        ("none", {}),
+        (
+            "xattention,threshold=0.4",
+            dict(pattern="xattention", pattern_options=dict(threshold=0.4)),
+        ),
+    ):
+        with environment(**sparse, TOKENSPARSE_BLOCKS=text):
+            backend = Backend(settings, device)
+        for requests in STEPS.values():
+            expect_sparse(backend, requests, {**options, **blocks})
+            uncounted = backend.impl.tokensparse.served.report.uncounted
+            served, _, kept = backend.report()
+            assert kept is None or 0.4 < kept < 0.95, kept
+            # Blocks are not in a GPU's count of pairs.
+            assert uncounted == bool(blocks and served and device != "cpu")
 
 
 if __name__ == "__main__":  # as a part of bench/vllm_cuda.py, which asks for nothing

@@ -61,13 +61,14 @@ class Prompts:
     Attributes:
       starts, seq_lens: see `steps.plan`.
       seen: whether a layer has come by. In a replayed CUDA graph none does.
+      captured: whether a CUDA graph records them.
       steps: by what settings ask for.
       planned: the calls, by the number of the run and by all that layers may differ in.
     """
 
     def __init__(self, starts: list[int], seq_lens: list[int]) -> None:
         self.starts, self.seq_lens = starts, seq_lens
-        self.seen = False
+        self.seen = self.captured = False
         self.steps: dict[Any, Step] = {}
         self.planned: dict[Any, Planned] = {}
 
@@ -175,9 +176,9 @@ class CUDAImpl(FlashAttentionImpl):
             report.stock[self._never or SHORT] += 1
             return None
         if not prompts.seen:
-            prompts.seen = True
+            prompts.seen, prompts.captured = True, _captures(query)
             publish_behind()
-        if _captures(query):
+        if prompts.captured:
             return None
         step = self._step(prompts, metadata, query, kv_cache)
         if step is None or not step.prompts:
@@ -257,6 +258,9 @@ class CUDAImpl(FlashAttentionImpl):
                     )
                 call(query, cache, output, tally)
                 report.count_tallied(call.counts)
+                if call.uncounted:
+                    report.uncounted = True
+                    layer.tallies.add_kept(layer.slot, call.kept)
         except Unsupported as error:  # a shape that the backend cannot serve
             report.stock[str(error)] += 1
             return str(error)

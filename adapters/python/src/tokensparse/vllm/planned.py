@@ -11,9 +11,10 @@ import torch
 
 from .. import _library
 from .._arrays import Paged
-from .._call import Call, choice
+from .._blocks import pattern_of
+from .._call import Call, choice, num_sets
 from .._context import Context
-from .._library import Unsupported, check, lib
+from .._library import check, lib
 from .._report import Counts
 from ..setting import Setting
 from .steps import Run
@@ -70,6 +71,17 @@ def whole_strides(pages: torch.Tensor) -> torch.Tensor:
     return pages.as_strided(pages.shape, strides, pages.storage_offset())
 
 
+def add_pattern(
+    params: Any, setting: Setting, heads: int, kv_heads: int, owners: list[Any]
+) -> None:
+    """The setting's block pattern, if it has one; `owners` keep its memory."""
+    if setting.blocks:
+        options = dict(setting.blocks)
+        kind = options.pop("pattern")
+        sets = num_sets(options.get("share", "head"), heads, kv_heads)
+        params.pattern = pattern_of(kind, sets, options, owners)
+
+
 class Planned:
     """The call of a run of requests, the same for all sparse layers but for addresses.
 
@@ -79,7 +91,7 @@ class Planned:
       block_table: of the whole batch.
 
     Raises:
-      Unsupported: the backend does not serve such tensors, or the setting has blocks.
+      Unsupported: the backend does not serve such tensors or blocks.
     """
 
     def __init__(
@@ -92,8 +104,6 @@ class Planned:
         block_table: torch.Tensor,
         output: torch.Tensor,
     ) -> None:
-        if setting.blocks:
-            raise Unsupported("blocks: vLLM on a GPU does not serve block patterns")
         self.room = room_of(query.device)
         call = self._call = Call("prefill", self.room.context)
         params = call.params
@@ -108,6 +118,13 @@ class Planned:
         precision = setting.products(str(query.dtype))
         params.precision = choice("precision", precision, _library.PRECISIONS)
         table = block_table[run.first : run.past]
+        add_pattern(params, setting, query.shape[1], pages[0].shape[2], call.owners)
+        # On a GPU nobody counts the pairs that blocks leave; the kept tokens are told, not added up.
+        self.uncounted = bool(setting.blocks) and query.is_cuda
+        self.kept: torch.Tensor | None = None
+        if self.uncounted:
+            self.kept = query.new_empty(run.past - run.first, dtype=torch.int32)
+            params.selected.kept = self.kept.data_ptr()
         call.give("q", query[run.rows], "q")
         call.give("k", Paged(whole_strides(pages[0]), table), "k")
         call.give("v", Paged(whole_strides(pages[1]), table), "v")
@@ -133,12 +150,12 @@ class Planned:
         """Attends in one layer.
 
         Args:
-          tally: address of the layer's two counters.
+          tally: address of the layer's two counters; what blocks leave is not added to them.
         """
         self._q.data = query.data_ptr() + self._q_start
         self._k.data, self._v.data = pages[0].data_ptr(), pages[1].data_ptr()
         self._out.data = output.data_ptr() + self._out_start
-        self._params.tally = tally
+        self._params.tally = None if self.uncounted else tally
         check(lib.tsp_prefill(self._handle, self._params))
 
 
@@ -164,6 +181,8 @@ def reserve(
     params.sink, params.band = setting.sink, setting.band
     params.share = choice("share", setting.share, _library.SHARES)
     params.dropped = choice("dropped", setting.dropped, _library.DROPPED)
+    owners: list[Any] = []
+    add_pattern(params, setting, heads, kv_heads, owners)
     size = ctypes.c_size_t()
     check(lib.tsp_prefill_workspace(room.context.handle, params, size))
     _spare[query.device] = torch.empty(size.value + 64, dtype=torch.uint8, device=query.device)

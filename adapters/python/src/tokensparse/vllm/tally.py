@@ -30,6 +30,10 @@ class Tallies:
         """Where the library adds to a slot."""
         return self.counters.data_ptr() + 16 * slot
 
+    def add_kept(self, slot: int, kept: torch.Tensor) -> None:
+        """Adds a call's kept tokens, [sequences], that it told and did not add itself."""
+        self.counters[slot, 0].add_(kept.sum())
+
     def follow(self) -> None:
         """Brings the copy up to date once the GPU has done what it was given so far."""
         self._copy[: self.used].copy_(self.counters[: self.used], non_blocking=True)
