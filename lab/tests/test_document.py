@@ -60,7 +60,7 @@ def test_results_that_are_not_there_are_named():
         document.files(["nothing-*.jsonl"])
 
 
-@pytest.mark.parametrize("page", ["docs/accuracy.md", "docs/relatives.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/accuracy.md", "docs/relatives.md"])
 def test_the_tables_of_the_documents_are_those_of_the_results(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert document.MARKED.search((ROOT / page).read_text())

@@ -256,6 +256,11 @@ def test_a_measured_setting_is_found_by_all_numbers_of_the_model():
     assert recommended(model(27, **CODER)) is None
     small = recommended(model(24, num_attention_heads=14, num_key_value_heads=2, hidden_size=896))
     assert small.name == "qwen2.5-coder-0.5b-instruct" and list(small.layers) == list(range(16, 23))
+    gemma = model(18, num_attention_heads=4, num_key_value_heads=1, hidden_size=640, head_dim=256)
+    found = recommended(gemma)
+    assert (found.name, found.coverage, found.layers) == ("gemma-3-270m", 0.02, "all")
+    environ = {"TOKENSPARSE_SETTING": "recommended"}
+    assert setting_from_environment(environ, gemma).name == "gemma-3-270m"
     assert recommended(SimpleNamespace(num_hidden_layers=28)) is None  # too little is known
 
 
