@@ -20,6 +20,7 @@ class HostModel {
       : watch_(watch), layers_(layers), asks_of_weights_(asks_of_weights) {
     for (int layer = 0; layer < layers; ++layer) {
       name(weights_.emplace_back(), "blk.%d.%s.weight", layer, matrix);
+      weights_.back().data = &weights_.back();
     }
   }
 
@@ -33,11 +34,17 @@ class HostModel {
     decode(context);
     return context;
   }
+  /// The host asks about tensors that stand for the weights to come.
   void load() {
-    for (const ggml_tensor& weights : weights_) ask(weights);
+    for (ggml_tensor weights : weights_) {
+      weights.data = nullptr;
+      ask(weights);
+    }
   }
   void decode(int64_t context) {
-    if (asks_of_weights_) load();
+    if (asks_of_weights_) {
+      for (const ggml_tensor& weights : weights_) ask(weights);
+    }
     for (ggml_tensor& cache : caches_[context]) {
       ggml_tensor q{}, keys{}, node{};
       q.ne[1] = 512;
@@ -105,6 +112,16 @@ TEST(HostWatch, AModelThatIsLoadedLater) {
   strange.load();  // by then it has computed
   EXPECT_EQ(watch.num_layers(context), 2);
   EXPECT_EQ(watch.num_layers(strange.make_context()), 9);
+}
+
+TEST(HostWatch, AModelThatIsLoadedBeforeAnotherComputes) {
+  HostWatch watch;
+  HostModel small(watch, 5, "attn_q"), large(watch, 9, "ssm_in");
+  const int64_t context = small.make_context();
+  large.load();  // not a name in common
+  const int64_t other = large.make_context();
+  EXPECT_EQ(watch.num_layers(context), 5);
+  EXPECT_EQ(watch.num_layers(other), 9);
 }
 
 }  // namespace

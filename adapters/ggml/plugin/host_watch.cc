@@ -113,7 +113,9 @@ void HostWatch::asked(const ggml_tensor& node) {
       count_layer(ggml_adapter::layer_of(node), nullptr, cache_of(node));
       break;
     case GGML_OP_MUL_MAT:
-      if (node.src[0] != nullptr) count_layer(layer_of_weights(*node.src[0]), node.src[0], nullptr);
+      // Without data the host is loading it, and asks where to: no context has it yet.
+      if (node.src[0] == nullptr || node.src[0]->data == nullptr) break;
+      count_layer(layer_of_weights(*node.src[0]), node.src[0], nullptr);
       break;
     case GGML_OP_SOFT_MAX:  // under a mask: attention in parts
       if (node.src[1] != nullptr) other_attention_ = true;

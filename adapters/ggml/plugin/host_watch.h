@@ -52,7 +52,7 @@ class HostWatch {
   void count_layer(int32_t layer, const ggml_tensor* weights, const ggml_tensor* cache);
   bool is_of_others(const Model& model, const ggml_tensor& tensor) const;
   mutable std::mutex models_mutex_;
-  std::vector<Model> models_{1};  // of each context; before the first one, of weights being loaded
+  std::vector<Model> models_{1};  // of each context; the first is nobody's
 };
 
 /// Of the model that an attention node belongs to, as far as the node shows it.
