@@ -136,6 +136,18 @@ TEST_P(PanelKernels, GateAsTheOthersDo) {
   }
 }
 
+// Run by no_panels_test on an emulated processor.
+TEST(PanelProcessor, WithoutTheInstructionsIsRefusedByName) {
+  if (!panels::int8_kernels().empty()) GTEST_SKIP() << "this one has them";
+  LinearOptions options;
+  options.kind = LinearKind::kInt8;
+  options.type_traits = ggml_get_type_traits;
+  std::string why;
+  EXPECT_EQ(LinearServer::create(options, why), nullptr);
+  EXPECT_EQ(why,
+            "this processor has neither AVX512-VNNI nor AVX-VNNI (dot product of 8-bit integers)");
+}
+
 INSTANTIATE_TEST_SUITE_P(All, PanelKernels, testing::ValuesIn(all_kernels()),
                          [](const auto& kernels) {
                            std::string name = kernels.param->instructions;

@@ -23,6 +23,13 @@ tsp_test(panel_kernels_test SOURCES ggml/panel_kernels_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(norm_node_test SOURCES ggml/norm_node_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+find_program(TSP_QEMU_X86_64 qemu-x86_64)
+if(TSP_QEMU_X86_64 AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT TOKENSPARSE_SANITIZE)
+  add_test(NAME no_panels_test COMMAND ${TSP_QEMU_X86_64} -cpu Haswell
+           $<TARGET_FILE:panel_kernels_test> --gtest_filter=PanelProcessor.*)
+  set_tests_properties(no_panels_test PROPERTIES
+    LABELS llama PASS_REGULAR_EXPRESSION "OK \\] PanelProcessor")
+endif()
 tsp_test(gated_layers_test SOURCES ggml/gated_layers_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 set(slow_waiting adapter_test int8_linear_test gated_layers_test)
