@@ -16,6 +16,7 @@ import transformers
 
 import tokensparse.transformers as ts
 
+MODES = ("stock", "exact", "sparse")
 QWEN_05B = dict(
     vocab_size=151936,
     hidden_size=896,
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--text", help="file to take the prompt from; random tokens without it")
     parser.add_argument("--setting", default="built-in", help="file of the sparse mode")
     for key, kind in (("coverage", float), ("keep", float), ("layers", str), ("min-rows", int)):
@@ -78,6 +80,7 @@ def main():
         "exact": (ts.NAME, sparse.exact),
         "sparse": (ts.NAME, sparse),
     }
+    modes = {name: modes[name] for name in options.modes}
     for length in options.tokens:
         if text is None:
             ids = torch.randint(1, 50000, (1, length), generator=torch.Generator().manual_seed(1))
