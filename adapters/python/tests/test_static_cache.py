@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_transformers import make
+from test_transformers import make, short_calls_are_ours  # noqa: F401  a fixture
 
 import tokensparse.transformers as ts
 

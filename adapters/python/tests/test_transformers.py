@@ -46,6 +46,11 @@ def no_grad():
         yield
 
 
+@pytest.fixture(autouse=True)
+def short_calls_are_ours(monkeypatch):
+    monkeypatch.setattr(ts, "_serve_pairs", lambda host: 0)
+
+
 def tokens(length=LENGTH, rows=1, seed=3):
     return torch.randint(1, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
 
@@ -92,6 +97,47 @@ def test_bfloat16_is_as_good_as_stock(model):
     assert report[0].served == 1
     ours, theirs = (found - exact).square().mean(), (stock - exact).square().mean()
     assert ours <= 1.5 * theirs
+
+
+@pytest.mark.parametrize("pads", [0, 9])
+def test_exact_calls_of_a_few_rows_are_stock(model, monkeypatch, pads):
+    monkeypatch.setattr(ts, "_serve_pairs", tokensparse._environment.serve_pairs)
+    mask = torch.ones(1, 127, dtype=torch.long)
+    mask[:, :pads] = 0
+    run = lambda length: model(tokens(length), attention_mask=mask[:, :length]).logits[:, pads:]  # noqa: E731
+    found, expected, report = both(model, lambda: run(127))
+    assert torch.equal(found, expected)  # the same code
+    few = tokensparse._report.SMALL
+    assert [(r.served, r.stock, r.kept_share) for r in report] == [(0, {few: 1}, 1)] * 4
+    # From 128 rows on 128 keys they are ours, and whatever TOKENSPARSE_SERVE_ROWS says is.
+    _, _, report = both(model, lambda: model(tokens(128)).logits)
+    assert [r.served for r in report] == [1] * 4
+    monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")
+    _, _, report = both(model, lambda: run(127))
+    assert [r.served for r in report] == [1] * 4
+    # So are sparse ones of any length, in the layers that may be.
+    monkeypatch.delenv("TOKENSPARSE_SERVE_ROWS")
+    ts.configure(model, layers="1-2", keep=0.5, min_keys=0, min_rows=2, min_tokens=16, window=16)
+    try:
+        _, _, report = both(model, lambda: run(127))
+    finally:
+        ts.configure(model, ts.Setting(layers="none"))
+    assert [r.sparse_calls for r in report] == [0, 1, 1, 0]
+
+
+def test_few_rows_on_a_cache_are_stock_under_one_mask(model, monkeypatch):
+    monkeypatch.setattr(ts, "_serve_pairs", tokensparse._environment.serve_pairs)
+    made = []
+    dense = tokensparse._stock.dense_mask
+    monkeypatch.setattr(tokensparse._stock, "dense_mask", lambda *x: made.append(x) or dense(*x))
+
+    def run():
+        cache = transformers.DynamicCache(config=model.config)
+        return torch.cat([model(c, past_key_values=cache).logits for c in tokens(128).split(64, 1)], 1)
+
+    found, expected, report = both(model, run)
+    assert torch.equal(found, expected) and len(made) == 1
+    assert report[0].stock == {tokensparse._report.SMALL: 2}
 
 
 def test_chunks_through_a_cache(model, floor):
@@ -303,13 +349,39 @@ def test_exact_layers_can_be_the_stock_kernels_alone(floor, monkeypatch):
 
 
 def test_what_a_backend_cannot_serve_stays_with_the_stock_kernel(model, monkeypatch):
-    def refuse(*args, **options):
+    def refuse(*args):
         raise tokensparse.Unsupported("head dim 64: not on this backend")
 
-    monkeypatch.setattr(tokensparse.methods.ops, "prefill", refuse)
+    monkeypatch.setattr(tokensparse.methods, "attend", refuse)
     found, expected, report = both(model, lambda: model(tokens()).logits)
     assert torch.equal(found, expected)
     assert report[0].stock == {"head dim 64: not on this backend": 1}
+
+
+def test_the_layers_of_a_forward_share_an_exact_call(model, monkeypatch):
+    made = []
+
+    class Counted(tokensparse.methods.ExactCall):
+        def __init__(self, *args):
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(tokensparse.methods, "ExactCall", Counted)
+    both(model, lambda: model(tokens(rows=2)))
+    assert len(made) == 2  # a row of the batch each
+    # What it was filled in for is what it serves: other shapes, strides or types get their own.
+    made.clear()
+    state = tokensparse.methods.State(ts.Setting(), False, 4, "f32", None)
+    normal = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(len(made)))  # noqa: E731
+    for q in (normal(9, 4, 16), normal(9, 4, 16), normal(4, 9, 16).transpose(0, 1), normal(5, 4, 16)):
+        for x in (q, q.bfloat16()):
+            k, out = normal(12, 2, 16).to(x.dtype), torch.empty(x.shape, dtype=x.dtype)
+            tokensparse.methods.attend(tokensparse.methods.Dense(), x, k, k, out, state)
+            assert torch.equal(out, tokensparse.prefill(x, k, k, coverage=0))
+    assert len(made) == 8
+    for _ in range(3):
+        tokensparse.methods.attend(tokensparse.methods.Dense(), x, k, k, out, state)
+    assert len(made) == 8
 
 
 def test_compiled_forward(model, floor):

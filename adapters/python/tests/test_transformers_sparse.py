@@ -31,18 +31,18 @@ def no_grad():
 def capture(model, layer):
     """q, k, v as the layer's attention saw them, [tokens, heads, dim], and what it returned."""
     seen = {}
-    attend = tokensparse.methods.ops.prefill
+    attend = tokensparse.methods.attend
 
-    def spy(q, k, v, **options):
-        results = attend(q, k, v, **options)
-        seen.setdefault(len(seen), [x.clone() for x in (q, k, v, options["out"])])
+    def spy(choice, q, k, v, out, state):
+        results = attend(choice, q, k, v, out, state)
+        seen.setdefault(len(seen), [x.clone() for x in (q, k, v, out)])
         return results
 
-    tokensparse.methods.ops.prefill = spy
+    tokensparse.methods.attend = spy
     try:
         model(tokens())
     finally:
-        tokensparse.methods.ops.prefill = attend
+        tokensparse.methods.attend = attend
     return seen[layer]
 
 

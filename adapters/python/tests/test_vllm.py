@@ -2,6 +2,7 @@
 """vLLM on the CPU: its engine and its HTTP server with a tiny random model."""
 
 import concurrent.futures
+import importlib.util
 import json
 import os
 import random
@@ -81,7 +82,10 @@ def test_server(model, tmp_path):  # noqa: F811
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    module = "vllm.entrypoints.launchers.api_server.entry"  # from 0.32 on
+    if importlib.util.find_spec("vllm.entrypoints.launchers") is None:
+        module = "vllm.entrypoints.openai.api_server"
+    command = [sys.executable, "-m", module]
     command += ["--model", str(model), "--served-model-name", "tiny", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "2048", "--max-num-batched-tokens", "512"]

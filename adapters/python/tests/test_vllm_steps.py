@@ -44,6 +44,30 @@ def test_a_long_neighbour_changes_no_coverage():
     assert [(run.first, run.past) for run in step.ours] == [(0, 1), (1, 3)]
 
 
+def test_a_few_rows_are_the_engines():
+    # Rows 1, 64 and 100 of sequences of 50, 64 and 100 tokens: 14,096 pairs.
+    starts, seq_lens = [0, 1, 65, 165], [50, 64, 100]
+    step = plan(starts, seq_lens, Setting(), least_pairs=14097)
+    assert (step.ours, step.exact) == ((), ((64, 64), (100, 100)))
+    assert [(run.first, run.past) for run in step.stock] == [(0, 3)]
+    step = plan(starts, seq_lens, Setting(), least_pairs=14096)
+    assert [(run.first, run.past) for run in step.ours] == [(1, 3)] and not step.exact
+    # Beside a request that may be sparse, too.
+    step = plan([0, 64, 2112], [64, 8192], Setting(), least_pairs=14097)
+    assert [(run.first, run.long) for run in step.ours] == [(1, True)] and step.exact == ((64, 64),)
+
+
+def test_which_calls_are_the_engines_is_asked_once(monkeypatch):
+    monkeypatch.delenv("TOKENSPARSE_SERVE_ROWS", raising=False)
+    config = types.SimpleNamespace(num_hidden_layers=4)
+    assert Layer(config).least_pairs == 224 * 224
+    monkeypatch.setenv("TOKENSPARSE_METHOD", "sts")  # decides itself
+    assert Layer(config).least_pairs == 0
+    monkeypatch.delenv("TOKENSPARSE_METHOD")
+    monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")
+    assert Layer(config).least_pairs == 0
+
+
 def test_exact_prompts_can_be_left_to_the_engine():
     # Rows 1, 300, 200 and 64 of sequences of 50, 5000, 5000 and 64 tokens.
     starts, seq_lens = [0, 1, 301, 501, 565], [50, 5000, 5000, 64]
@@ -98,6 +122,7 @@ def test_a_served_run_is_reported_once(monkeypatch, caplog):
     monkeypatch.setenv("TOKENSPARSE_MIN_KEYS", "0")
     monkeypatch.setenv("TOKENSPARSE_MIN_ROWS", "70")
     config = types.SimpleNamespace(num_hidden_layers=4)
+    monkeypatch.setattr(steps, "_said", False)
     with caplog.at_level("INFO", "vllm.tokensparse"):
         layer = Layer(config)
         Layer(config)
@@ -247,12 +272,12 @@ def test_a_running_engine_takes_another_setting(monkeypatch):
     monkeypatch.setenv("TOKENSPARSE_THREADS", "2")
     layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
     assert layer.named("model.layers.1.attn").named
+    monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")  # so that it is put back
     worker_configure(None, {"TOKENSPARSE_SERVE_ROWS": "128"})
     assert (layer.setting.is_sparse, layer.least) == (False, 128)
     assert "TOKENSPARSE_KEEP" not in os.environ and os.environ["TOKENSPARSE_THREADS"] == "2"
     assert [found.named for found in report() if found.layer == 1] == [False]
     assert not layer.named("model.layers.1.attn").named
-    monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")  # so that it is put back
 
 
 def test_a_run_by_blocks_is_prefill_by_them(monkeypatch):
@@ -287,8 +312,8 @@ def test_a_run_by_blocks_is_prefill_by_them(monkeypatch):
 def test_metrics_are_what_the_processes_left(monkeypatch, tmp_path):
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
     sparse, exact = LayerReport(1, named=True), LayerReport(0)
-    sparse.count_exact([(100, 200)], "fewer keys than min_keys")
-    exact.count_exact([(100, 200)], "")
+    sparse.count_exact(Counts.of([(100, 200)]), "fewer keys than min_keys")
+    exact.count_exact(Counts.of([(100, 200)]), "")
     exact.stock["sliding window"] += 3
     metrics.publish(Report([sparse, exact]))
     [file] = tmp_path.iterdir()
@@ -308,7 +333,7 @@ def test_the_server_shows_them(monkeypatch, tmp_path):
     prometheus = pytest.importorskip("prometheus_client")
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
     layer = LayerReport(1, named=True)
-    layer.count_exact([(100, 200)], "fewer keys than min_keys")
+    layer.count_exact(Counts.of([(100, 200)]), "fewer keys than min_keys")
     metrics.publish(Report([layer]))
     registry = prometheus.CollectorRegistry()
     registry.register(metrics.Collector(tmp_path))

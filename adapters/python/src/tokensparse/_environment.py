@@ -14,6 +14,11 @@ from ._recommended import RECOMMENDED, recommended
 from .setting import RENAMED, Setting, TokensparseWarning, fail, parse_layers, read_setting
 
 SERVE_ROWS = 64  # query rows from which a call is ours, exact or sparse
+# Query rows times keys from which an exact call on the CPU is, too: with fewer our call costs as much
+# as it saves. sdpa takes 141 us at 64 tokens, 458 at 128, we 138 and 223; vLLM's own kernel 71 us at 64
+# tokens, 164 at 128, 454 at 256, we 183 and 361 at the last two (a layer of the 0.5B, 2 cores AMD EPYC
+# Zen 5, 2026-11-27).
+SERVE_PAIRS = {"transformers": 128 * 128, "vllm": 224 * 224}
 
 _PREFIX = "TOKENSPARSE_"
 _KEYS = [f.name for f in dataclasses.fields(Setting) if f.name not in ("name", "model", "accuracy")]
@@ -50,6 +55,11 @@ def serve_rows() -> int:
     if rows < 2:
         raise fail("TOKENSPARSE_SERVE_ROWS", ">= 2", rows)
     return rows
+
+
+def serve_pairs(host: str) -> int:
+    """SERVE_PAIRS of a host; 0 where TOKENSPARSE_SERVE_ROWS says from where calls are ours."""
+    return 0 if os.environ.get("TOKENSPARSE_SERVE_ROWS") else SERVE_PAIRS[host]
 
 
 def _number(name: str, text: str, kind: type) -> Any:

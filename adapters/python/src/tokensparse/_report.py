@@ -15,6 +15,7 @@ from ._pairs import computed_pairs, dense_pairs
 # Why an engine's own kernel attended to prompts in our place.
 EXACT = "exact layer"
 TOO_SHORT = "too short for sparse layers to gain"
+SMALL = "too short for a call of ours to gain"
 
 
 @dataclass(frozen=True)
@@ -66,25 +67,23 @@ class LayerReport:
     _kept: Any = 0
     _pairs: Any = 0
 
-    def _count(self, sequences: list[tuple[int, int]], kept: Any, pairs: Any) -> None:
-        self.served += len(sequences)
-        self.query_tokens += sum(q_len for q_len, _ in sequences)
-        self._key_tokens += sum(k_len for _, k_len in sequences)
-        self._dense_pairs += sum(dense_pairs(*sequence) for sequence in sequences)
+    def _count(self, counts: Counts, kept: Any, pairs: Any) -> None:
+        self.served += counts.calls
+        self.query_tokens += counts.rows
+        self._key_tokens += counts.keys
+        self._dense_pairs += counts.pairs
         self._kept = self._kept + kept
         self._pairs = self._pairs + pairs
 
-    def count_exact(self, sequences: list[tuple[int, int]], reason: str) -> None:
+    def count_exact(self, counts: Counts, reason: str) -> None:
         """Adds a served call that attended to everything.
 
         Args:
-          sequences: query rows and keys of each.
           reason: why, in a layer that the setting names.
         """
-        keys = sum(k_len for _, k_len in sequences)
-        self._count(sequences, keys, sum(dense_pairs(*sequence) for sequence in sequences))
+        self._count(counts, counts.keys, counts.pairs)
         if self.named:
-            self.exact[reason or "the method chose so"] += len(sequences)
+            self.exact[reason or "the method chose so"] += counts.calls
 
     def count_stock(self, prompts: Counts, reason: str) -> None:
         """Adds a call of prompts that the engine's own kernel attended to, exactly."""
@@ -121,7 +120,7 @@ class LayerReport:
         elif dense and pairs < sum(dense_pairs(*size) for size in sequences):
             # Blocks that leave pairs of every token out are sparse, too.
             dense = 0 if dense == len(sequences) else dense
-        self._count(sequences, kept, pairs)
+        self._count(Counts.of(sequences), kept, pairs)
         self.sparse_calls += len(sequences) - dense
         if dense:
             self.exact["leaving tokens or blocks out would not have paid"] += dense

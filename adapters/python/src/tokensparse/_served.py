@@ -7,7 +7,7 @@ from typing import Any
 
 from . import methods
 from ._model import check_setting, numbers, sparse_layers
-from ._report import LayerReport
+from ._report import Counts, LayerReport
 from .setting import Setting
 
 
@@ -37,6 +37,7 @@ class ServedLayer:
         if sparse is None:
             sparse = sparse_layers(setting, config)
         self.last_sparse = max(sparse, default=-1)
+        self.is_ours = method == "tsa"  # what is exact is known before it chooses
         self.stock, self.hands_over = "", False  # whose exact calls are, as an engine says
         self.report = LayerReport(index, named=index in sparse)
         self._config = config
@@ -75,7 +76,7 @@ class ServedLayer:
         attended = methods.attend(choice, q, k, v, out, state)
         sequences = state.lengths(q, k)
         if attended.selected is None:
-            self.report.count_exact(sequences, getattr(choice, "reason", ""))
+            self.report.count_exact(Counts.of(sequences), getattr(choice, "reason", ""))
         else:
             local = self.setting.dropped == "local"
             near = self.setting.sink + self.setting.band if local else 0

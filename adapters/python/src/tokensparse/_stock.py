@@ -60,6 +60,14 @@ class _As:
         return self._changes[name] if name in self._changes else getattr(self._module, name)
 
 
+def _once(spans: Any, query: Any, key: Any) -> Any:
+    """The dense mask of spans: all layers of a forward pass see the same."""
+    made = getattr(spans, "tokensparse_dense", None)
+    if made is None or made.device != query.device or made.shape[-1] != key.shape[2]:
+        made = spans.tokensparse_dense = dense_mask(spans, query, key)
+    return made
+
+
 def stock(
     name: str, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ):
@@ -76,7 +84,7 @@ def stock(
             rows = None
     if name in (NAME, "sdpa"):  # without a mask, sdpa takes the first query for the first key's
         plain = rows is None and query.shape[2] == key.shape[2]
-        attention_mask = None if plain else dense_mask(attention_mask, query, key)
+        attention_mask = None if plain else _once(attention_mask, query, key)
         return sdpa(module, query, key, value, attention_mask, **kwargs)
     mask = None
     if rows is not None:  # padding

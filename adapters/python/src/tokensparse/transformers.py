@@ -7,9 +7,9 @@
     ts.configure(model, setting="model.json", coverage=0.05)
 
 Importing this module registers an attention function and its mask function under the name
-"tokensparse"; no model is patched. Calls of 64 query rows and more are served by tokensparse, exactly
-until `configure` (or TOKENSPARSE_SETTING, TOKENSPARSE_COVERAGE, ...) says otherwise. Decode, short
-calls, sliding windows, training and every mask that is not plain causal go to the stock kernel, sdpa
+"tokensparse"; no model is patched. Calls of 64 query rows and more are served by tokensparse (exact
+ones on the CPU from 128 on 128 keys), exactly until `configure` (or TOKENSPARSE_SETTING,
+TOKENSPARSE_COVERAGE, ...) says otherwise. Decode, short calls, sliding windows, training and every mask that is not plain causal go to the stock kernel, sdpa
 or what `configure(model, stock="flash_attention_2")` names, which then has all that is exact.
 `report(model)` says what happened in each layer.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import warnings
 import weakref
@@ -25,13 +26,13 @@ from typing import Any
 
 from . import methods
 from ._context import lease
-from ._environment import setting_from_environment
+from ._environment import serve_pairs, setting_from_environment
 from ._library import Unsupported
 from ._model import check_setting, numbers, sparse_layers, text_config, whole_prompt_layers
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._recommended import RECOMMENDED, recommended
-from ._report import EXACT, TOO_SHORT, Counts, Report
+from ._report import EXACT, SMALL, TOO_SHORT, Counts, Report
 from ._served import ServedLayer
 from .setting import Setting, TokensparseWarning
 
@@ -52,6 +53,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _layers: weakref.WeakKeyDictionary[Any, tuple[ServedLayer, tuple[Any, Any, Any]]]
 _layers = weakref.WeakKeyDictionary()
 _environment = functools.cache(setting_from_environment)
+_serve_pairs = functools.cache(serve_pairs)
 _log = logging.getLogger(__name__)
 
 
@@ -108,7 +110,7 @@ def _layer(module: Any, spans: Any = None) -> ServedLayer:
         setting, sparse = _asked(_Same(config), _Same(stored[0]))
         found = ServedLayer(index, setting, config, method, sparse)
         found.stock = stored[2] or NAME
-        found.hands_over = found.stock != NAME and method == "tsa"
+        found.hands_over = found.stock != NAME and found.is_ours
         _layers[module] = found, stored
     return found
 
@@ -242,17 +244,22 @@ def profile(
 
 
 def _why_exact(layer: ServedLayer, spans: list[list[int]], query: Any) -> str:
-    """Why a call that could be served is the stock kernel's, where one is named; empty when not."""
-    if not layer.hands_over:
+    """Why a call that could be served is the stock kernel's: where one is named, and on the CPU where
+    it is as fast; empty when not."""
+    if not layer.is_ours:
         return ""
-    if not layer.report.named:
-        return EXACT
     _, heads, q_len, dim = query.shape
-    sizes = [size for size in _sizes(spans, q_len) if layer.setting.is_long_enough(*size)]
-    if sizes and layer.setting.when == "pays":
+    sizes = _sizes(spans, q_len)
+    named = layer.report.named
+    long = [size for size in sizes if named and layer.setting.is_long_enough(*size)]
+    if not layer.hands_over:
+        cpu = query.device.type == "cpu"
+        small = cpu and not long and sum(map(math.prod, sizes)) < _serve_pairs("transformers")
+        return SMALL if small else ""
+    if long and layer.setting.when == "pays":
         with lease((query.device.type, query.device.index or 0), query) as context:
-            sizes = [size for size in sizes if context.pays(*size, heads, dim)]
-    return "" if sizes else TOO_SHORT
+            long = [size for size in long if context.pays(*size, heads, dim)]
+    return "" if long else TOO_SHORT if named else EXACT
 
 
 def _sizes(spans: list[list[int]], q_len: int) -> list[tuple[int, int]]:

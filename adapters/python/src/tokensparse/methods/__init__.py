@@ -21,6 +21,7 @@ from typing import Any
 
 from .. import ops
 from .._call import Selection, lengths
+from .._exact import ExactCall
 from .._library import InvalidArgument
 from ..setting import Setting
 
@@ -65,6 +66,7 @@ class Vote:
 
 
 Choice = Dense | Vote | Selection
+_EXACT = "tokensparse exact call"  # in a State's memory
 
 
 @dataclass
@@ -137,6 +139,19 @@ class Attended:
     pairs: float | None = None
 
 
+def _attend_to_all(q: Any, k: Any, v: Any, out: Any, state: State) -> None:
+    tensors = (q, k, v, out)
+    more = (state.scale, state.precision, state.q_offsets, state.k_offsets)
+    if q.device.type != "cpu":
+        names = ("scale", "precision", "q_offsets", "k_offsets")
+        ops.prefill(q, k, v, coverage=0.0, out=out, **dict(zip(names, more)))
+        return
+    found = state.memory.get(_EXACT)
+    if found is None or not found.is_for(tensors, *more):
+        found = state.memory[_EXACT] = ExactCall(tensors, *more)
+    found.run(tensors)
+
+
 def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> Attended:
     """Attends as chosen and writes to `out`. Arrays as in `tokensparse.prefill`. The setting's block
     pattern is of what is chosen here."""
@@ -148,7 +163,7 @@ def attend(choice: Choice, q: Any, k: Any, v: Any, out: Any, state: State) -> At
         k_offsets=state.k_offsets,
     )
     if isinstance(choice, Dense):
-        ops.prefill(q, k, v, coverage=0.0, **call)
+        _attend_to_all(q, k, v, out, state)
         return Attended()
     setting = state.setting
     if setting.blocks:

@@ -3,7 +3,7 @@
 
 On the CPU the plugin takes the place of the stock backend. On CUDA it is the CUSTOM backend:
 `vllm serve MODEL --attention-backend CUSTOM`. Prompt chunks of 64 tokens and more are served by
-tokensparse, exactly until TOKENSPARSE_SETTING or TOKENSPARSE_COVERAGE says otherwise; decode rows and
+tokensparse (steps of exact ones on the CPU from 224 rows on 224 keys), exactly until TOKENSPARSE_SETTING or TOKENSPARSE_COVERAGE says otherwise; decode rows and
 whatever tokensparse does not serve stay with the stock kernel, on CUDA all that is exact. The keys of `tokensparse.Setting` are
 variables, TOKENSPARSE_<KEY>; TOKENSPARSE_DISABLE=1 switches the plugin off.
 

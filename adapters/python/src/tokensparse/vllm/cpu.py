@@ -19,9 +19,13 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
 )
 
-from .steps import SHORT, Layer, Run, Step, plan, publish_now_and_then, serve_step
+from .._library import Unsupported
+from .._report import SMALL
+from .exact import ExactRun
+from .steps import SHORT, Layer, Run, Step, plan, publish_behind, serve_step, serve_the_rest
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DECODE = Step((), ())
 
 
 def halves(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,6 +81,7 @@ class CPUImpl(CPUAttentionBackendImpl):
         text = getattr(model, "hf_text_config", None)
         self.tokensparse = Layer(text)
         self._never = self._why_never()
+        self._fits = False  # dtype and cache are ones that we read
 
     def _why_never(self) -> str:
         if self.attn_type != AttentionType.DECODER:
@@ -97,11 +102,14 @@ class CPUImpl(CPUAttentionBackendImpl):
             return self._never
         if step.causal is not True or step.dynamic_causal is not None:
             return "not causal"
+        if self._fits:
+            return ""
         if query.dtype not in _DTYPES or query.dtype != kv_cache.dtype:
             return f"dtype {query.dtype}, cache {kv_cache.dtype}"
         isa = getattr(layer, "isa", None) or getattr(self, "isa", "")
         if not is_strided(isa, kv_cache.dtype, kv_cache.shape[2], kv_cache.shape[3] // 2):
             return f"the cache of instruction set {isa} is packed"
+        self._fits = True
         return ""
 
     def forward(
@@ -117,39 +125,81 @@ class CPUImpl(CPUAttentionBackendImpl):
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the stock backend's; this step's keys and values are in the cache already."""
-        stock = functools.partial(super().forward, layer)
+        whole = (query, key, value, kv_cache, attn_metadata, output)
         if attn_metadata is None or output_scale is not None or output_block_scale is not None:
-            return stock(
-                query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
-            )
+            return super().forward(layer, *whole, output_scale, output_block_scale)
         report = self.tokensparse.named(layer.layer_name)
-        reason = SHORT
-        step: Step | None = None
-        if attn_metadata.max_query_len >= self.tokensparse.least:
-            reason = self._why_not(layer, query, kv_cache, attn_metadata)
-            step = None if reason else _step(attn_metadata, self.tokensparse)
-        if step is None or not step.ours:
-            report.stock[reason or SHORT] += 1
-            publish_now_and_then()
-            return stock(query, key, value, kv_cache, attn_metadata, output)
+        step = _step(attn_metadata, self.tokensparse)
+        reason = self._why_not(layer, query, kv_cache, attn_metadata) if step.prompts else ""
+        if reason or not step.ours:
+            if step.exact and not reason:
+                report.count_stock(step.exact_counts, SMALL)
+            else:
+                report.stock[reason or SHORT] += 1
+            return super().forward(layer, *whole)
+        stock = functools.partial(super().forward, layer)
 
         def serve_stock(index: int, run: Run) -> None:
             part, rows = self._part(layer, attn_metadata, index, run, query.dtype), run.rows
             stock(query[rows], key[rows], value[rows], kv_cache, part, output[rows])
 
-        self._never = serve_step(
-            self.tokensparse,
-            step,
-            query,
-            pages(kv_cache),
-            self.scale,
-            attn_metadata,
-            output,
-            serve_stock,
-        )
+        exact = self._exact_runs(step, query, kv_cache, attn_metadata, output)
+        if exact is None:
+            parts = (pages(kv_cache), self.scale, attn_metadata, output, serve_stock, SMALL)
+            self._never = serve_step(self.tokensparse, step, query, *parts)
+        else:
+            self._never = self._serve_exactly(exact, query, kv_cache, output)
+            if not self._never:
+                serve_the_rest(report, step, serve_stock, SMALL)
         if self._never:
-            return stock(query, key, value, kv_cache, attn_metadata, output)
+            return stock(*whole[:-2], attn_metadata, output)
         return output
+
+    def _exact_runs(
+        self,
+        step: Step,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: CPUAttentionMetadata,
+        output: torch.Tensor,
+    ) -> list[ExactRun] | None:
+        """Our runs, where this layer attends to everything in all of them; layers of the same shape
+        share them. None where it may not, or a method decides."""
+        served = self.tokensparse.served
+        if not served.is_ours or (served.report.named and any(run.long for run in step.ours)):
+            return None
+        shape = (kv_cache.shape, kv_cache.stride(), query.shape, query.stride(), output.stride())
+        made = metadata.__dict__.setdefault("_tokensparse_exact", {})
+        found = made.get((shape, self.scale))
+        if found is None:
+            found = made[shape, self.scale] = [
+                ExactRun(
+                    run, served.setting, self.scale, query, kv_cache, pages(kv_cache),
+                    metadata.block_table, output,
+                )
+                for run in step.ours
+            ]  # fmt: skip
+        return found
+
+    def _serve_exactly(
+        self,
+        runs: list[ExactRun],
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> str:
+        """Why the backend cannot; empty when it did."""
+        report = self.tokensparse.served.report
+        addresses = query.data_ptr(), kv_cache.data_ptr(), output.data_ptr()
+        try:
+            for run in runs:
+                run(*addresses)
+        except Unsupported as error:
+            report.stock[str(error)] += 1
+            return str(error)
+        for run in runs:
+            report.count_exact(run.counts, run.reason)
+        return ""
 
     def _part(
         self, layer: Any, whole: CPUAttentionMetadata, index: int, run: Run, dtype: torch.dtype
@@ -194,9 +244,14 @@ def _step(metadata: CPUAttentionMetadata, layer: Layer) -> Step:
     """The plan of a step, made by its first layer."""
     found = metadata.__dict__.get("_tokensparse_step")
     if found is None:
-        starts, seq_lens = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
-        found = plan(starts, seq_lens, layer.setting, layer.least)
+        found = _DECODE
+        if metadata.max_query_len >= layer.least:
+            starts, seq_lens = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
+            found = plan(
+                starts, seq_lens, layer.setting, layer.least, least_pairs=layer.least_pairs
+            )
         metadata.__dict__["_tokensparse_step"] = found
+        publish_behind()
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 
 from .. import methods
 from .._arrays import Paged
-from .._environment import SERVE_ROWS, serve_rows, setting_from_environment, variables_in
+from .._environment import SERVE_ROWS, serve_pairs, serve_rows, setting_from_environment, variables_in
 from .._library import Unsupported, version
 from .._model import check_setting, numbers, sparse_layers
 from .._report import TOO_SHORT, Counts, LayerReport, Report
@@ -40,7 +40,6 @@ _layers: dict[str, Layer] = {}  # by name, as they are called first
 before_report: list[Callable[[], None]] = []  # what else has something to count
 _last_log = 0.0
 _PUBLISH_EVERY = 1.0  # seconds
-_last_published = 0.0
 _behind: threading.Event | None = None
 _said = False
 
@@ -101,6 +100,7 @@ def plan(
     setting: Setting,
     least: int = SERVE_ROWS,
     exact_is_ours: bool = True,
+    least_pairs: int = 0,
     pays: Callable[[int, int], bool] | None = None,
 ) -> Step:
     """Splits a batch: requests with at least `least` rows are ours, the rest stock; those that are
@@ -110,22 +110,31 @@ def plan(
       starts: cumulative query rows, [requests + 1].
       seq_lens: keys of each request, context and query.
       exact_is_ours: else requests that are too short for sparse layers are stock, too.
+      least_pairs: query rows times keys of these requests, all together, below which they are stock.
       pays: of query rows and keys whether they may be; None = as the setting says.
     """
 
+    requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
+    rows_of = {i: starts[i + 1] - starts[i] for i in requests}
+    if exact_is_ours and least_pairs:
+        exact_is_ours = least_pairs <= sum(
+            rows * seq_lens[i]
+            for i, rows in rows_of.items()
+            if rows >= least and not setting.is_long_enough(rows, seq_lens[i])
+        )
+
     def kind(request: int) -> tuple[bool, bool, float]:
-        rows, keys = starts[request + 1] - starts[request], seq_lens[request]
+        rows, keys = rows_of[request], seq_lens[request]
         long = rows >= least and setting.is_long_enough(rows, keys)
         long = long and (pays is None or pays(rows, keys))
         coverage = setting.coverage_of(keys) if long else 0.0
         return long or (exact_is_ours and rows >= least), long, coverage
 
     runs: dict[bool, list[Run]] = {True: [], False: []}
-    requests = [i for i in range(len(seq_lens)) if starts[i + 1] > starts[i]]
     kinds = {i: kind(i) for i in requests}
     for (served, long, _), group in groupby(requests, kinds.__getitem__):
         runs[served].append(_run(list(group), starts, seq_lens, long))
-    sizes = [(starts[i + 1] - starts[i], seq_lens[i], kinds[i][0]) for i in requests]
+    sizes = [(rows, seq_lens[i], kinds[i][0]) for i, rows in rows_of.items()]
     prompts = [size for size in sizes if size[0] >= least]
     return Step(
         tuple(runs[True]),
@@ -156,6 +165,7 @@ class Layer:
         self.setting = setting_from_environment(config=self.config)
         self.key = sys.intern(repr(self.setting))  # layers of one setting share what is planned
         self.least = serve_rows()  # query rows of a request that is ours
+        self.least_pairs = serve_pairs("vllm") if methods.default() == "tsa" else 0
         self.served: ServedLayer | None = None
         # Where its calls add up what they kept on a GPU, and by how many heads its pairs are divided.
         self.tallies: Tallies | None = None
@@ -200,12 +210,8 @@ class Layer:
             run.q_offsets,
             run.k_offsets,
         )
-        if query.device.type != "cpu":
-            return  # what was kept is on the GPU: to read it would be to wait
-        if self.served.index == self.served.last_sparse:
-            log_kept_share()
-        if self.served.index == max(layer.served.index for layer in _layers.values()):
-            metrics.publish(collect(reset=False))
+        if query.device.type == "cpu" and self.served.index == self.served.last_sparse:
+            log_kept_share()  # what was kept on a GPU is there: to read it would be to wait
 
     def tally(self, device: torch.device, heads: int) -> int:
         """Address of the layer's counters on a GPU."""
@@ -231,6 +237,7 @@ def serve_step(
     metadata: Any,
     output: torch.Tensor,
     stock: Callable[[int, Run], None],
+    why: str = TOO_SHORT,
 ) -> str:
     """Writes the output rows of a batch: our runs, and by `stock` the others.
 
@@ -239,6 +246,7 @@ def serve_step(
       pages: of K and V, [num_blocks, block_size, kv heads, dim].
       metadata: of the step; all its layers share it.
       stock: called with the number of a run of `step.stock`, and the run.
+      why: prompts are in these runs.
 
     Returns:
       Why the backend cannot serve the layer; nothing is written then. Empty when it did.
@@ -251,18 +259,20 @@ def serve_step(
     except Unsupported as error:  # a shape that the backend cannot serve
         report.stock[str(error)] += 1
         return str(error)
-    serve_the_rest(report, step, stock)
+    serve_the_rest(report, step, stock, why)
     return ""
 
 
-def serve_the_rest(report: LayerReport, step: Step, stock: Callable[[int, Run], None]) -> None:
-    """The runs of a step that are not ours, by `stock`."""
+def serve_the_rest(
+    report: LayerReport, step: Step, stock: Callable[[int, Run], None], why: str = TOO_SHORT
+) -> None:
+    """The runs of a step that are not ours, by `stock`: prompts because of `why`."""
     for index, run in enumerate(step.stock):
         if not step.exact:
             report.stock[SHORT] += 1
         stock(index, run)
     if step.exact:
-        report.count_stock(step.exact_counts, TOO_SHORT)
+        report.count_stock(step.exact_counts, why)
 
 
 def _say_what_happens(setting: Setting, config: Any) -> None:
@@ -303,8 +313,8 @@ def log_kept_share(found: Report | None = None) -> None:
 
 
 def publish_behind() -> None:
-    """For a GPU's calls: a thread publishes and logs what they counted, as the copies of it arrive,
-    until nothing changes any more. It asks nothing of the GPU."""
+    """A thread publishes and logs what calls counted, a GPU's as the copies of it arrive, until nothing
+    changes any more. It asks nothing of the GPU, and no step waits for it."""
     global _behind
     if _behind is None:
         _behind = threading.Event()
@@ -330,15 +340,6 @@ def _follow(asked: threading.Event) -> None:
             metrics.publish(found)
             if found.kept_share is not None:
                 log_kept_share(found)
-
-
-def publish_now_and_then() -> None:
-    """For calls that only the stock kernel sees, of which there is one a layer and token."""
-    global _last_published
-    now = time.monotonic()
-    if now - _last_published >= _PUBLISH_EVERY:
-        _last_published = now
-        metrics.publish(collect(reset=False))
 
 
 def reports_of(names: Iterable[str]) -> Iterator[LayerReport]:
