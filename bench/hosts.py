@@ -103,7 +103,8 @@ def llama_bench(options, lengths):
         for _ in range(options.repeat):
             for mode, (environment, given) in modes.items():
                 command = [CACHE / "build-llama-tools" / "bin" / "llama-bench", "-m", options.model]
-                command += ["-p", tokens, "-n", "0", "-r", "1", "-o", "json"]
+                rounds = 1 if options.cpu_time else 1 + 1024 // tokens  # as in ttft_*.py
+                command += ["-p", tokens, "-n", "0", "-r", rounds, "-o", "json"]
                 command += ["--no-warmup"] if tokens > 2048 else []
                 command += ["-t", options.threads, "-fa", "1"]
                 command += [word for pair in given.items() for word in pair]
@@ -112,7 +113,7 @@ def llama_bench(options, lengths):
                     options,
                     command,
                     clean_environment(**environment),
-                    lambda found: [found[0]["avg_ns"] / 1e9],
+                    lambda found: [statistics.median(found[0]["samples_ns"]) / 1e9],
                 )
         yield tokens, times
 

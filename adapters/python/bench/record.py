@@ -28,6 +28,11 @@ def save(path, row, key):
     file.write_text(json.dumps(found, indent=1) + "\n")
 
 
+def rounds(repeat, length):
+    """Of a prompt: short ones take little time, and vary more."""
+    return repeat * (1 + 1024 // length)
+
+
 def ratios(times):
     """Medians of {"stock": [...], "exact": [...], ...} and ratios against stock, where it is there."""
     median = {name: statistics.median(found) for name, found in times.items()}

@@ -88,7 +88,8 @@ def main():
             ids = text[:, :length]
         ids = ids.to(options.device)
         times, first, kept = {name: [] for name in modes}, {}, None
-        for turn in range(options.repeat + 1):  # the first on a short prompt, to warm up
+        # The first turn is on a short prompt, to warm up.
+        for turn in range(record.rounds(options.repeat, length) + 1):
             for name, (implementation, settings) in modes.items():
                 model.set_attn_implementation(implementation)
                 ts.configure(model, settings, stock=options.stock if options.handed else None)

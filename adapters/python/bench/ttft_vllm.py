@@ -98,10 +98,12 @@ def main():
     engine = Engine(options)
     for length in options.tokens:
         times, first, kept = {mode: [] for mode in options.modes}, {}, None
-        for turn in range(options.repeat + 1):  # the first on a short prompt, to warm up
+        # The first turn is on a short prompt, to warm up.
+        for turn in range(record.rounds(options.repeat, length) + 1):
+            prompt = tokens[: length if turn else min(length, 1024)]
             for mode in options.modes:
                 engine.configure(mode)
-                seconds, first[mode] = engine.first_token(tokens[: length if turn else min(length, 1024)])
+                seconds, first[mode] = engine.first_token(prompt)
                 if turn:
                     times[mode].append(seconds)
                 if mode == "sparse":
