@@ -44,7 +44,7 @@ DraftVotes::DraftVotes(HeadMap map, const ggml_adapter::Setting& setting,
 
 /// So many tokens at once that the last chunk holds all that vote.
 int32_t DraftVotes::chunk_of(int32_t length) const {
-  const int32_t most = std::min(conditions_.ubatch, length);
+  const int32_t most = std::min(conditions_.chunk(), length);
   for (int32_t chunk = most; chunk > most / 2; --chunk) {
     const int32_t rest = length % chunk;
     if (rest == 0 || rest >= op_.window) return chunk;

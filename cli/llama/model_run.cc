@@ -185,7 +185,9 @@ RunResult ModelRunner::ours(const std::string& name, const Prompt& prompt,
   const tokensparse::Context ctx = open_on_openmp(conditions_.isa, conditions_.threads);
   AttentionServer server(ctx.get(), adapter);
   SessionOptions options;
-  options.ubatch = conditions_.ubatch;
+  options.ubatch = conditions_.chunk();
+  const auto length = static_cast<int32_t>(prompt.tokens.size());
+  if (conditions_.ubatch == 0 && length > kLateFrom + kChunk) options.late_ubatch = kLateChunk;
   options.linear = conditions_.linear;
   if (options.linear != nullptr) options.linear->reset_stats();
   RunResult result = run(name, prompt, options, &server);

@@ -14,11 +14,16 @@
 
 namespace tsp::cli {
 
+/// Fewer take longer: what is done once a chunk, choosing tokens above all, is done more often.
+/// More at the beginning of a prompt lost answers (docs/whole_model.md).
+constexpr int32_t kChunk = 2048, kLateChunk = 4096;
+
 /// What is the same for every setting.
 struct RunConditions {
   std::string isa;  // empty: the best one
   int32_t threads = 1;
-  int32_t ubatch = 2048;
+  int32_t ubatch = 0;  // tokens at once; 0 = kChunk, and from kLateFrom on kLateChunk
+  int32_t chunk() const { return ubatch > 0 ? ubatch : kChunk; }
   int32_t context = 0;  // tokens; 0 = what prompt and answer need
   ggml_adapter::LinearServer* linear = nullptr;
   bool progress = false;

@@ -78,7 +78,7 @@ std::string why_exact(const RunOptions& options, size_t prompt_tokens) {
   if (tokens < setting.min_keys) {
     return "fewer than " + std::to_string(setting.min_keys) + " tokens (--min-keys)";
   }
-  if (std::min<int64_t>(options.conditions.ubatch, tokens) < setting.min_rows) {
+  if (std::min<int64_t>(options.conditions.chunk(), tokens) < setting.min_rows) {
     return "fewer than " + std::to_string(setting.min_rows) +
            " tokens at once (--min-rows; --ubatch gives more)";
   }

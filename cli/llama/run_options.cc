@@ -12,9 +12,9 @@ void add_run_conditions(CLI::App& app, RunConditions& conditions, int32_t& threa
                  "Context in tokens; what prompt and answer need if not given")
       ->check(between(1, 1 << 30));
   app.add_option("--ubatch,--chunk", conditions.ubatch,
-                 "Prompt tokens that go through the layers at once; each such chunk chooses anew")
-      ->check(between(64, 1 << 20))
-      ->capture_default_str();
+                 "Prompt tokens that go through the layers at once; each such chunk chooses anew.\n"
+                 "Without it 2048, and 4096 from the 16384th token on")
+      ->check(between(64, 1 << 20));
   app.add_option("--isa", conditions.isa,
                  "CPU instruction set: scalar, avx2, avx512, ...; the best one if not given")
       ->group("Where it runs");

@@ -33,7 +33,8 @@ Session::Session(const Model& model, const SessionOptions& options,
   }
   llama_context_params params = llama_context_default_params();
   params.n_ctx = static_cast<uint32_t>(options.context);
-  params.n_batch = params.n_ubatch = static_cast<uint32_t>(options.ubatch);
+  params.n_batch = params.n_ubatch =
+      static_cast<uint32_t>(std::max(options.ubatch, options.late_ubatch));
   params.n_threads = params.n_threads_batch = options.threads;
   // The default reserves logits of a whole batch: gigabytes.
   params.n_outputs_max = static_cast<uint32_t>(options.outputs);
@@ -72,11 +73,15 @@ bool Session::on_node(ggml_tensor* node, bool ask, void* self) {
              : ggml_adapter::EvalCallback::call(node, ask, &session.callback_);
 }
 
+int32_t Session::chunk_at(int32_t position) const {
+  return options_.late_ubatch > 0 && position >= kLateFrom ? options_.late_ubatch : options_.ubatch;
+}
+
 llama_token Session::read_prompt(const std::vector<llama_token>& prompt, Progress& progress) {
   const auto start = std::chrono::steady_clock::now();
   const auto length = static_cast<int32_t>(prompt.size());
   for (int32_t done = 0; done < length;) {
-    const int32_t count = std::min(options_.ubatch, length - done);
+    const int32_t count = std::min(chunk_at(done), length - done);
     decode(prompt.data() + done, count, done + count == length ? 1 : 0);
     done += count;
     progress.update(done);

@@ -15,12 +15,16 @@
 namespace tsp::cli {
 
 struct SessionOptions {
-  int32_t context = 0;   // tokens of prompt and answer
-  int32_t ubatch = 512;  // tokens of the prompt that go through the layers at once
+  int32_t context = 0;      // tokens of prompt and answer
+  int32_t ubatch = 512;     // tokens of the prompt that go through the layers at once
+  int32_t late_ubatch = 0;  // from the kLateFrom-th token on; 0: no other number
   int32_t threads = 1;
   int32_t outputs = 1;  // tokens of an answer whose loss is wanted that go through at once
   ggml_adapter::LinearServer* linear = nullptr;  // the prompt's matrix products; null = ggml's
 };
+
+/// Where chunks of a prompt may grow.
+constexpr int32_t kLateFrom = 16384;
 
 struct AnswerLoss {
   double mean = 0;    // of -log p(token | everything before it)
@@ -57,6 +61,7 @@ class Session {
   double decode_per_second() const { return decode_per_second_; }  // tokens; 0 when none was
 
  private:
+  int32_t chunk_at(int32_t position) const;
   static bool on_node(ggml_tensor* node, bool ask, void* self);
   /// Logits are kept of the last `outputs` tokens.
   void decode(const llama_token* tokens, int32_t count, int32_t outputs);

@@ -38,7 +38,7 @@ if(TOKENSPARSE_BUILD_CLI)
   add_executable(write_tiny_model ggml/write_tiny_model.cc)
   target_link_libraries(write_tiny_model PRIVATE tsp_tiny_model)
   tsp_target_defaults(write_tiny_model)
-  foreach(test run_test run_blocks_test run_linear_test recommended_test sts_test)
+  foreach(test run_test run_blocks_test run_linear_test run_chunks_test recommended_test sts_test)
     tsp_script_test(${test} ggml/${test}.py LABELS llama)
     set_property(TEST ${test} APPEND PROPERTY ENVIRONMENT
                  WRITE_TINY_MODEL=$<TARGET_FILE:write_tiny_model>)
@@ -48,7 +48,8 @@ if(TOKENSPARSE_BUILD_CLI)
   tsp_test(model_test SOURCES ggml/model_test.cc
            LIBRARIES tokensparse_cli_llama tsp_tiny_model LABELS model TIMEOUT 900)
   target_compile_definitions(model_test PRIVATE TSP_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
-  list(APPEND slow_waiting run_test run_blocks_test run_linear_test recommended_test sts_test model_test)
+  list(APPEND slow_waiting run_test run_blocks_test run_linear_test run_chunks_test recommended_test sts_test
+       model_test)
 endif()
 
 # Threads of ggml that wait for each other at full speed take minutes on a machine that is shared.
