@@ -58,6 +58,7 @@ struct LineChoice {
 
 constexpr int32_t kThresholdsInLaunch = 64;  // sets whose thresholds fit into a launch's arguments
 constexpr int32_t kProductTile = 128;        // rows and columns of a tile of logits
+constexpr int32_t kTilesAtOnce = 4;          // tiles of keys that a row's statistics are of
 constexpr int32_t kWidePart = 8;             // key groups of a part, on warpgroup products
 constexpr int32_t kWideParts = 32;           // parts of a tile there: rows have whole tiles of them
 
@@ -85,7 +86,7 @@ struct EstimateArgs {
   float* last_means;     // flexprefill: [Hq, D], of the last queries
   float* logits;         // [heads of the launch, rows, row_stride]
   float* mass;           // [sets of the launch, query blocks of the launch, key blocks]
-  float2* line_stats;    // lines: [heads of the launch, rows, column tiles] maximum and sum
+  float2* line_stats;    // lines: [heads of the launch, rows, column chunks] maximum and sum
   float* line_shift;     // [heads of the launch, rows] a weight is 2^(logit - shift)
   float* head_columns;   // [heads of the launch, row tiles, Tk]
   float* diagonals;      // [heads of the launch, row tiles, column tiles, 2 * kProductTile]
@@ -128,6 +129,11 @@ struct LineRows {
   int32_t num_rows;   // at most
   int32_t row_tiles;  // of kProductTile rows
   int32_t col_tiles;  // of as many keys
+
+  /// Chunks of kTilesAtOnce column tiles.
+  TSP_HOST_DEVICE int32_t col_chunks() const {
+    return (col_tiles + kTilesAtOnce - 1) / kTilesAtOnce;
+  }
 };
 /// Sets and query blocks that a launch decides about.
 struct MapPart {
@@ -155,6 +161,8 @@ tsp_status_t launch_mean_products(const EstimateArgs& args, const LogitRows& row
 /// Masses of the part's query blocks from the rows of its heads; kGuess: args.guess.
 tsp_status_t launch_mass(const EstimateArgs& args, const LogitRows& rows, const MapPart& part,
                          cudaStream_t stream);
+/// Statistics of the rows of `rows`.
+tsp_status_t launch_line_stats(const EstimateArgs& args, const LineRows& rows, cudaStream_t stream);
 /// Adds what the heads of `rows` give to columns and slashes of the sets from `first_set` on.
 tsp_status_t launch_lines(const EstimateArgs& args, const LineRows& rows, int32_t first_set,
                           cudaStream_t stream);

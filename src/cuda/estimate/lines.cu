@@ -12,70 +12,6 @@ constexpr int kLineThreads = 128;
 constexpr int kShiftWarps = 4;
 constexpr int kDiagonals = 2 * kProductTile;  // of a tile, one of them empty
 
-/// Grid (columns, rows, heads).
-template <typename Type>
-__global__ void __launch_bounds__(256, 2) line_stats_kernel(const __grid_constant__ EstimateArgs a,
-                                                            const __grid_constant__ LineRows rows) {
-  using Tile = ProductTile<Type, Product::kLines>;
-  await_previous();
-  extern __shared__ __align__(1024) unsigned char raw[];
-  auto& shared = *reinterpret_cast<typename Tile::SharedStorage*>(raw);
-  const int first_col = static_cast<int>(blockIdx.x) * kProductTile;
-  const int first_row = static_cast<int>(blockIdx.y) * kProductTile;
-  const Operands<Product::kLines> in(a, rows.first_head + static_cast<int>(blockIdx.z));
-  const int end_row = min(first_row + kProductTile, in.num_rows());
-  if (first_row >= end_row || first_col >= in.visible(end_row - 1)) return;
-  Tile::compute(in, shared, first_row, end_row, first_col);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  float2* const out =
-      a.line_stats + int64_t{blockIdx.z} * rows.num_rows * rows.col_tiles + blockIdx.x;
-  // A warp has every eighth row, four of them at a time: one would wait for its shuffles.
-  constexpr int kWarps = Tile::kThreads / 32, kRows = 4, kEach = kProductTile / 32;
-  for (int r = static_cast<int>(threadIdx.x) / 32; first_row + r < end_row; r += kRows * kWarps) {
-    float x[kRows][kEach], max[kRows], sum[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int row = min(r + i * kWarps, kProductTile - 1);
-      const int seen = in.visible(first_row + row) - first_col;
-      max[i] = -INFINITY;
-      sum[i] = 0.f;
-#pragma unroll
-      for (int c = 0; c < kEach; ++c) {
-        const float logit = shared.logits[row][lane + c * 32];
-        const bool sees = lane + c * 32 < seen;
-        sum[i] = fmaf(sees ? logit : 0.f, 0.f, sum[i]);  // NaN where one is not finite
-        x[i][c] = sees ? logit : -INFINITY;
-        max[i] = fmaxf(max[i], x[i][c]);
-      }
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        max[i] = fmaxf(max[i], __shfl_xor_sync(~0u, max[i], step));
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const float from = max[i] == -INFINITY ? 0.f : max[i];
-#pragma unroll
-      for (int c = 0; c < kEach; ++c) sum[i] += exp2_fast(x[i][c] - from);
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) sum[i] += __shfl_xor_sync(~0u, sum[i], step);
-    }
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int row = first_row + r + i * kWarps;
-      if (lane == 0 && row < end_row) {
-        out[int64_t{row} * rows.col_tiles] = make_float2(max[i], sum[i]);
-      }
-    }
-  }
-}
-
 /// A warp per row. Grid (rows, heads).
 __global__ void __launch_bounds__(kShiftWarps * 32)
     line_shift_kernel(const __grid_constant__ EstimateArgs a,
@@ -86,10 +22,11 @@ __global__ void __launch_bounds__(kShiftWarps * 32)
   const Operands<Product::kLines> in(a, rows.first_head + static_cast<int>(blockIdx.y));
   if (row >= in.num_rows()) return;
   const int64_t at = int64_t{blockIdx.y} * rows.num_rows + row;
-  const float2* const stats = a.line_stats + at * rows.col_tiles;
-  const int tiles = (in.visible(row) + kProductTile - 1) / kProductTile;
+  const float2* const stats = a.line_stats + at * rows.col_chunks();
+  constexpr int kKeys = kTilesAtOnce * kProductTile;  // of a chunk
+  const int chunks = (in.visible(row) + kKeys - 1) / kKeys;
   LogSum sum;
-  for (int i = lane; i < tiles; i += 32) sum.add(LogSum{stats[i].x, stats[i].y});
+  for (int i = lane; i < chunks; i += 32) sum.add(LogSum{stats[i].x, stats[i].y});
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
     sum.add(LogSum{__shfl_xor_sync(~0u, sum.max, step), __shfl_xor_sync(~0u, sum.sum, step)});
@@ -114,11 +51,12 @@ __global__ void __launch_bounds__(256, 2) line_sums_kernel(const __grid_constant
   if (first_row >= end_row || first_col >= in.visible(end_row - 1)) return;
   Tile::compute(in, shared, first_row, end_row, first_col);
 
-  const float* const shift = a.line_shift + int64_t{blockIdx.z} * rows.num_rows;
-  for (int r = thread / 32; r < kProductTile; r += Tile::kThreads / 32) {
-    const bool there = first_row + r < end_row;
-    const float by = there ? shift[first_row + r] : 0.f;
-    const int seen = there ? in.visible(first_row + r) - first_col : 0;
+  const int count = end_row - first_row;
+  const float* const shift = a.line_shift + int64_t{blockIdx.z} * rows.num_rows + first_row;
+#pragma unroll 4
+  for (int r = thread / 32; r < count; r += Tile::kThreads / 32) {
+    const float by = shift[r];
+    const int seen = in.visible(first_row + r) - first_col;
 #pragma unroll
     for (int c = lane; c < kProductTile; c += 32) {
       float& x = shared.logits[r][c];
@@ -129,12 +67,14 @@ __global__ void __launch_bounds__(256, 2) line_sums_kernel(const __grid_constant
   // Two threads own a column, every other 64 rows of it.
   const int col = thread % kProductTile, half = thread / kProductTile;
   float column = 0.f;
-  for (int r = half * 64; r < half * 64 + 64; ++r) column += shared.logits[r][col];
+#pragma unroll 8
+  for (int r = half * 64; r < min(count, half * 64 + 64); ++r) column += shared.logits[r][col];
   if (half == 1) half_columns[col] = column;
   // Diagonal d: the entries whose row is d - 127 beyond their column.
   float diagonal = 0.f;
   const int from = kProductTile - 1 - thread;
-  for (int r = max(0, -from); r < min(kProductTile, kProductTile - from); ++r) {
+#pragma unroll 8
+  for (int r = max(0, -from); r < min(count, kProductTile - from); ++r) {
     diagonal += shared.logits[r][r + from];
   }
   const int64_t row_tile = int64_t{blockIdx.z} * rows.row_tiles + blockIdx.y;
@@ -208,10 +148,7 @@ tsp_status_t launch_lines(const EstimateArgs& a, const LineRows& rows, int32_t f
   const auto heads = static_cast<unsigned>(rows.num_heads);
   const auto col_tiles = static_cast<unsigned>(rows.col_tiles);
   const size_t shared_bytes = sizeof(ProductTile<Bf16, Product::kLines>::SharedStorage);
-  TSP_RETURN_IF_ERROR(launch("estimate: sums of rows",
-                             a.bf16 ? line_stats_kernel<Bf16> : line_stats_kernel<F16>,
-                             dim3(col_tiles, static_cast<unsigned>(rows.row_tiles), heads),
-                             dim3(256), shared_bytes, stream, a, rows));
+  TSP_RETURN_IF_ERROR(launch_line_stats(a, rows, stream));
   TSP_RETURN_IF_ERROR(
       launch("estimate: shifts of rows", line_shift_kernel,
              dim3(static_cast<unsigned>((rows.num_rows + kShiftWarps - 1) / kShiftWarps), heads),

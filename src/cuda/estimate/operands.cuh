@@ -69,26 +69,10 @@ struct Sources {
   __device__ __forceinline__ void locate(const Operands<kOf>& in, int row, int end_row, int col,
                                          int end_col, int segment) {
     int q_at[kRows], k_at[kCols];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int entry = in.query_entry(row + i * kApart, segment);
-      q_at[i] = row + i * kApart < end_row && entry < in.cut.count ? entry : -1;
-    }
-    if (in.list != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) q_at[i] = q_at[i] < 0 ? -1 : in.list[q_at[i]];
-    }
+    find_rows(in, row, end_row, segment, q_at);
     if constexpr (kOf != Product::kBlockMeans) {
-#pragma unroll
-      for (int i = 0; i < kCols; ++i) {
-        const int entry = in.key_entry(col + i * kApart, segment);
-        k_at[i] = col + i * kApart < end_col && entry < in.cut.count ? entry : -1;
-      }
-      if (in.list != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kCols; ++i) k_at[i] = k_at[i] < 0 ? -1 : in.list[k_at[i]];
-      }
-      rows_at(in.args->k, in.kv_head, k_at, 0, k);
+      find_columns(in, col, end_col, segment, k_at);
+      rows_at(in.args->k, in.kv_head, k_at, k);
     } else {
       const int64_t first = int64_t{in.args->unit_of(in.head)} * in.args->key_blocks;
 #pragma unroll
@@ -97,25 +81,64 @@ struct Sources {
         k[i] = col + i * kApart < end_col ? in.args->key_parts + part * in.args->head_dim : nullptr;
       }
     }
-    rows_at(in.args->q, in.head, q_at, in.args->k_len - in.args->q_len, q);
+    place_rows(in, q_at);
+  }
+  /// Rows alone, and columns alone, of products that share the others.
+  __device__ __forceinline__ void locate_rows(const Operands<kOf>& in, int row, int end_row) {
+    int q_at[kRows];
+    find_rows(in, row, end_row, 0, q_at);
+    place_rows(in, q_at);
+  }
+  __device__ __forceinline__ void locate_columns(const Operands<kOf>& in, int col, int end_col) {
+    int k_at[kCols];
+    find_columns(in, col, end_col, 0, k_at);
+    rows_at(in.args->k, in.kv_head, k_at, k);
   }
 
  private:
+  static __device__ __forceinline__ void find_rows(const Operands<kOf>& in, int row, int end_row,
+                                                   int segment, int (&at)[kRows]) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int entry = in.query_entry(row + i * kApart, segment);
+      at[i] = row + i * kApart < end_row && entry < in.cut.count ? entry : -1;
+    }
+    if (in.list == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) at[i] = at[i] < 0 ? -1 : in.list[at[i]];
+  }
+  static __device__ __forceinline__ void find_columns(const Operands<kOf>& in, int col, int end_col,
+                                                      int segment, int (&at)[kCols]) {
+#pragma unroll
+    for (int i = 0; i < kCols; ++i) {
+      const int entry = in.key_entry(col + i * kApart, segment);
+      at[i] = col + i * kApart < end_col && entry < in.cut.count ? entry : -1;
+    }
+    if (in.list == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < kCols; ++i) at[i] = at[i] < 0 ? -1 : in.list[at[i]];
+  }
+  __device__ __forceinline__ void place_rows(const Operands<kOf>& in, int (&at)[kRows]) {
+    const int first = in.args->k_len - in.args->q_len;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) at[i] = at[i] < 0 ? -1 : at[i] - first;
+    rows_at(in.args->q, in.head, at, q);
+  }
   template <int kCount>
   static __device__ __forceinline__ void rows_at(const Rows& rows, int head,
-                                                 const int (&positions)[kCount], int first,
+                                                 const int (&positions)[kCount],
                                                  const uint16_t* (&to)[kCount]) {
     if (rows.table == nullptr) {
       const uint16_t* const data = rows.data + head * rows.head_stride;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        to[i] = positions[i] < 0 ? nullptr : data + (positions[i] - first) * rows.token_stride;
+        to[i] = positions[i] < 0 ? nullptr : data + positions[i] * rows.token_stride;
       }
       return;
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      to[i] = positions[i] < 0 ? nullptr : rows.row(positions[i] - first, head);
+      to[i] = positions[i] < 0 ? nullptr : rows.row(positions[i], head);
     }
   }
 };
