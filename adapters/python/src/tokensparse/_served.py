@@ -11,6 +11,19 @@ from ._report import Counts, LayerReport
 from .setting import Setting
 
 
+class Same:
+    """A key that is equal to one of the same object."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.it is other.it
+
+
 class ServedLayer:
     """A layer with its setting, its method and its report.
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,10 +56,11 @@ class _As:
     """A module whose config names another attention implementation, and else a module like it."""
 
     def __init__(self, module: Any, **changes: Any) -> None:
-        self._module, self._changes = module, changes
+        self._module = module
+        self.__dict__.update(changes)
 
-    def __getattr__(self, name: str) -> Any:
-        return self._changes[name] if name in self._changes else getattr(self._module, name)
+    def __getattr__(self, name: str) -> Any:  # what was not changed
+        return getattr(self._module, name)
 
 
 def _once(spans: Any, query: Any, key: Any) -> Any:
@@ -91,6 +94,23 @@ def stock(
         places = torch.arange(key.shape[2])
         seen = [(places >= first) & (places < past) for first, past, _ in rows]
         mask = torch.stack(seen).to(query.device)
+    return _call(ALL_ATTENTION_FUNCTIONS[name], name, module, query, key, value, mask, **kwargs)
+
+
+def _call(attend: Callable[..., Any], name: str, module: Any, *tensors: Any, **kwargs: Any):
     config = _As(module.config, _attn_implementation=name)
-    attend = ALL_ATTENTION_FUNCTIONS[name]
-    return attend(_As(module, config=config), query, key, value, mask, **kwargs)
+    return attend(_As(module, config=config), *tensors, **kwargs)
+
+
+def without_mask(name: str, spans: Any, query: Any, key: Any) -> Callable[..., Any] | None:
+    """What calls the kernel `name`, with the module, query, key and value, where `spans` need no mask
+    there and every key is one of theirs; None where they do, and of sdpa, which is told apart."""
+    end = key.shape[2]
+    if name in (NAME, "sdpa") or end - query.shape[2] != spans.tokensparse_rows[0][0][2]:
+        return None
+    if any(first != 0 or past != end for first, past, _ in spans.tokensparse_rows[0]):
+        return None
+    attend = functools.partial(_call, ALL_ATTENTION_FUNCTIONS[name], name)
+    return lambda module, query, key, value, **kwargs: attend(
+        module, query, key, value, None, **kwargs
+    )

@@ -33,7 +33,7 @@ from ._need import need
 from ._profile import Profile, measure_drift
 from ._recommended import RECOMMENDED, recommended
 from ._report import EXACT, SMALL, TOO_SHORT, Counts, Report
-from ._served import ServedLayer
+from ._served import Same, ServedLayer
 from .setting import Setting, TokensparseWarning
 
 torch = need("torch", "2.6", "tokensparse.transformers")
@@ -42,7 +42,7 @@ need("transformers", "5.0", "tokensparse.transformers")
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ._masks import check_spans, dense_mask, is_spans, mask, why_short
-from ._stock import NAME, STOCK, check_stock, sdpa
+from ._stock import NAME, STOCK, check_stock, sdpa, without_mask
 from ._stock import stock as attend_by_stock
 
 __all__ = ["Profile", "Report", "Setting", "configure", "profile", "report"]
@@ -62,19 +62,6 @@ def _stored(config: Any) -> tuple[Any, Any, Any]:
     return tuple(getattr(config, name, None) for name in (NAME, METHOD, STOCK))
 
 
-class _Same:
-    """A key that is equal to one of the same object."""
-
-    def __init__(self, it: Any) -> None:
-        self.it = it
-
-    def __hash__(self) -> int:
-        return id(self.it)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.it is other.it
-
-
 def _setting(config: Any) -> Setting:
     stored = getattr(config, NAME, None)
     if stored is not None:
@@ -85,7 +72,7 @@ def _setting(config: Any) -> Setting:
 
 
 @functools.lru_cache(maxsize=1)
-def _asked(config: _Same, stored: _Same) -> tuple[Setting, frozenset[int]]:
+def _asked(config: Same, stored: Same) -> tuple[Setting, frozenset[int]]:
     """What a config asks for and the layers that are sparse then: the same for all layers of a model,
     and slow to find."""
     setting = _setting(config.it)
@@ -107,7 +94,7 @@ def _layer(module: Any, spans: Any = None) -> ServedLayer:
     if found is None or made_from[0] is not stored[0] or made_from[1:] != stored[1:]:
         index = getattr(module, "layer_idx", None) or 0
         method = stored[1] or methods.default()
-        setting, sparse = _asked(_Same(config), _Same(stored[0]))
+        setting, sparse = _asked(Same(config), Same(stored[0]))
         found = ServedLayer(index, setting, config, method, sparse)
         found.stock = stored[2] or NAME
         found.hands_over = found.stock != NAME and found.is_ours
@@ -331,6 +318,17 @@ def attention(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
         )  # fmt: skip
+    handed = getattr(attention_mask, "tokensparse_handed", None)
+    if handed is not None and kwargs.get("sliding_window") is None:
+        stock, keys, counts, call = handed
+        layer = _layer(module, attention_mask)
+        same = layer.stock == stock and key.shape[2] == keys
+        if same and layer.hands_over and not layer.report.named:
+            layer.report.count_stock(counts, EXACT)
+            return call(
+                module, query, key, value,
+                dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
+            )  # fmt: skip
     ours = is_spans(attention_mask)
     layer = _layer(module, attention_mask if ours else None)
     if ours:
@@ -344,6 +342,11 @@ def attention(
         if counts is None:
             counts = Counts.of(_sizes(spans, query.shape[2]))
             attention_mask.tokensparse_counts = counts
+            # The exact layers that follow in this forward pass are the kernel's without a look.
+            call = without_mask(layer.stock, attention_mask, query, key)
+            if call is not None:
+                handed = layer.stock, key.shape[2], counts, call
+                attention_mask.tokensparse_handed = handed
         layer.report.count_stock(counts, exact)
     else:
         try:
