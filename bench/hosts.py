@@ -256,8 +256,12 @@ def main():
         try:
             for tokens, times in HOSTS[host](options, options.lengths):
                 print_row(add_row(rows, host, tokens, times))
+                save(options, rows)
         except (whole_model.Skip, OSError) as reason:
             print(f"{host}: left out: {reason}", file=sys.stderr, flush=True)
+
+
+def save(options, rows):
     if options.json:
         machine = {"processor": whole_model.processor(), "threads": options.threads}
         document = {"machine": machine, "model": options.model.name, "rows": rows}
