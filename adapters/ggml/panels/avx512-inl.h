@@ -103,5 +103,37 @@ inline void prefetch_result(const panels::Part& part, float* c, int64_t c_stride
   }
 }
 
+/// The sums that multiply() begins with: what c holds of the part, or zeros.
+template <int kRows, int kVectors>
+__attribute__((always_inline)) inline void begin_sums(__m512 (&sum)[kRows][kVectors],
+                                                      const panels::Part& part, const float* c,
+                                                      int64_t c_stride) {
+  TSP_UNROLL
+  for (int row = 0; row < kRows; ++row) {
+    TSP_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const bool from_c = part.add && row < part.rows;
+      sum[row][v] = _mm512_maskz_loadu_ps(from_c ? mask_of(part.columns, v) : __mmask16{0},
+                                          from_c ? c + row * c_stride + v * kLanes : c);
+    }
+  }
+}
+
+template <int kRows, int kVectors>
+__attribute__((always_inline)) inline void store_sums(const __m512 (&sum)[kRows][kVectors],
+                                                      const panels::Part& part, float* c,
+                                                      int64_t c_stride) {
+  TSP_UNROLL
+  for (int row = 0; row < kRows; ++row) {
+    TSP_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      if (row < part.rows) {
+        _mm512_mask_storeu_ps(c + row * c_stride + v * kLanes, mask_of(part.columns, v),
+                              sum[row][v]);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tsp::ggml_adapter::panels

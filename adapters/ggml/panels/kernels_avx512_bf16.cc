@@ -110,15 +110,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
               int64_t c_stride) {
   prefetch_result(part, c, c_stride);
   __m512 sum[kTileRows][kVectors];
-  TSP_UNROLL
-  for (int row = 0; row < kTileRows; ++row) {
-    TSP_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const bool from_c = part.add && row < part.rows;
-      sum[row][v] = _mm512_maskz_loadu_ps(from_c ? mask_of(part.columns, v) : __mmask16{0},
-                                          from_c ? c + row * c_stride + v * kLanes : c);
-    }
-  }
+  begin_sums(sum, part, c, c_stride);
   for (int64_t group = 0; group < part.groups; ++group, tile += kTileRows * kRowBytes) {
     for (int pair = 0; pair < kPairs; ++pair, panel += 4 * kPanelRows) {
       __m512i weights[kVectors];
@@ -132,16 +124,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
       }
     }
   }
-  TSP_UNROLL
-  for (int row = 0; row < kTileRows; ++row) {
-    TSP_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      if (row < part.rows) {
-        _mm512_mask_storeu_ps(c + row * c_stride + v * kLanes, mask_of(part.columns, v),
-                              sum[row][v]);
-      }
-    }
-  }
+  store_sums(sum, part, c, c_stride);
 }
 
 }  // namespace

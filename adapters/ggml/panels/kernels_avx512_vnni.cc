@@ -194,15 +194,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
               int64_t c_stride) {
   prefetch_result(part, c, c_stride);
   __m512 total[kTileRows][kVectors];
-  TSP_UNROLL
-  for (int row = 0; row < kTileRows; ++row) {
-    TSP_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const bool from_c = part.add && row < part.rows;
-      total[row][v] = _mm512_maskz_loadu_ps(from_c ? mask_of(part.columns, v) : __mmask16{0},
-                                            from_c ? c + row * c_stride + v * kLanes : c);
-    }
-  }
+  begin_sums(total, part, c, c_stride);
   for (int64_t group = 0; group < part.groups; ++group) {
     const uint8_t* scales = panel + kPanelRows * kGroup;
     const uint8_t* starts = scales + kPanelRows * int64_t{sizeof(float)};
@@ -236,16 +228,7 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
     }
     panel += kPanelRows * int64_t{sizeof(float) + sizeof(int32_t)};
   }
-  TSP_UNROLL
-  for (int row = 0; row < kTileRows; ++row) {
-    TSP_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      if (row < part.rows) {
-        _mm512_mask_storeu_ps(c + row * c_stride + v * kLanes, mask_of(part.columns, v),
-                              total[row][v]);
-      }
-    }
-  }
+  store_sums(total, part, c, c_stride);
 }
 
 }  // namespace
