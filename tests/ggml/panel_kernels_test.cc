@@ -130,8 +130,11 @@ TEST_P(PanelKernels, GateAsTheOthersDo) {
         difference += std::pow(double{ours[i]} - expected[i], 2);
         norm += std::pow(double{expected[i]}, 2);
       }
-      // A product of three that are off, of a square.
-      EXPECT_LT(std::sqrt(difference / norm), 6 * kInt8Error) << size << other->instructions;
+      // A product of three that are off, of a square. Tables of one arithmetic round most values
+      // alike.
+      const bool same = GetParam()->arithmetic == std::string(other->arithmetic);
+      const double bound = same ? 3 * error_of(*other) : 6 * kInt8Error;
+      EXPECT_LT(std::sqrt(difference / norm), bound) << size << other->instructions;
     }
   }
 }
