@@ -7,9 +7,21 @@ import pathlib
 import sys
 import time
 
-from lab import arguments, document, prompts, recommend, results, sweep, table, tasks
-from lab.engines import EngineError
-from lab.texts import TextError, Texts
+
+def _missing(error):
+    """What to say of a package that is not installed; what the lab lacks of itself is a fault."""
+    package = error.name.partition(".")[0]
+    if package == "lab":
+        raise error
+    return f"lab: needs the Python package {package}; lab/README.md says which it takes"
+
+
+try:
+    from lab import arguments, document, prompts, recommend, results, sweep, table, tasks
+    from lab.engines import EngineError
+    from lab.texts import TextError, Texts
+except ModuleNotFoundError as error:
+    sys.exit(_missing(error))
 
 ERRORS = (EngineError, prompts.PromptError, results.ResultsError, TextError, OSError)
 

@@ -20,6 +20,8 @@ def _where(path):
     if not path.exists():
         raise EngineError(f"model: no such file or folder: {path}")
     if path.is_file():
+        import gguf  # noqa: F401  what transformers reads such a file with; it would say so in three lines
+
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     return {"pretrained_model_name_or_path": str(path)}
 
