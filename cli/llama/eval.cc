@@ -192,6 +192,10 @@ ordered_json line_of(const Item& item, const Case& each, const RunResult& result
   line["kept"] = result.named().kept_share();
   line["kept_of_all"] = result.all().kept_share();
   line["pairs"] = result.all().pairs_share();
+  for (const auto& layer : result.layers) {
+    line["pairs_by_layer"].push_back(layer.pairs_share());
+    line["attention_seconds_by_layer"].push_back(layer.seconds);
+  }
   line["sparse_layers"] = result.sparse_layers();
   auto never = ordered_json::array();
   for (const NeverSparse& layers : never_sparse(result, each.setting)) {
@@ -248,7 +252,8 @@ constexpr const char* kFooter =
     "attention_seconds, kept (share of the tokens, in "
     "the\n"
     "layers that the setting names), kept_of_all (in all layers), pairs (share of the query-key\n"
-    "pairs of dense attention that were computed, in all layers), sparse_layers, never_sparse\n"
+    "pairs of dense attention that were computed, in all layers), pairs_by_layer,\n"
+    "attention_seconds_by_layer (the library's in each layer), sparse_layers, never_sparse\n"
     "(layers that the setting names and that were not, and why). A run that was cut off goes on\n"
     "where it stopped if the caller leaves out the prompts that it has all lines of.\n"
     "\n"

@@ -8,6 +8,8 @@ import tempfile
 
 from lab.engines import EngineError, Measurement
 
+BY_LAYER = {"pairs_by_layer": "pairs_by_layer", "seconds_by_layer": "attention_seconds_by_layer"}
+
 
 def _program(name):
     found = shutil.which(name)
@@ -64,6 +66,7 @@ class Engine:
             pairs=got["pairs"],
             kept=got["kept"],
             text=got["answer"] if generate else None,
+            more={name: [round(x, 4) for x in got[key]] for name, key in BY_LAYER.items() if key in got},
         )
 
     def _question(self, prompt, generate):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The engine of lab.engines.restated inside transformers."""
+import dataclasses
+
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
@@ -76,4 +78,6 @@ class Engine:
         self._setting, self._seen = setting, {}
         self._layers = sparse_layers(setting, num_layers, self._windowed)
         self._changes = _by_layer(setting, num_layers)
-        return self._driver.measure(prompt, generate, self._pairs_and_kept)
+        got = self._driver.measure(prompt, generate, self._pairs_and_kept)
+        by_layer = [round(float(pairs) / dense, 4) for _, (pairs, dense, *_) in sorted(self._seen.items())]
+        return dataclasses.replace(got, more={**got.more, "pairs_by_layer": by_layer})

@@ -47,7 +47,8 @@ class Engine:
 
     def _tsa(self, prompt, setting, generate):
         adapter.configure(self._model, setting=setting or {"layers": "none"}, method="tsa")
-        return self._driver.measure(prompt, generate, self._pairs_and_kept)
+        got = self._driver.measure(prompt, generate, self._pairs_and_kept)
+        return dataclasses.replace(got, more={**got.more, "pairs_by_layer": self._by_layer})
 
     def _sts(self, prompt, setting, generate):
         from tokensparse.methods.sts import Sts
@@ -120,6 +121,8 @@ class Engine:
     def _pairs_and_kept(self):
         report = adapter.report(self._model, reset=True)
         kept = report.kept_share  # None where no layer was to be sparse
+        shares = [layer.pairs_share for layer in report]
+        self._by_layer = [None if share is None else round(share, 4) for share in shares]
         return report.pairs_share, 1.0 if kept is None else kept
 
 

@@ -16,7 +16,8 @@ for line in sys.stdin:
     asked = json.loads(line)
     with open({seen!r}, "a") as file:
         file.write(json.dumps([sys.argv[1:], asked]) + "\\n")
-    print(json.dumps(dict(loss=0.5, exact=True, seconds=2.0, pairs=0.3, kept=0.4, answer="")), flush=True)
+    print(json.dumps(dict(loss=0.5, exact=True, seconds=2.0, pairs=0.3, kept=0.4, answer="",
+               pairs_by_layer=[1, 0.123456], attention_seconds_by_layer=[0.5, 0.25])), flush=True)
 """
 
 
@@ -41,6 +42,7 @@ def test_a_question_and_what_comes_back(engine):
     engine, seen = engine
     got = engine.measure(prompt(), {})
     assert (got.loss, got.exact, got.pairs, got.kept) == (0.5, 1.0, 0.3, 0.4)
+    assert got.more == {"pairs_by_layer": [1, 0.1235], "seconds_by_layer": [0.5, 0.25]}
     assert got.text is None  # nothing was generated, so nothing can be scored
     assert engine.measure(prompt(), {"coverage": 0.1}, generate=True).text == ""
     assert engine.measure(prompt(refs=()), {}).exact is None

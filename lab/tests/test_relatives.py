@@ -51,6 +51,7 @@ def prompt():
 def test_dense_is_what_nothing_dropped_gives(engine, prompt):
     dense = engine.measure(prompt, {})
     assert dense.pairs == dense.kept == 1 and dense.exact in (0.0, 1.0)
+    assert dense.more["pairs_by_layer"] == [1, 1, 1, 1]
     lazy = engine.measure(prompt, {"method": "lazyllm", "layers": [1], "keep": [1.0]})
     assert lazy.loss == pytest.approx(dense.loss, abs=1e-4)
     assert (lazy.pairs, lazy.kept, lazy.more["computed"]) == (1, 1, 1)

@@ -63,6 +63,8 @@ def test_a_setting_by_layer(monkeypatch):
     both, none = engine.measure(PROMPT, base), engine.measure(PROMPT, {})
     one = engine.measure(PROMPT, {**base, "by_layer": {"2-3": {"coverage": 0}}})
     assert both.pairs < one.pairs < none.pairs == 1
+    shares = one.more["pairs_by_layer"]
+    assert shares[0] == shares[2] == shares[3] == 1 and sum(shares) / 4 == pytest.approx(one.pairs, abs=1e-4)
     assert engine.measure(PROMPT, {**base, "by_layer": {"1-2": {"coverage": 0}}}).loss == none.loss
     assert engine.measure(PROMPT, {**base, "min_keys": 500}).loss == none.loss
     with pytest.raises(EngineError, match="by_layer"):

@@ -457,6 +457,7 @@ class Eval(WithModel):
         self.assertEqual(half["sparse_layers"], [1, 2, 3, 4])
         self.assertAlmostEqual(half["kept"], 0.5, delta=0.01)
         self.assertLess(half["pairs"], 0.8)
+        self.assertAlmostEqual(sum(half["pairs_by_layer"]), 6 * half["pairs"], delta=0.01)
         self.assertNotIn("loss", lines[3])
         # A teacher-forced loss does not depend on whether an answer is written as well.
         alone = self.eval(prompts[:1], "-s", "exact", "--predict", 0)
