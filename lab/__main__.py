@@ -132,11 +132,10 @@ def _sweep(args):
 
     if args.gpus:
         sweep.share_memory(len(args.gpus) / args.processes)
-    ask = lambda engine, prompt, name, setting: _row(engine, prompt, name, setting, False)
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     parts = pathlib.Path(args.out) / "parts"
     texts = Texts(args.text, args.code)
-    if not sweep.work(jobs, parts, args.part, args.processes, make_engine, texts, ask, deadline):
+    if not sweep.work(jobs, parts, args.part, args.processes, make_engine, texts, _row, deadline):
         print(f"stopped after {args.minutes} minutes; run it again to go on", file=sys.stderr)
 
 
@@ -165,7 +164,7 @@ def _asking(args, late):
                 break
             for name, setting in {table.DENSE: {}, **settings}.items():
                 if not store.has(prompt.key, name):
-                    store.add(_row(engine, prompt, name, setting, False))
+                    store.add(_row(engine, prompt, name, setting, args.generate))
         return recommend.merged(results.read(args.results)[1], settings)
 
     return engine, ask
@@ -366,6 +365,9 @@ def main():
                 print(f"{task.name:18} {task.new_tokens:4} tokens for the answer")
     except ERRORS as error:
         print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(_missing(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("lab: interrupted; run it again to go on", file=sys.stderr)

@@ -23,7 +23,6 @@ def parser():
     run.add_argument("--program", default="tokensparse", help="that answers `eval`; of openvino, the Python that has it")
     run.add_argument("--openvino", metavar="GGUF", help="of the engine openvino: the Q8_0 file that it reads")
     run.add_argument("--chunk", type=int, default=0, help="tokens read at a time; 0: the engine's own")
-    run.add_argument("--generate", action="store_true", help="greedy answers too, for RULER's metric")
     run.add_argument("--only", nargs="+", metavar="NAME", help="these settings of the plan")
     run.add_argument("--draft", help="of the method sts: a small model with the same tokenizer")
     run.add_argument("--head-map", help="of the method sts: what `head-map` wrote")
@@ -43,6 +42,8 @@ def parser():
     search.add_argument("--prompts", help="what `prompts` wrote, instead of making them")
     search.add_argument("--points", type=float, default=1.0, help="points that may be lost at most")
     search.add_argument("--loss", type=float, default=0.02, help="loss that may be added at most")
+    for verb in (run, search):
+        verb.add_argument("--generate", action="store_true", help="greedy answers too, for RULER's metric")
     search.add_argument("--decide", action="store_true", help="ask nothing: decide by what the results hold")
     search.add_argument("--hours", type=float, help="stop after so long, and say what is undecided")
     train = verbs.add_parser("controller", help="train what the method adore ranks tokens by")

@@ -61,6 +61,7 @@ def costs(setting, header, rows):
             "pairs": round(line.pairs, 3),
             "loss": interval(line.loss),
             "points": interval(line.points),
+            **({"score": {"n": line.score.n, **interval(line.score)}} if line.score else {}),
         }
         for line in lines
         if line.setting == "it"

@@ -26,6 +26,7 @@ VARIANTS = (  # one step from the best coverage, each alone
     {"share": "layer"},
     {"blocks": {"pattern": "xattention", "threshold": 0.95, "stride": 8}},
     {"blocks": {"pattern": "xattention", "threshold": 0.9, "stride": 8}},
+    {"blocks": {"pattern": "flexprefill", "gamma": 0.95}},
 )
 
 FEWER = (0.05, 0.1, 0.2)  # coverages of a third or two of the layers
@@ -37,7 +38,7 @@ BLOCKS = (  # on every token, where no coverage passes
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    points: float = 1.0  # of prompts answered right; the upper end of what is lost
+    points: float = 1.0  # of answers; the upper end of what is lost
     loss: float = 0.02  # of the answer's loss
 
 
@@ -49,9 +50,10 @@ class Verdict:
 
 
 def judge(line, limits):
-    """What a line of the table says of a setting."""
-    lost = -line.points.low if line.points else 0.0  # points lost at most, by the interval
-    surely_lost = -line.points.high if line.points else 0.0
+    """What a line of the table says of a setting; of points by RULER's metric where answers were generated."""
+    points = line.score or line.points
+    lost = -points.low if points else 0.0  # points lost at most, by the interval
+    surely_lost = -points.high if points else 0.0
     why = (
         f"pairs {line.pairs:.3f}, loss {line.loss.mean:+.3f} (at most {line.loss.high:+.3f}),"
         f" points lost at most {lost:.1f}, n {line.loss.n}"
@@ -170,6 +172,7 @@ def setting_file(name, setting, line, engine, tasks, lengths):
             "pairs": round(line.pairs, 4),
             "loss": interval(line.loss),
             "points": interval(line.points),
+            **({"score": interval(line.score)} if line.score else {}),
         },
     }
 

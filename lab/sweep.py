@@ -2,8 +2,8 @@
 """Many jobs over many processes and GPUs, until they are done or time is up.
 
 A jobs file is a JSON list of {"name", "model", "plan", "length", "n"} and, where wanted, "tasks", "first"
-(the first index asked), "only" (settings of the plan), "chunk" and "raw". "plan" is a file or the settings
-themselves. Every process takes each job in turn, its share of the prompts of it, and keeps the model as
+(the first index asked), "only" (settings of the plan), "chunk", "raw" and "generate" (greedy answers too, for
+RULER's metric). "plan" is a file or the settings themselves. Every process takes each job in turn, its share of the prompts of it, and keeps the model as
 long as the jobs name the same: so what matters most stands first, and a job may stand there again with a
 greater n. What stands in the folder is not asked again, however many processes wrote it.
 """
@@ -33,11 +33,15 @@ class Job:
     first: int = 0
     chunk: int = 0
     raw: bool = False
+    generate: bool = False
 
     def prompts(self, part, parts):
-        """(task, index) that this of so many processes asks: all tasks of an index, then the next."""
+        """(task, index) that this of so many processes asks: all tasks of an index, then the next.
+
+        Every round begins with another process, or one of them would ask the longest task alone.
+        """
         asked = [(task, index) for index in range(self.first, self.n) for task in self.tasks]
-        return asked[part::parts]
+        return [asked[at] for at in range(len(asked)) if (at + at // parts) % parts == part]
 
 
 def share_memory(share):
@@ -62,7 +66,7 @@ def read(path, load_plan):
 
 
 def work(jobs, folder, part, parts, make_engine, texts, ask, deadline):
-    """One process's share. ask(engine, prompt, name, setting) gives a row; deadline: time.monotonic()."""
+    """One process's share. ask(engine, prompt, name, setting, generate) gives a row; deadline: time.monotonic()."""
     engine, of = None, None
     for job in jobs:
         if of != (job.model, job.chunk, job.raw):
@@ -85,7 +89,7 @@ def work(jobs, folder, part, parts, make_engine, texts, ask, deadline):
                 except prompts.PromptError as error:
                     print(f"{key[0]} is left out: {error}", file=sys.stderr)
                     break
-                store.add(ask(engine, made, name, setting))
+                store.add(ask(engine, made, name, setting, job.generate))
     return True
 
 

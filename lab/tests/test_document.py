@@ -18,12 +18,12 @@ def lab(monkeypatch, *arguments):
 
 @pytest.fixture
 def measured(tmp_path):
-    """Results where coverage .1 costs .1 nats."""
+    """Results where coverage .1 costs .1 nats, and half of RULER's score where answers were generated."""
     store = results.Store(tmp_path / "r.jsonl", {"model": "m", "engine": "restated", "device": "none"})
     for name, options, loss in (("dense", {}, 0.2), ("local .1", {"coverage": 0.1}, 0.3)):
         for index in range(5):
             store.add({"prompt": f"vt/8192/{index}", "task": "vt", "length": 8192, "setting": name,
-                       "options": options, "loss": loss, "exact": 1.0, "score": None, "seconds": 1.0,
+                       "options": options, "loss": loss, "exact": 1.0, "score": (1.0 if name == "dense" else 0.5) if index > 2 else None, "seconds": 1.0,
                        "pairs": 1.0 if name == "dense" else 0.3})  # fmt: skip
     store.close()
     return tmp_path / "r.jsonl"
@@ -36,7 +36,7 @@ def test_a_marked_table_is_made_anew_and_the_rest_stays(tmp_path, measured, monk
     assert "| old |" in page.read_text()
     assert lab(monkeypatch, "document", page) == 0
     text = page.read_text()
-    assert "| old |" not in text and "| 8,192 | local .1 | 5 | 0.300 | +0.100" in text
+    assert "| old |" not in text and "| 8,192 | local .1 | 5 | 0.300 | +0.100" in text and "| -50.0 [-50.0, -50.0] |" in text
     assert text.startswith("before\n") and text.endswith("|\n\nafter\n| kept |\n")
     assert lab(monkeypatch, "document", page, "--check") == 0
 
@@ -48,6 +48,7 @@ def test_a_setting_file_gets_what_its_setting_costs(tmp_path, measured, monkeypa
     assert lab(monkeypatch, "document", file, measured) == 0
     accuracy = json.loads(file.read_text())["accuracy"]
     assert accuracy["weights"] == "w" and accuracy["tasks"] == ["vt"]
+    assert accuracy["by_length"]["8192"]["score"] == {"n": 2, "mean": -50, "low": -50, "high": -50}
     assert accuracy["by_length"]["8192"]["n"] == 5 and accuracy["results"] == [str(measured)]
     assert lab(monkeypatch, "document", file, "--check") == 0  # it knows its results
     assert accuracy["by_length"]["8192"]["loss"]["mean"] == pytest.approx(0.1)

@@ -92,6 +92,17 @@ def test_what_is_undecided_is_known():
     assert not any(recommend.judge(finder.lines[name], recommend.Limits()).hopeless for name in undecided)
 
 
+def test_points_are_of_the_official_metric_where_answers_were_generated():
+    row = {"task": "a", "length": 8192, "loss": 0.1, "seconds": 1.0, "pairs": 0.5}
+    rows = [{**row, "prompt": f"a/{i}", "setting": name, "exact": exact, "score": score}
+            for name, exact, score in (("dense", 1.0, 1.0), ("s", 0.0, 1.0)) for i in range(20)]  # fmt: skip
+    (line,) = recommend.merged(rows, ["s"])
+    assert recommend.judge(line, recommend.Limits()).passed
+    assert recommend.setting_file("s", {}, line, FakeModel(0), ["a"], [1])["accuracy"]["score"]["mean"] == 0
+    (line,) = recommend.merged([{**row, "score": None} for row in rows], ["s"])
+    assert recommend.judge(line, recommend.Limits()).hopeless
+
+
 def test_a_hopeless_setting_is_asked_in_one_round_alone():
     finder, said = search(FakeModel(free=0.05))
     finder.run()

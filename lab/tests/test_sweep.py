@@ -23,9 +23,9 @@ def run(tmp_path, tokenizer, texts, jobs, part=0, parts=1, deadline=float("inf")
         made.append(job.model)
         return FakeEngine(job, tokenizer)
 
-    def ask(engine, prompt, name, setting):
+    def ask(engine, prompt, name, setting, generate):
         asked.append((engine.subject["model"], prompt.key, name, setting))
-        return {"prompt": prompt.key, "setting": name}
+        return {"prompt": prompt.key, "setting": name, "generated": generate}
 
     done = sweep.work(jobs, tmp_path, part, parts, make_engine, texts, ask, deadline)
     return done, asked, made
@@ -45,6 +45,20 @@ def test_processes_share_the_prompts_of_a_job(tmp_path, tokenizer, texts):
     assert sweep.merge(sorted(tmp_path.glob("j-*.jsonl")), tmp_path / "all.jsonl") == 12
     header, rows, _ = results.read(tmp_path / "all.jsonl")
     assert header["model"] == "m" and len(rows) == 12
+
+
+def test_every_process_asks_every_task(tmp_path):
+    (job,) = jobs_of(tmp_path, {"n": 8})
+    shares = [job.prompts(part, 4) for part in range(4)]
+    assert sorted(sum(shares, [])) == sorted((task, index) for task in sweep.TASKS for index in range(8))
+    assert all({task for task, _ in share} == set(sweep.TASKS) for share in shares)
+
+
+def test_a_job_says_whether_answers_are_generated(tmp_path, tokenizer, texts):
+    jobs = jobs_of(tmp_path, {"n": 1, "tasks": ["vt"]}, {"name": "k", "n": 1, "tasks": ["vt"], "generate": True})
+    assert run(tmp_path, tokenizer, texts, jobs)[0]
+    asked = {name: results.read(tmp_path / f"{name}-0.jsonl")[1] for name in "jk"}
+    assert {name: [row["generated"] for row in rows] for name, rows in asked.items()} == {"j": [False] * 2, "k": [True] * 2}
 
 
 def test_what_was_answered_is_not_asked_again_when_n_grows(tmp_path, tokenizer, texts):
