@@ -10,7 +10,7 @@ vLLM's defaults are left alone: compiled, CUDA graphs, chunked prefill, prefix c
                 blocks (sparse, and of the tokens it keeps xattention's blocks)
                 of each: time to first token by length, greedy tokens of prompts, of a mixed batch, of
                 that batch from the prefix cache and of 64 requests at once, memory
-  turns         exact in turns with the same engine without anything of ours: what the plugin costs
+  turns         exact, sparse and blocks, each in turns with the same engine without anything of ours
   runner-stock, runner-ours   the same, short and eager, by vLLM's other model runner
   backend       our builder and layer alone on paged caches, beside plain attention
   graphs        prompts inside full CUDA graphs: nothing of ours runs in a replay, and it is counted
@@ -55,7 +55,7 @@ SMALL = {"tokens": [4096, 16384], "eager": True, "repeat": 2}
 PARTS = {
     "stock": ("vllm_engines.py", {"modes": ["stock", "stock again"]}, {}),
     "ours": ("vllm_engines.py", {"modes": ["exact", "sparse", "kept", "blocks"]}, {}),
-    "turns": ("vllm_engines.py", {"modes": ["exact"]}, {}),
+    "turns": ("vllm_engines.py", {"modes": ["exact", "sparse", "blocks"]}, {}),
     "runner-stock": ("vllm_engines.py", {"modes": ["stock"], **SMALL}, {"runner": 1}),
     "runner-ours": ("vllm_engines.py", {"modes": ["exact", "kept"], **SMALL}, {"runner": 1}),
     "backend": ("../tests/vllm_backend.py", {}, {}),

@@ -198,10 +198,11 @@ class Engine:
             )
 
     def in_turns(self, prompt):
-        """The time to the first token with our layers exact and with nothing of ours, in one engine."""
+        """The time to the first token with our layers and with nothing of ours, in one engine."""
         self.answer([prompt[: min(self.asked["tokens"])]], 1)
         turn = 0
         for length in self.asked["tokens"]:
+            self.report()
             times = {True: [], False: []}
             for _ in range(2 + 2 * self.asked["repeat"] if length < LONG else 2):
                 for alone, found in times.items():
@@ -216,8 +217,8 @@ class Engine:
                 ours_ms=round(1e3 * ours, 2),
                 of_stock=round(theirs / ours, 3),
                 all_ms=[[round(1e3 * t, 2) for t in found] for found in times.values()],
+                **self.report(),
             )
-        self.report()
 
     def batches(self, prompt):
         """Greedy tokens of prompts, of a mixed batch twice, of 64 requests."""
@@ -274,8 +275,9 @@ def measure(engine, asked, prompt):
         full_graphs(engine, prompt)
         return
     if asked["part"] == "turns":
-        engine.configure("exact")
-        engine.in_turns(prompt)
+        for mode in asked["modes"]:
+            engine.configure(mode)
+            engine.in_turns(prompt)
         return
     for mode in asked["modes"]:
         start = time.time()

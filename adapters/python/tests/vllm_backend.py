@@ -20,10 +20,11 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 import tokensparse
 import tokensparse.vllm
-from tokensparse.vllm import cuda
+from tokensparse.vllm import cuda, steps
 
 HEADS, KV_HEADS, DIM, BLOCK, BLOCKS = 8, 2, 64, 16, 400
 LAYER = "model.layers.1.self_attn.attn"
+OTHER = "model.layers.2.self_attn.attn"  # of a group that has other pages
 # (query rows, keys) of each request: prompts, chunks of one, reused prefixes, short and decode rows
 STEPS = {
     "prompts": [(300, 300), (65, 65)],
@@ -58,9 +59,8 @@ def plain_paged(q, k, v, out, cu_seqlens_q, seqused_k, softmax_scale, causal, bl
 class Layer:
     """What the stock kernel asks of the model's layer."""
 
-    layer_name = LAYER
-
-    def __init__(self, device):
+    def __init__(self, device, name, impl):
+        self.layer_name, self.impl = name, impl
         self._q_scale = self._k_scale = self._v_scale = torch.ones(1, device=device)
 
 
@@ -79,10 +79,10 @@ def engine_settings(folder):
 
 
 class Backend:
-    """One layer and the builder of its metadata."""
+    """A layer of each of two groups, and the builders of their metadata."""
 
     def __init__(self, settings, device):
-        self.device, self.layer = torch.device(device), Layer(device)
+        self.device = torch.device(device)
         spec = FullAttentionSpec(
             block_size=BLOCK, num_kv_heads=KV_HEADS, head_size=DIM, dtype=torch.bfloat16
         )
@@ -91,17 +91,24 @@ class Backend:
             self.shape = (BLOCKS, KV_HEADS, BLOCK, 2 * DIM)
             if hasattr(classes, "get_kv_cache_shape"):  # vLLM before 0.30
                 self.shape = classes.get_kv_cache_shape(BLOCKS, BLOCK, KV_HEADS, DIM)
-            self.builder = classes.get_builder_cls()(spec, [LAYER], settings, self.device)
-            self.impl = classes.get_impl_cls()(
-                HEADS, DIM, DIM**-0.5, KV_HEADS, None, None, "auto"
-            )
-        if self.impl.vllm_flash_attn_version is None:
-            self.impl.vllm_flash_attn_version = 2
-            stock.flash_attn_varlen_func = plain_paged
+            made = settings.compilation_config.static_forward_context
+            self.builders = {}
+            for name in (LAYER, OTHER):
+                impl = classes.get_impl_cls()(HEADS, DIM, DIM**-0.5, KV_HEADS, None, None, "auto")
+                made[name] = Layer(device, name, impl)
+                self.builders[name] = classes.get_builder_cls()(spec, [name], settings, self.device)
+                if impl.vllm_flash_attn_version is None:
+                    impl.vllm_flash_attn_version = 2
+                    stock.flash_attn_varlen_func = plain_paged
+            self.layers = {name: made[name] for name in (LAYER, OTHER)}
 
-    def step(self, requests, seed=1, replayed=False):
+    def step(self, requests, seed=1, replayed=False, other=False):
         """Runs one step. Returns its output, padding rows included, and q, k, v of each request.
-        Of a replayed one a CUDA graph would do the layer's part: nothing calls it."""
+
+        Args:
+          replayed: a CUDA graph would do the layer's part: nothing calls it.
+          other: the layer of the other group, whose metadata is made from the first one's.
+        """
         made = torch.Generator().manual_seed(seed)
 
         def normal(*shape):
@@ -143,19 +150,27 @@ class Backend:
             num_actual_tokens=starts[-1],
             max_query_len=max(rows for rows, _ in requests),
             max_seq_len=int(lengths.max()),
-            block_table_tensor=table.to(self.device),
+            block_table_tensor=((table + 1) % BLOCKS if other else table).to(self.device),
             slot_mapping=torch.tensor(slots, device=self.device),
             seq_lens_cpu_upper_bound=lengths,
         )
-        metadata = self.builder.build(0, common)
+        metadata = self.builders[LAYER].build(0, common)
+        runs = [] if replayed else [(self.layers[LAYER], metadata)]
+        if other:
+            metadata = self.builders[OTHER].update_block_table(
+                metadata, table.to(self.device), common.slot_mapping
+            )
+            runs.append((self.layers[OTHER], metadata))
         output = torch.full_like(query, 7.0)
-        if not replayed:
-            self.impl.forward(self.layer, query, *new, cache, metadata, output)
+        for layer, metadata in runs:
+            layer.impl.forward(layer, query, *new, cache, metadata, output)
         return output, parts
 
-    def report(self):
+    def report(self, name=LAYER):
         """What happened since the last time."""
-        layer = self.impl.tokensparse
+        for settle in steps.before_report:
+            settle()
+        layer = self.layers[name].impl.tokensparse
         found = layer.told(layer.tallies.read() if layer.tallies else None)
         told = (found.served, sum(found.stock.values()), found.kept_share)
         layer.served.report.clear()
@@ -164,9 +179,9 @@ class Backend:
         return told
 
 
-def expect_exact(backend, requests):
+def expect_exact(backend, requests, **how):
     """Every row is causal attention over its request's keys, and padding is left alone."""
-    output, parts = backend.step(requests)
+    output, parts = backend.step(requests, **how)
     row = 0
     for q, k, v in parts:
         expected = plain(q, k, v, DIM**-0.5)
@@ -176,9 +191,9 @@ def expect_exact(backend, requests):
     assert (output[row:] == 7).all(), "rows of padding were written"
 
 
-def expect_sparse(backend, requests, options):
+def expect_sparse(backend, requests, options, **how):
     """Served rows are what `prefill` gives on the request's own q, k and v; the rest is exact."""
-    output, parts = backend.step(requests)
+    output, parts = backend.step(requests, **how)
     row = 0
     for q, k, v in parts:
         found = output[row : row + len(q)].float()
@@ -212,12 +227,13 @@ def check(folder, device):
         served, stock_calls, kept = backend.report()
         assert (served, stock_calls) == (0, 1), (requests, served, stock_calls)
         assert kept == 1 if prompts else kept is None, (requests, kept)
-    backend.step([(300, 300), (65, 65), (30, 30), (1, 700)], replayed=True)
-    [layer] = tokensparse.vllm.report(reset=True)
-    assert layer.stock == {"replayed in a CUDA graph": 1}
-    assert (layer.served, layer.key_tokens, layer.kept_share) == (0, 365, 1)
+    mixed = [(300, 300), (65, 65), (30, 30), (1, 700)]
+    backend.step(mixed, replayed=True)  # what is exact is the stock layer's, in a graph too
+    assert backend.report() == (0, 1, 1)
     backend.step([(1, 700)], replayed=True)
-    assert not any(layer.stock for layer in tokensparse.vllm.report())
+    assert backend.report() == (0, 0, None)
+    expect_exact(backend, mixed, other=True)
+    assert backend.report() == backend.report(OTHER) == (0, 1, 1)
     sparse = dict(
         TOKENSPARSE_KEEP="0.5",
         TOKENSPARSE_SHARE="kv_group",
@@ -240,11 +256,24 @@ def check(folder, device):
             backend = Backend(settings, device)
         for requests in STEPS.values():
             expect_sparse(backend, requests, {**options, **blocks})
-            uncounted = backend.impl.tokensparse.served.report.uncounted
+            uncounted = backend.layers[LAYER].impl.tokensparse.served.report.uncounted
             served, _, kept = backend.report()
             assert kept is None or 0.4 < kept < 0.95, kept
             # Blocks are not in a GPU's count of pairs.
             assert uncounted == bool(blocks and served and device != "cpu")
+        expect_sparse(backend, STEPS["mixed"], {**options, **blocks}, other=True)
+        first, other = backend.report(), backend.report(OTHER)
+        assert first[:2] == other[:2] and first[0] == 4
+    backend.step(mixed, replayed=True)
+    [layer] = (layer for layer in tokensparse.vllm.report(reset=True) if layer.layer == 1)
+    assert layer.stock == {"replayed in a CUDA graph": 1}
+    assert (layer.served, layer.key_tokens, layer.kept_share) == (0, 365, 1)
+    # Too short to be sparse: the layers do not look at it, and it is counted all the same.
+    with environment(**{**sparse, "TOKENSPARSE_MIN_KEYS": "1201"}):
+        backend = Backend(settings, device)
+    expect_exact(backend, [(300, 1200), (1, 90)])
+    [layer] = (layer for layer in tokensparse.vllm.report(reset=True) if layer.layer == 1)
+    assert layer.stock == {"too short for sparse layers to gain": 1} and layer.kept_share == 1
 
 
 if __name__ == "__main__":  # as a part of bench/vllm_cuda.py, which asks for nothing

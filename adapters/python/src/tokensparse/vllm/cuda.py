@@ -22,7 +22,7 @@ from .. import methods
 from .._environment import serve_rows
 from .._library import Unsupported
 from .._model import check_setting
-from .._report import EXACT, TOO_SHORT, Counts
+from .._report import EXACT, TOO_SHORT, Counts, LayerReport
 from .planned import Pages, Planned, pays, reserve
 from .steps import (
     GRAPH,
@@ -33,7 +33,6 @@ from .steps import (
     before_report,
     plan,
     publish_behind,
-    reports_of,
     serve_step,
     serve_the_rest,
 )
@@ -55,57 +54,102 @@ def pages(kv_cache: torch.Tensor, head_size: int) -> Pages:
     return kv_cache.transpose(1, 2).split(head_size, dim=-1)  # [num_blocks, heads, block, 2 dim]
 
 
+def _has_other_masks(metadata: Any) -> bool:
+    if metadata.causal is not True or getattr(metadata, "use_cascade", False):
+        return True
+    return any(getattr(metadata, field, None) is not None for field in _OTHER_MASKS)
+
+
 class Prompts:
     """Of a step with prompts: the lengths on the host, and what its layers made of them.
 
     Attributes:
       starts, seq_lens: see `steps.plan`.
+      ours: whether a layer may have a part in it that is ours. Else none looks at it.
       seen: whether a layer has come by. In a replayed CUDA graph none does.
       captured: whether a CUDA graph records them.
+      masked: whether there are masks that are not for us.
       steps: by what settings ask for.
       planned: the calls, by the number of the run and by all that layers may differ in.
     """
 
     def __init__(self, starts: list[int], seq_lens: list[int]) -> None:
         self.starts, self.seq_lens = starts, seq_lens
-        self.seen = self.captured = False
+        self.ours = self.seen = self.captured = self.masked = False
         self.steps: dict[Any, Step] = {}
         self.planned: dict[Any, Planned] = {}
 
+    def counts(self, least: int) -> Counts:
+        """Of the requests with at least `least` rows."""
+        rows = (past - first for first, past in zip(self.starts, self.starts[1:]))
+        return Counts.of(size for size in zip(rows, self.seq_lens) if size[0] >= least)
+
 
 class CUDABuilder(FlashAttentionMetadataBuilder):
-    """The stock builder; it also keeps the lengths on the host, where our plan needs them."""
+    """The stock builder; it also keeps the lengths on the host, where our plan needs them, and says of a
+    step whether any layer has something of ours to do: what is exact costs a layer next to nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last: Prompts | None = None
-        before_report.append(self._count_replayed)
+        self._layers: list[tuple[CUDAImpl, LayerReport]] = []
+        self._kinds: list[CUDAImpl] = []  # of layers that a plan of their own may serve, one each
+        before_report.append(self._count_last)
 
-    def _count_replayed(self) -> None:
-        """Prompts of the step before that no layer has seen."""
+    def _know_layers(self) -> None:
+        """Finds them, again when they have taken another setting."""
+        if self._layers and self._layers[0][0].tokensparse.served.report is self._layers[0][1]:
+            return
+        made = self.vllm_config.compilation_config.static_forward_context
+        impls = {name: made[name].impl for name in self.layer_names}
+        self._layers = [(impl, impl.tokensparse.named(name)) for name, impl in impls.items()]
+        kinds = {impl.kind: impl for impl, report in self._layers if impl.may_serve(report)}
+        self._kinds = list(kinds.values())
+
+    def _count_last(self) -> None:
+        """Prompts of the step before that no layer has counted: the stock layer's alone, or replayed."""
         last, self._last = self._last, None
         if last is None or last.seen:
             return
-        rows = [past - first for first, past in zip(last.starts, last.starts[1:])]
-        least = serve_rows()
-        prompts = Counts.of(size for size in zip(rows, last.seq_lens) if size[0] >= least)
-        if prompts.calls:
-            for report in reports_of(self.layer_names):
-                report.count_stock(prompts, GRAPH)
+        prompts = last.counts(serve_rows())
+        if prompts.calls or not last.ours:
+            for impl, report in self._layers:
+                impl.count_stock(report, prompts, GRAPH if last.ours else "")
             publish_behind()
+
+    def _note(self, metadata: Any, starts: list[int], seq_lens: list[int]) -> None:
+        """Leaves a step's prompts in its metadata."""
+        self._know_layers()
+        self._last = metadata._tokensparse = prompts = Prompts(starts, seq_lens)
+        device = metadata.seq_lens.device
+        prompts.ours = any([impl.step_of(prompts, device).ours for impl in self._kinds])
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False):
         """As the stock builder's."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        self._count_replayed()
+        self._count_last()
         common = common_attn_metadata
         # Exact for prompt rows; decode rows may be optimistic, and are not ours.
         seq_lens = getattr(common, "seq_lens_cpu_upper_bound", None)
         if seq_lens is not None and common.max_query_len > 1:
             starts = common.query_start_loc_cpu[: common.num_reqs + 1].tolist()
-            self._last = Prompts(starts, seq_lens[: common.num_reqs].tolist())
-            metadata._tokensparse = self._last
+            self._note(metadata, starts, seq_lens[: common.num_reqs].tolist())
         return metadata
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: Any):
+        """As the stock builder's; what is captured is no prompt of anybody."""
+        metadata = super().build_for_cudagraph_capture(common_attn_metadata)
+        self._last = None
+        return metadata
+
+    def update_block_table(self, metadata: Any, blk_table: Any, slot_mapping: Any):
+        """As the stock builder's: another group's metadata for the layers and pages of this one."""
+        updated = super().update_block_table(metadata, blk_table, slot_mapping)
+        self._count_last()
+        prompts = metadata.__dict__.get("_tokensparse")
+        if prompts is not None:
+            self._note(updated, prompts.starts, prompts.seq_lens)
+        return updated
 
 
 class CUDAImpl(FlashAttentionImpl):
@@ -136,12 +180,34 @@ class CUDAImpl(FlashAttentionImpl):
                 return reason
         return ""
 
-    def _plan(self, prompts: Prompts, metadata: Any, device: torch.device) -> Step | None:
-        """How a step is split for layers of this setting; None when other masks are in it."""
-        if metadata.causal is not True or getattr(metadata, "use_cascade", False):
-            return None
-        if any(getattr(metadata, field, None) is not None for field in _OTHER_MASKS):
-            return None
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Layers of one kind share a plan."""
+        return self.tokensparse.key, self.tokensparse.least, self.num_heads, self.head_size
+
+    def may_serve(self, report: LayerReport) -> bool:
+        """Whether there may be prompts that are ours."""
+        return not self._never and (report.named or not self._votes)
+
+    def count_stock(self, report: LayerReport, prompts: Counts, reason: str = "") -> None:
+        """Adds a call that the stock layer attended to.
+
+        Args:
+          reason: in the place of what the setting says.
+        """
+        if self._never or not prompts.calls:
+            report.stock[self._never or SHORT] += 1
+        else:
+            report.count_stock(prompts, reason or (TOO_SHORT if self.may_serve(report) else EXACT))
+
+    def step_of(self, prompts: Prompts, device: torch.device) -> Step:
+        """How a step is split for layers of this kind, found once."""
+        found = prompts.steps.get(self.kind)
+        if found is None:
+            found = prompts.steps[self.kind] = self._plan(prompts, device)
+        return found
+
+    def _plan(self, prompts: Prompts, device: torch.device) -> Step:
         setting, may_pay = self.tokensparse.setting, None
         if setting.when == "pays" and self._votes:
             may_pay = functools.partial(pays, device, self.num_heads, self.head_size)
@@ -154,40 +220,36 @@ class CUDAImpl(FlashAttentionImpl):
             pays=may_pay,
         )
 
-    def _step(self, prompts: Prompts, metadata: Any, query: Any, kv_cache: Any) -> Step | None:
-        """The plan of a step, made by its first layer; None when it is not for us."""
-        if self._never or query.dtype not in _DTYPES or kv_cache.dtype != query.dtype:
-            return None
-        kind = self.tokensparse.key, self.tokensparse.least
-        try:
-            return prompts.steps[kind]
-        except KeyError:
-            found = prompts.steps[kind] = self._plan(prompts, metadata, query.device)
-            return found
-
     def _sparse_step(
         self, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any
     ) -> Step | None:
         """The step when this layer has a part in it that is ours; else it is counted and None, and
         what comes is the stock layer's alone: on short prompts the host is slower than the GPU."""
-        report = self.tokensparse.named(layer.layer_name)
         prompts = metadata.__dict__.get("_tokensparse")
         if prompts is None:
-            report.stock[self._never or SHORT] += 1
+            self.tokensparse.named(layer.layer_name).stock[self._never or SHORT] += 1
+            return None
+        if not prompts.ours:  # the builder counts it
             return None
         if not prompts.seen:
             prompts.seen, prompts.captured = True, _captures(query)
+            prompts.masked = _has_other_masks(metadata)
             publish_behind()
         if prompts.captured:
             return None
-        step = self._step(prompts, metadata, query, kv_cache)
-        if step is None or not step.prompts:
+        report = self.tokensparse.named(layer.layer_name)
+        if (
+            self._never
+            or prompts.masked
+            or query.dtype not in _DTYPES
+            or kv_cache.dtype != query.dtype
+        ):
             report.stock[self._never or SHORT] += 1
             return None
-        exact = self._votes and not report.named
-        if step.ours and not exact:
+        step = self.step_of(prompts, query.device)
+        if step.ours and self.may_serve(report):
             return step
-        report.count_stock(step.all_counts, EXACT if exact else TOO_SHORT)
+        self.count_stock(report, step.all_counts)
         return None
 
     def forward(

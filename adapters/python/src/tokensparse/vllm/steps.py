@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -342,11 +342,6 @@ def _follow(asked: threading.Event) -> None:
                 log_kept_share(found)
 
 
-def reports_of(names: Iterable[str]) -> Iterator[LayerReport]:
-    """Those of layers that have been called."""
-    return (_layers[name].served.report for name in names if name in _layers)
-
-
 def collect(reset: bool, wait: bool = True) -> Report:
     """The reports of this process's layers.
 
@@ -372,6 +367,8 @@ def collect(reset: bool, wait: bool = True) -> Report:
 def configure(variables: Mapping[str, str]) -> None:
     """Layers take the setting that these TOKENSPARSE_ variables ask for, in the place of those that
     the environment had; what was counted is forgotten."""
+    for settle in before_report:
+        settle()
     for tallies in {layer.tallies for layer in _layers.values()} - {None}:
         tallies.forget()
     for name in variables_in(os.environ):
