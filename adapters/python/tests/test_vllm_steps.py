@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What the vLLM backends share, without vLLM: who serves which request, and the reports."""
 
+import gc
 import json
 import os
+import threading
 import time
 import types
 
@@ -15,6 +17,19 @@ from tokensparse._pairs import clipped_sum, computed_pairs, dense_pairs
 from tokensparse._report import Counts, LayerReport, Report
 from tokensparse.vllm import metrics, planned, report, steps, tally, worker_configure
 from tokensparse.vllm.steps import Layer, Run, Step, plan, publish_behind, serve_step
+
+
+def followers():
+    return [thread for thread in threading.enumerate() if thread.name == "tokensparse"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_other_tests(monkeypatch):  # whose undoing comes after
+    """Nobody's layer is in the next report, and nobody publishes where the next test looks."""
+    yield
+    for thread in followers():
+        thread.join(10)
+    assert not followers() and not steps._layers
 
 
 def test_a_step_is_split_by_who_serves_it():
@@ -245,7 +260,6 @@ def test_room_is_made_for_the_longest_prompt():
 def test_the_copy_is_published_when_it_has_arrived(monkeypatch, tmp_path):
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
     monkeypatch.setattr(steps, "_PUBLISH_EVERY", 0.01)
-    monkeypatch.setattr(steps, "_layers", {})
     monkeypatch.setenv("TOKENSPARSE_KEEP", "0.5")
     layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
     layer.named("model.layers.1.attn").count_tallied(Counts(1, 100, 200, 300))
@@ -266,6 +280,23 @@ def test_the_copy_is_published_when_it_has_arrived(monkeypatch, tmp_path):
         layer.tallies.follow()
         publish_behind()
     assert share == 0.25
+    for thread in followers():
+        thread.join(10)
+    assert not followers()  # nothing changes any more
+    monkeypatch.setattr(steps, "_PUBLISH_EVERY", 0.2)
+    publish_behind()
+    assert len(followers()) == 1
+
+
+def test_an_engine_that_is_gone_is_in_no_report():
+    gone = Layer(types.SimpleNamespace(num_hidden_layers=4))
+    gone.named("draft.layers.3.attn").count_exact(Counts.of([(100, 200)]), "")
+    layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
+    layer.named("model.layers.0.attn").count_exact(Counts.of([(100, 200)]), "")
+    assert [found.layer for found in report()] == [0, 3]
+    del gone
+    gc.collect()
+    assert [found.layer for found in report()] == [0]
 
 
 def test_a_running_engine_takes_another_setting(monkeypatch):
@@ -287,7 +318,6 @@ def test_a_run_by_blocks_is_prefill_by_them(monkeypatch):
         monkeypatch.setenv(f"TOKENSPARSE_{name}", value)
     for name in ("MIN_KEYS", "MIN_ROWS"):
         monkeypatch.setenv(f"TOKENSPARSE_{name}", "2")
-    monkeypatch.setattr(steps, "_layers", {})
     layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
     layer.named("model.layers.2.attn")
     made = torch.Generator().manual_seed(1)

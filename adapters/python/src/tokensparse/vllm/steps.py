@@ -36,11 +36,14 @@ GRAPH = "replayed in a CUDA graph"
 _log = logging.getLogger("vllm.tokensparse")
 _LOG_EVERY = 10.0  # seconds
 _made: weakref.WeakSet[Layer] = weakref.WeakSet()
-_layers: dict[str, Layer] = {}  # by name, as they are called first
+# By name, as they are called first; those of an engine that is gone are gone, too.
+_layers: weakref.WeakValueDictionary[str, Layer] = weakref.WeakValueDictionary()
 before_report: list[Callable[[], None]] = []  # what else has something to count
 _last_log = 0.0
 _PUBLISH_EVERY = 1.0  # seconds
-_behind: threading.Event | None = None
+_follower: threading.Thread | None = None
+_wanted = False  # since the follower last looked
+_follower_lock = threading.Lock()
 _said = False
 
 
@@ -313,33 +316,38 @@ def log_kept_share(found: Report | None = None) -> None:
 
 
 def publish_behind() -> None:
-    """A thread publishes and logs what calls counted, a GPU's as the copies of it arrive, until nothing
-    changes any more. It asks nothing of the GPU, and no step waits for it."""
-    global _behind
-    if _behind is None:
-        _behind = threading.Event()
-        threading.Thread(target=_follow, args=(_behind,), daemon=True, name="tokensparse").start()
-    _behind.set()
+    """A thread publishes and logs what calls counted, a GPU's as the copies of it arrive, and ends when
+    nothing changes any more. It asks nothing of the GPU, and no step waits for it."""
+    global _follower, _wanted
+    with _follower_lock:
+        _wanted = True
+        if _follower is None:
+            _follower = threading.Thread(target=_follow, daemon=True, name="tokensparse")
+            _follower.start()
 
 
-def _follow(asked: threading.Event) -> None:
+def _follow() -> None:
+    global _follower, _wanted
+    before = None
     while True:
-        asked.wait()
-        asked.clear()
-        before = None
-        while True:
-            time.sleep(_PUBLISH_EVERY)
-            try:
-                found = collect(reset=False, wait=False)
-            except (RuntimeError, IndexError, AttributeError):
-                continue  # meanwhile a layer counted its first call, or took another setting
-            told = metrics.totals(found)
-            if told == before:
-                break
-            before = told
-            metrics.publish(found)
-            if found.kept_share is not None:
-                log_kept_share(found)
+        with _follower_lock:
+            _wanted = False
+        time.sleep(_PUBLISH_EVERY)
+        try:
+            found = collect(reset=False, wait=False)
+        except (RuntimeError, IndexError, AttributeError):
+            continue  # meanwhile a layer counted its first call, or took another setting
+        told = metrics.totals(found)
+        if told == before:
+            with _follower_lock:
+                if _wanted:
+                    continue
+                _follower = None
+                return
+        before = told
+        metrics.publish(found)
+        if found.kept_share is not None:
+            log_kept_share(found)
 
 
 def collect(reset: bool, wait: bool = True) -> Report:
