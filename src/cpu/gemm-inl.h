@@ -131,6 +131,7 @@ struct F32 : VectorProducts<F32, float> {
   using Operand = Vec;
   static constexpr int32_t kUnitElems = 1;
   static constexpr int32_t kWeightStride = kScoreStride;  // weights take the place of the scores
+  static constexpr bool kKeepsScores = false;
   static TSP_INLINE Operand load_operand(const float* p) { return load(p); }
   static TSP_INLINE Operand broadcast(const float* p) { return set1(*p); }
   static TSP_INLINE Vec mac(Operand a, Operand b, Vec sum) { return fma(a, b, sum); }

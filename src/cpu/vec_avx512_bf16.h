@@ -12,6 +12,8 @@ struct Bf16 : VectorProducts<Bf16, uint32_t> {
   using Operand = __m512bh;
   static constexpr int32_t kUnitElems = 2;
   static constexpr int32_t kWeightStride = kBlockKeys / 2 + kLanes;
+  static constexpr bool kKeepsScores = true;  // beside their weights, which may exceed 1
+  static_assert(kExp2Overflows);
   static TSP_INLINE Operand load_operand(const uint32_t* p) {
     return reinterpret_cast<Operand>(_mm512_loadu_si512(p));
   }
@@ -39,6 +41,11 @@ struct Bf16 : VectorProducts<Bf16, uint32_t> {
     p = fma(p, f, set1(6.9583356e-1f));
     p = fma(p, f, set1(9.9992520e-1f));
     return _mm512_scalef_ps(p, x);
+  }
+  /// Of weights, by their sums: so far from the end of the range that products with any values of a
+  /// model and their sums over millions of keys stay in it. False too for NaN.
+  static TSP_INLINE bool is_moderate(Vec sums) {
+    return _mm512_cmp_ps_mask(sums, set1(0x1p16f), _CMP_NLE_UQ) == 0;
   }
   static TSP_INLINE void store_weights(uint32_t* weights, int32_t j, Vec w) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + j / 2),

@@ -187,6 +187,36 @@ TEST_P(Attend, ExtremeLogitsStayFinite) {
   }
 }
 
+/// The keys that come later may draw more than the first ones did: a little, a lot, or beyond what
+/// their weight beside the first ones' could hold.
+TEST_P(Attend, LaterKeysMayDrawFarMoreThanTheFirst) {
+  const int32_t dtype = backend.is_cuda() ? TSP_BF16 : TSP_F32;
+  const Shape shape = {.q_lens = {60},
+                       .k_lens = {2100},
+                       .num_q_heads = 2,
+                       .num_kv_heads = 1,
+                       .q_dtype = dtype,
+                       .kv_dtype = dtype,
+                       .out_dtype = dtype};
+  if (!serves(backend, shape)) return;
+  for (const int32_t precision : {TSP_PRECISION_F32, TSP_PRECISION_BF16}) {
+    if (precision == TSP_PRECISION_BF16 && !backend.has_bf16()) continue;
+    const Options options = {.precision = precision};
+    const Roundoff u = roundoff(backend, shape, precision);
+    for (const float rise : {1.0f, 4.0f, 10.0f, 50.0f}) {
+      Problem problem(shape);
+      for (int64_t row = 0; row < 60; ++row) {
+        for (int64_t head = 0; head < 2; ++head) problem.q.set(row, head, 0, 16.0f);
+      }
+      for (int64_t token = 0; token < 2100; ++token) {
+        problem.k.set(token, 0, 0, -48.0f + rise * static_cast<float>(token / 500));
+      }
+      expect_attend(oracle_attend(problem, nullptr, options, u.operand, u.weight),
+                    problem.attend(backend, ctx, nullptr, options), std::to_string(rise));
+    }
+  }
+}
+
 TEST_P(Attend, NonFiniteValuesReachOnlyTheRowsThatReadThem) {
   const int32_t dtype = backend.is_cuda() ? TSP_BF16 : TSP_F32;
   for (const float poison :
