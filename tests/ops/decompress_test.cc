@@ -24,6 +24,22 @@ TEST_P(Decompress, PutsRowsBackAndZerosElsewhere) {
        .out_dtype = f16},
       {.q_lens = {0, 70, 0, 0, 33, 0}, .k_lens = {0, 90, 41, 0, 33, 12}},
       {.q_lens = {77}, .k_lens = {99}, .q_layout = Layout::kDimStrided},
+      {.q_lens = {300},
+       .k_lens = {333},
+       .num_q_heads = 12,
+       .num_kv_heads = 2,
+       .dim = 128,
+       .q_dtype = bf16,
+       .kv_dtype = bf16,
+       .out_dtype = bf16},
+      {.q_lens = {190, 70},
+       .k_lens = {190, 400},
+       .num_q_heads = 16,
+       .num_kv_heads = 4,
+       .dim = 64,
+       .q_dtype = bf16,
+       .kv_dtype = bf16,
+       .out_dtype = bf16},
   };
   for (const Shape& shape : shapes) {
     if (!serves(backend, shape)) continue;
