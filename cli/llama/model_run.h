@@ -16,7 +16,7 @@ namespace tsp::cli {
 
 /// Fewer take longer: what is done once a chunk, choosing tokens above all, is done more often.
 /// More at the beginning of a prompt lost answers (docs/whole_model.md).
-constexpr int32_t kChunk = 2048, kLateChunk = 4096;
+constexpr int32_t kChunk = 2048, kLateChunk = 8192;
 
 /// What is the same for every setting.
 struct RunConditions {

@@ -13,7 +13,7 @@ void add_run_conditions(CLI::App& app, RunConditions& conditions, int32_t& threa
       ->check(between(1, 1 << 30));
   app.add_option("--ubatch,--chunk", conditions.ubatch,
                  "Prompt tokens that go through the layers at once; each such chunk chooses anew.\n"
-                 "Without it 2048, and 4096 from the 16384th token on")
+                 "Without it 2048, and 8192 from the 16384th token on")
       ->check(between(64, 1 << 20));
   app.add_option("--isa", conditions.isa,
                  "CPU instruction set: scalar, avx2, avx512, ...; the best one if not given")
