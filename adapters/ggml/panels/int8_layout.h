@@ -25,12 +25,16 @@ namespace tsp::ggml_adapter::panels {
 // values, 40 % at 32. With groups of 128 that are not multiplied by the matrix, a model's logits
 // are twice as far off (docs/linear.md).
 static_assert(kGroup == 128);
-inline constexpr int64_t kTileRows = 6;
 inline constexpr int64_t kPanelRows = 32;
 inline constexpr int64_t kLevels = 127;
 
-inline constexpr int64_t kTileGroupBytes = kTileRows * (kGroup + int64_t{sizeof(float)});
-inline constexpr int64_t kPanelGroupBytes =
-    kPanelRows * (kGroup + int64_t{sizeof(float)} + int64_t{sizeof(int32_t)});
+/// The one above.
+struct VnniLayout {
+  static constexpr bool kUnsigned = true;  // activations
+  static constexpr int64_t kTileRows = 6;
+  static constexpr int64_t kTileGroupBytes = kTileRows * (kGroup + int64_t{sizeof(float)});
+  static constexpr int64_t kPanelGroupBytes =
+      kPanelRows * (kGroup + int64_t{sizeof(float)} + int64_t{sizeof(int32_t)});
+};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -12,6 +12,9 @@
 namespace tsp::ggml_adapter::panels {
 namespace {
 
+using Layout = VnniLayout;
+constexpr int64_t kTileRows = Layout::kTileRows;
+
 constexpr int kLanes = 8;
 constexpr int kGroupVectors = kGroup / kLanes;  // of f32
 constexpr int kQuads = kGroup / 4;
@@ -134,7 +137,7 @@ inline void pack_tile_row(Values floats, int64_t row, uint8_t* group) {
 }
 
 void pack_tile(const float* rows, int64_t count, int64_t k, uint8_t* tile) {
-  for (int64_t first = 0; first < k; first += kGroup, tile += kTileGroupBytes) {
+  for (int64_t first = 0; first < k; first += kGroup, tile += Layout::kTileGroupBytes) {
     for (int64_t row = 0; row < kTileRows; ++row) {
       const int64_t left = row < count ? k - first : 0;
       pack_tile_row(load(row < count ? rows + row * k + first : rows, left), row, tile);
@@ -176,7 +179,7 @@ void pack_gated(const float* gate, const float* up, int64_t count, uint8_t* grou
 }
 
 void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* panel) {
-  for (int64_t first = 0; first < count; first += kGroup, panel += kPanelGroupBytes) {
+  for (int64_t first = 0; first < count; first += kGroup, panel += Layout::kPanelGroupBytes) {
     Values floats = load(values + first, count - first);
     rotate(floats);
     Quantised group = quantise(floats);
@@ -279,8 +282,8 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
       multiply_columns(tile, panel + 4 * column, panel + kPanelRows * kGroup + 4 * column,
                        total + column);
     }
-    tile += kTileGroupBytes;
-    panel += kPanelGroupBytes;
+    tile += Layout::kTileGroupBytes;
+    panel += Layout::kPanelGroupBytes;
   }
   for (int64_t row = 0; row < part.rows; ++row) {
     memcpy(c + row * c_stride, total + row * kPanelRows, bytes);
@@ -315,8 +318,18 @@ void normalise(const float* x, const float* factors, int64_t count, float eps, f
 }  // namespace
 
 extern const Kernels kAvxVnni;
-const Kernels kAvxVnni = {"int8",          "AVX-VNNI",       false,     kTileRows, kPanelRows,
-                          kTileGroupBytes, kPanelGroupBytes, no_reader, pack_tile, pack_gated,
-                          pack_panel_rows, multiply,         normalise};
+const Kernels kAvxVnni = {"int8",
+                          "AVX-VNNI",
+                          false,
+                          kTileRows,
+                          kPanelRows,
+                          Layout::kTileGroupBytes,
+                          Layout::kPanelGroupBytes,
+                          no_reader,
+                          pack_tile,
+                          pack_gated,
+                          pack_panel_rows,
+                          multiply,
+                          normalise};
 
 }  // namespace tsp::ggml_adapter::panels
