@@ -4,11 +4,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-#include <cstdint>
-#endif
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "core/tile_permission.h"
 #endif
 
 namespace tsp {
@@ -21,24 +17,6 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
-/// Bits 17 and 18: the system saves the tiles' configuration and data.
-bool saves_tiles() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return false;
-  unsigned low = 0, high = 0;
-  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (low >> 17 & 3) == 3;
-}
-
-/// Linux gives the tiles' state to those who ask; once is enough for all threads.
-bool may_use_tiles() {
-#if defined(__linux__)
-  constexpr int64_t kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
 }  // namespace
 
 // The compiler's own detection also asks whether the system saves the wide registers.
@@ -54,12 +32,7 @@ bool has_avx512() {
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 bool has_amx_bf16() {
-  static const bool has = [] {
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBf16) != 0 &&
-           (d & kTile) != 0 && saves_tiles() && may_use_tiles();
-  }();
+  static const bool has = has_avx512_bf16() && may_use_tiles(TileProducts::kBf16);
   return has;
 }
 #else

@@ -8,18 +8,30 @@
 namespace tsp::cpu {
 namespace {
 
+struct alignas(64) TileConfig {
+  uint8_t palette;  // 0: tiles are not in use
+  uint8_t start_row;
+  uint8_t reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+thread_local TileConfig tiles_before;
+
 inline void tile_configure() {
-  struct alignas(64) {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } const config;
-  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+  static constexpr TileConfig kWhole = {
+      1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  __asm__ volatile("sttilecfg %0" : "=m"(tiles_before));
+  __asm__ volatile("ldtilecfg %0" ::"m"(kWhole));
 }
-/// Leaves nothing for the operating system to save when it switches threads.
-inline void tile_release() { __asm__ volatile("tilerelease" ::); }
+/// Leaves the tiles as they were configured: ggml does that once a thread. Else nothing is left for
+/// the operating system to save when it switches threads.
+inline void tile_release() {
+  if (tiles_before.palette == 0) {
+    __asm__ volatile("tilerelease" ::);
+  } else {
+    __asm__ volatile("ldtilecfg %0" ::"m"(tiles_before));
+  }
+}
 
 template <int kTile>
 inline __attribute__((always_inline)) void tile_zero() {
@@ -35,10 +47,15 @@ inline __attribute__((always_inline)) void tile_store(void* to, int64_t stride_b
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride_bytes), "i"(kTile)
                    : "memory");
 }
-/// sums += a * b.
+/// sums += a * b, of pairs of bf16.
 template <int kSums, int kA, int kB>
 inline __attribute__((always_inline)) void tile_dot() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
+}
+/// sums += a * b, of quads of signed bytes.
+template <int kSums, int kA, int kB>
+inline __attribute__((always_inline)) void tile_dot_int8() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
 }
 
 }  // namespace

@@ -76,6 +76,26 @@ void tile_dot() {
     }
   }
 }
+inline int32_t tile_byte(uint32_t quad, int which) {
+  return static_cast<int8_t>(quad >> (8 * which) & 0xff);
+}
+
+template <int kSums, int kA, int kB>
+void tile_dot_int8() {
+  Tiles& t = configured_tiles();
+  for (int m = 0; m < 16; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      uint32_t sum = t.at[kSums][m][n];  // wraps around
+      for (int k = 0; k < 16; ++k) {
+        for (int which = 0; which < 4; ++which) {
+          sum += static_cast<uint32_t>(tile_byte(t.at[kA][m][k], which) *
+                                       tile_byte(t.at[kB][k][n], which));
+        }
+      }
+      t.at[kSums][m][n] = sum;
+    }
+  }
+}
 
 }  // namespace
 }  // namespace tsp::cpu
