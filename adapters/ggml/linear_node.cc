@@ -192,9 +192,9 @@ bool LinearServer::prepare(const ggml_tensor& node) {
     return false;
   }
   if (engine_->converts_inputs() && formed_.input != node.src[1]) {
-    const void* const before = activation_buffer_.memory.get();
+    const size_t before = activation_buffer_.bytes;  // new memory may lie where the old one did
     const bool room = activation_buffer_.reserve(engine_->input_bytes(plan.block_rows, plan.k));
-    if (!room || activation_buffer_.memory.get() != before) formed_ = {};
+    if (!room || activation_buffer_.bytes != before) formed_ = {};
     if (!room) return false;
   }
   const int64_t slice = kept ? plan.n : plan.slice_rows;
