@@ -10,6 +10,9 @@
 #include "bench/peak.h"
 #include "bench/timing.h"
 #include "bench/workload.h"
+#if defined(__x86_64__)
+#include "core/tile_permission.h"
+#endif
 
 namespace tsp::bench {
 namespace {
@@ -99,6 +102,7 @@ double measure_f32_gflops(const std::string& isa, int threads) {
 
 double measure_int8_gops(int threads) {
 #if defined(__x86_64__)
+  if (may_use_tiles(TileProducts::kInt8)) return measure_peak(peak_amx_int8, threads);
   if (__builtin_cpu_supports("avx512vnni")) return measure_peak(peak_avx512_vnni, threads);
 #endif
   (void)threads;

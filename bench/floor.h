@@ -27,7 +27,7 @@ struct Floor {
 /// Products of f32 values alone: a quick look at whether the machine is as it was.
 double measure_f32_gflops(const std::string& isa, int threads);
 
-/// Products of 8-bit integers alone, 10^9 operations a second; 0 without AVX512-VNNI.
+/// Products of 8-bit integers alone, 10^9 operations a second; 0 without AMX and AVX512-VNNI.
 double measure_int8_gops(int threads);
 
 /// Takes about 0.4 s. Best of a few short runs: a floor is what nothing is faster than.

@@ -18,6 +18,7 @@ double peak_avx512(int64_t rounds, float* sink);
 double peak_avx512_bf16(int64_t rounds, float* sink);
 double peak_amx_bf16(int64_t rounds, float* sink);
 double peak_avx512_vnni(int64_t rounds, float* sink);  // of 8-bit integers
+double peak_amx_int8(int64_t rounds, float* sink);     // the same
 #endif
 
 /// The kernel that bounds an `isa` of tsp_context_isa() for products of f32 values.

@@ -71,9 +71,9 @@ void add_linear_options(CLI::App& app, LinearChoice& choice) {
          "--linear", choice.who,
          "Who multiplies by the weights while the prompt is read: ggml; int8, with quantised\n"
          "weights and activations as 8-bit integers; bf16, with both rounded to that; onednn,\n"
-         "the same by that library; auto: int8 where the processor has AVX512-VNNI or AVX-VNNI\n"
-         "and the weights are quantised; else, if they are not f16 or f32, bf16 where it has\n"
-         "AVX512-BF16 and no AMX, else onednn where it is there and faster")
+         "the same by that library; auto: int8 where the processor has AMX, AVX512-VNNI or\n"
+         "AVX-VNNI and the weights are quantised; else, if they are not f16 or f32, bf16 where it\n"
+         "has AMX or AVX512-BF16, else onednn where it is there and faster")
       ->check(one_of({"auto", "ggml", "bf16", "onednn", "int8"}))
       ->type_name("auto|ggml|bf16|onednn|int8")
       ->capture_default_str();

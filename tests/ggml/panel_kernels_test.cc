@@ -12,6 +12,7 @@
 #include "adapters/ggml/linear_node.h"
 #include "adapters/ggml/panels/panel_engine.h"
 #include "tests/ggml/product_node.h"
+#include "tests/support/tiles.h"
 
 namespace tsp::ggml_adapter {
 namespace {
@@ -93,6 +94,53 @@ TEST_P(PanelKernels, KeepWhatIsNoNumberInItsRow) {
     if (row == 30 || row == 31) {
       EXPECT_EQ(node.result()[i], 0) << row;
     }
+  }
+}
+
+std::vector<float> product(const panels::Kernels& kernels, const test::ProductShape& shape) {
+  LinearOptions options;
+  options.type_traits = ggml_get_type_traits;
+  const auto server =
+      LinearServer::create(std::make_unique<PanelEngine>(kernels, Threads{}), options);
+  Node node(shape);
+  EXPECT_EQ(server->check(*node.get()), LinearRefusal::kNone);
+  EXPECT_TRUE(server->serve(*node.get()));
+  return {node.result(), node.result() + shape.m * shape.n};
+}
+
+// Whole tiles and panels, and such that are not; several passes over many groups.
+TEST(PanelKernelsOnAmx, GiveTheBitsOfAvx512Vnni) {
+  const auto tables = panels::int8_kernels();
+  const auto find = [&](const std::string& name) {
+    const auto at = std::find_if(tables.begin(), tables.end(), [&](const panels::Kernels* kernels) {
+      return std::string(kernels->instructions).starts_with(name);
+    });
+    return at == tables.end() ? nullptr : *at;
+  };
+  const panels::Kernels *amx = find("AMX"), *vnni = find("AVX512-VNNI");
+  if (amx == nullptr || vnni == nullptr) GTEST_SKIP() << "this processor has not both";
+  for (const test::ProductShape& shape : {test::ProductShape{.m = 96, .n = 64, .k = 640},
+                                          test::ProductShape{.m = 71, .n = 33, .k = 160},
+                                          test::ProductShape{.m = 64, .n = 40, .k = 16384}}) {
+    EXPECT_EQ(product(*amx, shape), product(*vnni, shape)) << shape.k;
+  }
+}
+
+TEST(PanelKernelsOnAmx, LeaveTheTilesAsTheyWereConfigured) {
+  std::vector<const panels::Kernels*> tables = all_kernels();
+  std::erase_if(tables, [](const panels::Kernels* kernels) {
+    const std::string name = kernels->instructions;
+    return name != "AMX-INT8" && name != "AMX-BF16";
+  });
+  if (tables.empty()) GTEST_SKIP() << "no AMX on this processor";
+  for (const panels::Kernels* kernels : tables) {
+    const test::TileConfig configured = test::configure_tiles();
+    product(*kernels, {.m = 64, .n = 40, .k = 160});
+    const test::TileConfig after = test::tiles_as_configured();
+    test::release_tiles();
+    EXPECT_EQ(after, configured) << kernels->instructions;
+    product(*kernels, {.m = 64, .n = 40, .k = 160});
+    EXPECT_EQ(test::tiles_as_configured(), test::TileConfig{}) << kernels->instructions;
   }
 }
 

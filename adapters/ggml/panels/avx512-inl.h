@@ -103,6 +103,31 @@ inline void prefetch_result(const panels::Part& part, float* c, int64_t c_stride
   }
 }
 
+/// What c holds of a part, to rows of kColumns values; zeros beside it.
+template <int kRows, int kColumns>
+void load_part(const panels::Part& part, const float* c, int64_t c_stride, float* values) {
+  for (int64_t row = 0; row < kRows; ++row, values += kColumns) {
+    const bool within = row < part.rows;
+    TSP_UNROLL
+    for (int v = 0; v < kColumns / kLanes; ++v) {
+      const __mmask16 mask = within ? mask_of(part.columns, v) : __mmask16{0};
+      _mm512_storeu_ps(values + v * kLanes,
+                       _mm512_maskz_loadu_ps(mask, within ? c + row * c_stride + v * kLanes : c));
+    }
+  }
+}
+
+template <int kColumns>
+void store_part(const panels::Part& part, const float* values, float* c, int64_t c_stride) {
+  for (int64_t row = 0; row < part.rows; ++row, values += kColumns) {
+    TSP_UNROLL
+    for (int v = 0; v < kColumns / kLanes; ++v) {
+      _mm512_mask_storeu_ps(c + row * c_stride + v * kLanes, mask_of(part.columns, v),
+                            _mm512_loadu_ps(values + v * kLanes));
+    }
+  }
+}
+
 /// The sums that multiply() begins with: what c holds of the part, or zeros.
 template <int kRows, int kVectors>
 __attribute__((always_inline)) inline void begin_sums(__m512 (&sum)[kRows][kVectors],

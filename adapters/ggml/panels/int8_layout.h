@@ -7,14 +7,14 @@
 // up with zeros.
 //
 // Activations: tiles of kTileRows rows; per group of a tile
-//   uint8_t values[kTileRows][kGroup]           value + 128
+//   int8_t  values[kTileRows][kGroup]           as uint8_t plus 128 where kUnsigned
 //   float   scales[kTileRows]
 // Weights: panels of kPanelRows rows, which are columns of the result; per group of a panel
 //   int8_t  values[kGroup / 4][kPanelRows][4]
 //   float   scales[kPanelRows]                  over kGroup
 //   int32_t starts[kPanelRows]                  -128 times the sum of the group's values
-// so that a sum which begins at `start` and adds the products of four neighbours at a time,
-// unsigned by signed, ends at the sum of the products of the values proper.
+// the last where kUnsigned: a sum which begins at `start` and adds the products of four neighbours
+// at a time, unsigned by signed, ends at the sum of the products of the values proper.
 #pragma once
 
 #include "adapters/ggml/panels/kernels.h"
@@ -28,13 +28,20 @@ static_assert(kGroup == 128);
 inline constexpr int64_t kPanelRows = 32;
 inline constexpr int64_t kLevels = 127;
 
-/// The one above.
 struct VnniLayout {
-  static constexpr bool kUnsigned = true;  // activations
+  static constexpr bool kUnsigned = true;  // as the instruction takes activations
   static constexpr int64_t kTileRows = 6;
   static constexpr int64_t kTileGroupBytes = kTileRows * (kGroup + int64_t{sizeof(float)});
   static constexpr int64_t kPanelGroupBytes =
       kPanelRows * (kGroup + int64_t{sizeof(float)} + int64_t{sizeof(int32_t)});
+};
+
+/// Tiles are two of the processor's.
+struct AmxLayout {
+  static constexpr bool kUnsigned = false;
+  static constexpr int64_t kTileRows = 32;
+  static constexpr int64_t kTileGroupBytes = kTileRows * (kGroup + int64_t{sizeof(float)});
+  static constexpr int64_t kPanelGroupBytes = kPanelRows * (kGroup + int64_t{sizeof(float)});
 };
 
 }  // namespace tsp::ggml_adapter::panels

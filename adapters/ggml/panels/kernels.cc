@@ -2,14 +2,17 @@
 #include "adapters/ggml/panels/kernels.h"
 
 #ifdef __x86_64__
-#include <cpuid.h>
+#include "src/core/tile_permission.h"
 #endif
 
 namespace tsp::ggml_adapter::panels {
 
 #ifdef __x86_64__
 
-extern const Kernels kAvx512Vnni, kAvxVnni, kAvx512Bf16;
+extern const Kernels kAmxInt8, kAvx512Vnni, kAvxVnni, kAmxBf16, kAvx512Bf16;
+#ifdef TSP_EMULATE_AMX
+extern const Kernels kAmxInt8Emulated, kAmxBf16Emulated;
+#endif
 
 namespace {
 
@@ -19,34 +22,37 @@ bool has_avx512() {
          __builtin_cpu_supports("f16c");
 }
 
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 }  // namespace
 
 std::vector<const Kernels*> int8_kernels() {
   std::vector<const Kernels*> kernels;
+  if (has_avx512() && may_use_tiles(TileProducts::kInt8)) kernels.push_back(&kAmxInt8);
   if (has_avx512() && __builtin_cpu_supports("avx512vnni")) kernels.push_back(&kAvx512Vnni);
   const bool avx_vnni = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("avxvnni");
   if (avx_vnni) kernels.push_back(&kAvxVnni);
+#ifdef TSP_EMULATE_AMX
+  if (has_avx512() && !kernels.empty()) kernels.push_back(&kAmxInt8Emulated);
+#endif
   return kernels;
 }
 
 std::vector<const Kernels*> bf16_kernels() {
   std::vector<const Kernels*> kernels;
-  if (has_avx512() && __builtin_cpu_supports("avx512bf16")) kernels.push_back(&kAvx512Bf16);
+  if (has_avx512_bf16() && may_use_tiles(TileProducts::kBf16)) kernels.push_back(&kAmxBf16);
+  if (has_avx512_bf16()) kernels.push_back(&kAvx512Bf16);
+#ifdef TSP_EMULATE_AMX
+  if (has_avx512_bf16()) kernels.push_back(&kAmxBf16Emulated);
+#endif
   return kernels;
-}
-
-bool has_amx_bf16() {
-  constexpr unsigned kAmxBf16 = 1u << 22;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kAmxBf16) != 0;
 }
 
 #else
 
 std::vector<const Kernels*> int8_kernels() { return {}; }
 std::vector<const Kernels*> bf16_kernels() { return {}; }
-bool has_amx_bf16() { return false; }
 
 #endif
 

@@ -24,7 +24,6 @@ struct Part {
 
 struct Kernels {
   const char *arithmetic, *instructions;
-  bool loses_to_amx;  // where the processor has it, oneDNN should multiply
   int64_t tile_rows, panel_rows;
   int64_t tile_group_bytes, panel_group_bytes;
 
@@ -45,11 +44,13 @@ struct Kernels {
                    int64_t c_stride);
   /// As LinearEngine::normalise() says.
   void (*normalise)(const float* x, const float* factors, int64_t count, float eps, float* y);
+  /// Around a thread's calls of multiply(); null where nothing is to be done.
+  void (*begin)();
+  void (*end)();
 };
 
 /// Those that this processor runs, the fastest first.
 std::vector<const Kernels*> int8_kernels();
 std::vector<const Kernels*> bf16_kernels();
-bool has_amx_bf16();
 
 }  // namespace tsp::ggml_adapter::panels

@@ -50,7 +50,6 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 extern const Kernels kAvx512Bf16;
 const Kernels kAvx512Bf16 = {"bf16",
                              "AVX512-BF16",
-                             true,
                              kTileRows,
                              kBf16PanelRows,
                              kTileRows* kRowBytes,
@@ -60,6 +59,8 @@ const Kernels kAvx512Bf16 = {"bf16",
                              pack_gated<kTileRows>,
                              pack_panel_rows,
                              multiply,
-                             normalise};
+                             normalise,
+                             nullptr,
+                             nullptr};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -77,7 +77,6 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 extern const Kernels kAvx512Vnni;
 const Kernels kAvx512Vnni = {"int8",
                              "AVX512-VNNI",
-                             false,
                              kTileRows,
                              kPanelRows,
                              Layout::kTileGroupBytes,
@@ -87,6 +86,8 @@ const Kernels kAvx512Vnni = {"int8",
                              pack_gated<Layout>,
                              pack_panel_rows<Layout>,
                              multiply,
-                             normalise};
+                             normalise,
+                             nullptr,
+                             nullptr};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -320,7 +320,6 @@ void normalise(const float* x, const float* factors, int64_t count, float eps, f
 extern const Kernels kAvxVnni;
 const Kernels kAvxVnni = {"int8",
                           "AVX-VNNI",
-                          false,
                           kTileRows,
                           kPanelRows,
                           Layout::kTileGroupBytes,
@@ -330,6 +329,8 @@ const Kernels kAvxVnni = {"int8",
                           pack_gated,
                           pack_panel_rows,
                           multiply,
-                          normalise};
+                          normalise,
+                          nullptr,
+                          nullptr};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -30,6 +30,22 @@ inline void prefetch_share(const uint8_t* next, int64_t bytes, int64_t row, int6
   for (int64_t at = bytes * row / rows; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
+/// Around what a thread multiplies.
+class Multiplying {
+ public:
+  explicit Multiplying(const panels::Kernels& kernels) : kernels_(kernels) {
+    if (kernels_.begin != nullptr) kernels_.begin();
+  }
+  Multiplying(const Multiplying&) = delete;
+  Multiplying& operator=(const Multiplying&) = delete;
+  ~Multiplying() {
+    if (kernels_.end != nullptr) kernels_.end();
+  }
+
+ private:
+  const panels::Kernels& kernels_;
+};
+
 // Rows whose gated products wait, in f32, to become activations, whole tiles: 192 KiB of a thread's
 // stack.
 constexpr int64_t kGatedRows = 192;
@@ -124,6 +140,7 @@ bool PanelEngine::run(const Product& product, const void* inputs, const void* we
         const Product part = {std::min(block, product.m - row),
                               std::min(kernels_.panel_rows, product.n - column), product.k,
                               product.c_stride};
+        const Multiplying multiplying(kernels_);
         multiply_panel(
             static_cast<const uint8_t*>(inputs) + row / kernels_.tile_rows * tile_bytes(product.k),
             static_cast<const uint8_t*>(weights) + index % num_panels * panel_bytes(product.k),
@@ -143,6 +160,7 @@ void PanelEngine::run_gated(const GatedProduct& product, const void* inputs, con
                           kGroup};
     const auto* tiles =
         static_cast<const uint8_t*>(inputs) + first / kernels_.tile_rows * tile_bytes(product.k);
+    const Multiplying multiplying(kernels_);
     for (int64_t column = 0; column < kGroup; column += kernels_.panel_rows) {
       const int64_t panel = (group * kGroup + column) / kernels_.panel_rows * bytes;
       const auto* const gates = static_cast<const uint8_t*>(gate) + panel;

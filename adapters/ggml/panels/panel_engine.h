@@ -20,7 +20,7 @@ class PanelEngine final : public LinearEngine {
     return std::string(kernels_.arithmetic) + " (" + kernels_.instructions + ")";
   }
   bool rounds() const override { return true; }
-  bool pays_off() const override { return !kernels_.loses_to_amx || !panels::has_amx_bf16(); }
+  bool pays_off() const override { return true; }
   void set_threads(int32_t threads) override { threads_.count = threads; }
 
   size_t weight_bytes(int64_t rows, int64_t k) const override;
