@@ -137,7 +137,6 @@ def test_a_served_run_is_reported_once(monkeypatch, caplog):
     monkeypatch.setenv("TOKENSPARSE_MIN_KEYS", "0")
     monkeypatch.setenv("TOKENSPARSE_MIN_ROWS", "70")
     config = types.SimpleNamespace(num_hidden_layers=4)
-    monkeypatch.setattr(steps, "_layers", {})
     monkeypatch.setattr(steps, "_said", False)
     with caplog.at_level("INFO", "vllm.tokensparse"):
         layer = Layer(config)
@@ -302,7 +301,6 @@ def test_an_engine_that_is_gone_is_in_no_report():
 def test_a_running_engine_takes_another_setting(monkeypatch):
     monkeypatch.setenv("TOKENSPARSE_KEEP", "0.5")
     monkeypatch.setenv("TOKENSPARSE_THREADS", "2")
-    monkeypatch.setattr(steps, "_layers", {})
     layer = Layer(types.SimpleNamespace(num_hidden_layers=4))
     assert layer.named("model.layers.1.attn").named
     monkeypatch.setenv("TOKENSPARSE_SERVE_ROWS", "64")  # so that it is put back
