@@ -3,6 +3,7 @@
 
 import gc
 import json
+import math
 import os
 import threading
 import time
@@ -157,6 +158,11 @@ def test_a_served_run_is_reported_once(monkeypatch, caplog):
     )
     assert serve() == "" and stock == [(0, step.stock[0])]
     assert not output.isnan().any()
+    monkeypatch.setattr(steps, "_last_log", -math.inf)
+    with caplog.at_level("INFO", "vllm.tokensparse"):
+        steps.log_kept_share()
+    # Of four layers one had prompts: a share of the others, which may have a window, is not known.
+    assert "54.0 % in all 1 that" in caplog.messages[-1]
     [found] = report(reset=True)
     assert (found.layer, found.named, found.served, found.query_tokens) == (2, True, 2, 170)
     # The window of 128 covers each query: 100 + 16 tokens at least, and half of 200.

@@ -306,12 +306,13 @@ def log_kept_share(found: Report | None = None) -> None:
         return
     _last_log = now
     found = collect(reset=False) if found is None else found
+    whole = sum(layer.kept_share is not None for layer in found)  # not those with a window
     _log.info(
-        "tokensparse: kept %.1f %% of the tokens in %d sparse layers, %.1f %% in all %d",
+        "tokensparse: kept %.1f %% of the tokens in %d sparse layers, %.1f %% in all %d that see whole prompts",
         100 * (found.kept_share or 1),
         len(found.named),
         100 * (found.kept_share_of_all or 1),
-        max((layer.served.num_layers or 0 for layer in _layers.values()), default=0) or len(found),
+        whole,
     )
 
 
