@@ -9,6 +9,7 @@ namespace tsp::cpu {
 namespace {
 
 constexpr float kMinusInf = -__builtin_inff();
+constexpr int32_t kFewScores = 64;
 
 /// Columns of a block that a row sees: begin <= column < end, from lo and hi over all keys.
 struct Span {
@@ -82,10 +83,17 @@ TSP_INLINE float softmax_span(float* scores, typename Arith::Unit* weights, Span
   const float old_max = *max;
   if constexpr (Arith::kKeepsScores) {
     // The look for a maximum is 6 % of attention's time (D 64, one thread, 2 cores AMD EPYC Zen 5,
-    // 2026-11-27): taken only where the weights come out large without it.
-    if (old_max != kMinusInf) {
-      const Vec sum = weigh_span<Arith>(scores, weights, span, scale, old_max);
+    // 2026-11-27): where a row begins it is taken of a few scores, later only where the weights
+    // come out large without it.
+    float near = old_max;
+    if (near == kMinusInf) {
+      const Span few = {span.begin, min32(span.end, span.begin + kFewScores)};
+      near = reduce_max(max_of_span(scores, few)) * scale;
+    }
+    if (near > kMinusInf) {  // not NaN
+      const Vec sum = weigh_span<Arith>(scores, weights, span, scale, near);
       if (Arith::is_moderate(sum)) {
+        *max = near;
         store(sums, add(load(sums), sum));
         return 1.0f;
       }
