@@ -9,7 +9,7 @@ target_include_directories(tokensparse_bench
 find_package(Threads REQUIRED)
 target_link_libraries(tokensparse_bench PUBLIC tokensparse::tokensparse Threads::Threads)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  foreach(isa avx2 avx512 avx512_bf16 amx_bf16 avx512_vnni amx_int8)
+  foreach(isa avx2 avx512 avx512_bf16 avx512_vnni amx)
     target_sources(tokensparse_bench PRIVATE ${PROJECT_SOURCE_DIR}/bench/peak_${isa}.cc)
   endforeach()
   set_source_files_properties(${PROJECT_SOURCE_DIR}/bench/peak_avx2.cc PROPERTIES

@@ -45,8 +45,8 @@ struct Kernels {
   /// As LinearEngine::normalise() says.
   void (*normalise)(const float* x, const float* factors, int64_t count, float eps, float* y);
   /// Around a thread's calls of multiply(); null where nothing is to be done.
-  void (*begin)();
-  void (*end)();
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
 };
 
 /// Those that this processor runs, the fastest first.

@@ -59,8 +59,6 @@ const Kernels kAvx512Bf16 = {"bf16",
                              pack_gated<kTileRows>,
                              pack_panel_rows,
                              multiply,
-                             normalise,
-                             nullptr,
-                             nullptr};
+                             normalise};
 
 }  // namespace tsp::ggml_adapter::panels

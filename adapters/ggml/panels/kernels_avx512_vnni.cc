@@ -86,8 +86,6 @@ const Kernels kAvx512Vnni = {"int8",
                              pack_gated<Layout>,
                              pack_panel_rows<Layout>,
                              multiply,
-                             normalise,
-                             nullptr,
-                             nullptr};
+                             normalise};
 
 }  // namespace tsp::ggml_adapter::panels

@@ -329,8 +329,6 @@ const Kernels kAvxVnni = {"int8",
                           pack_gated,
                           pack_panel_rows,
                           multiply,
-                          normalise,
-                          nullptr,
-                          nullptr};
+                          normalise};
 
 }  // namespace tsp::ggml_adapter::panels
