@@ -46,7 +46,7 @@ class LinearEngine {
   /// Whether activations lose bits on the way.
   virtual bool rounds() const = 0;
   /// Whether this should beat ggml's own products on this processor.
-  virtual bool pays_off() const = 0;
+  virtual bool pays_off() const { return true; }
   virtual void set_threads(int32_t threads) = 0;
 
   /// Memory for rows of k values in the engine's form.

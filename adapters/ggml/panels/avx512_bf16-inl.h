@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "adapters/ggml/panels/avx512-inl.h"
+#include "adapters/ggml/panels/avx512_reader-inl.h"
 
 namespace tsp::ggml_adapter::panels {
 namespace {
@@ -77,6 +78,23 @@ void pack_panel_rows(const float* values, int64_t stride, int64_t count, int64_t
       store_parts(_mm512_unpackhi_epi64(high_ab, high_cd), panel + 3 * kPairBytes);
     }
   }
+}
+
+/// Of whoever multiplies tiles of that many rows.
+template <int kTileRows>
+constexpr Kernels bf16_table(const char* instructions, decltype(Kernels::multiply) multiply) {
+  return {"bf16",
+          instructions,
+          kTileRows,
+          kBf16PanelRows,
+          kTileRows * kRowBytes,
+          kBf16PanelRows * kRowBytes,
+          block_reader<float>,
+          pack_tile<kTileRows>,
+          pack_gated<kTileRows>,
+          pack_panel_rows,
+          multiply,
+          normalise};
 }
 
 }  // namespace

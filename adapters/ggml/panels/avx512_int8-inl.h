@@ -5,12 +5,11 @@
 #include <string.h>
 
 #include "adapters/ggml/panels/avx512-inl.h"
+#include "adapters/ggml/panels/avx512_reader-inl.h"
 #include "adapters/ggml/panels/int8_layout.h"
 
 namespace tsp::ggml_adapter::panels {
 namespace {
-
-constexpr int kQuads = kGroup / 4;
 
 /// One step of rotate(): each lane and its partner, `Shuffle` away, become their sum and
 /// difference.
@@ -141,19 +140,12 @@ void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* pa
     rotate(floats);
     Quantised group = quantise(floats);
     group.scale /= static_cast<float>(kGroup);
-    alignas(64) Bytes bytes = bytes_of(group);
-    for (int64_t quad = 0; quad < kQuads; ++quad) {
-      memcpy(panel + 4 * (quad * kPanelRows + row), reinterpret_cast<char*>(&bytes) + 4 * quad, 4);
-    }
-    uint8_t* scales = panel + kPanelRows * kGroup;
-    memcpy(scales + 4 * row, &group.scale, sizeof(float));
-    if constexpr (Layout::kUnsigned) {
-      __m512i sum = group.v[0];
-      TSP_UNROLL
-      for (int i = 1; i < kGroupVectors; ++i) sum = _mm512_add_epi32(sum, group.v[i]);
-      const int32_t start = -128 * _mm512_reduce_add_epi32(sum);
-      memcpy(scales + 4 * (kPanelRows + row), &start, sizeof start);
-    }
+    const Bytes bytes = bytes_of(group);
+    __m512i sum = group.v[0];
+    TSP_UNROLL
+    for (int i = 1; i < kGroupVectors; ++i) sum = _mm512_add_epi32(sum, group.v[i]);
+    const int32_t start = -128 * _mm512_reduce_add_epi32(sum);
+    store_panel_row<Layout>(&bytes, group.scale, start, row, panel);
   }
 }
 
@@ -163,6 +155,23 @@ void pack_panel_rows(const float* values, int64_t stride, int64_t count, int64_t
   for (int64_t i = 0; i < kPackedRows; ++i) {
     pack_panel_row<Layout>(values + i * stride, count, row + i, panel);
   }
+}
+
+/// Of whoever multiplies operands of that layout.
+template <class Layout>
+constexpr Kernels int8_table(const char* instructions, decltype(Kernels::multiply) multiply) {
+  return {"int8",
+          instructions,
+          Layout::kTileRows,
+          kPanelRows,
+          Layout::kTileGroupBytes,
+          Layout::kPanelGroupBytes,
+          block_reader<float>,
+          pack_tile<Layout>,
+          pack_gated<Layout>,
+          pack_panel_rows<Layout>,
+          multiply,
+          normalise};
 }
 
 }  // namespace

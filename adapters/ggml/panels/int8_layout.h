@@ -17,6 +17,8 @@
 // at a time, unsigned by signed, ends at the sum of the products of the values proper.
 #pragma once
 
+#include <string.h>
+
 #include "adapters/ggml/panels/kernels.h"
 
 namespace tsp::ggml_adapter::panels {
@@ -44,4 +46,22 @@ struct AmxLayout {
   static constexpr int64_t kPanelGroupBytes = kPanelRows * (kGroup + int64_t{sizeof(float)});
 };
 
+namespace {  // a unit never shares code with one of other flags
+
+constexpr int64_t kQuads = kGroup / 4;
+
+/// Brings a row's values, quad after quad, with their scale into a group of a panel; `start` where
+/// the layout has it.
+template <class Layout>
+inline void store_panel_row(const void* values, float scale, int32_t start, int64_t row,
+                            uint8_t* group) {
+  for (int64_t quad = 0; quad < kQuads; ++quad) {
+    memcpy(group + 4 * (quad * kPanelRows + row), static_cast<const char*>(values) + 4 * quad, 4);
+  }
+  uint8_t* scales = group + kPanelRows * kGroup;
+  memcpy(scales + 4 * row, &scale, sizeof scale);
+  if constexpr (Layout::kUnsigned) memcpy(scales + 4 * (kPanelRows + row), &start, sizeof start);
+}
+
+}  // namespace
 }  // namespace tsp::ggml_adapter::panels

@@ -3,7 +3,6 @@
 // Built with flags of its own: includes no header with inline functions of linkage, which another
 // unit might end up calling.
 #include "adapters/ggml/panels/avx512_bf16-inl.h"
-#include "adapters/ggml/panels/avx512_reader-inl.h"
 
 namespace tsp::ggml_adapter::panels {
 namespace {
@@ -48,17 +47,6 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 }  // namespace
 
 extern const Kernels kAvx512Bf16;
-const Kernels kAvx512Bf16 = {"bf16",
-                             "AVX512-BF16",
-                             kTileRows,
-                             kBf16PanelRows,
-                             kTileRows* kRowBytes,
-                             kBf16PanelRows* kRowBytes,
-                             block_reader<float>,
-                             pack_tile<kTileRows>,
-                             pack_gated<kTileRows>,
-                             pack_panel_rows,
-                             multiply,
-                             normalise};
+const Kernels kAvx512Bf16 = bf16_table<kTileRows>("AVX512-BF16", multiply);
 
 }  // namespace tsp::ggml_adapter::panels

@@ -2,14 +2,12 @@
 // Built with flags of its own: includes no header with inline functions of linkage, which another
 // unit might end up calling.
 #include "adapters/ggml/panels/avx512_int8-inl.h"
-#include "adapters/ggml/panels/avx512_reader-inl.h"
 
 namespace tsp::ggml_adapter::panels {
 namespace {
 
 constexpr int kVectors = kPanelRows / kLanes;
-using Layout = VnniLayout;
-constexpr int64_t kTileRows = Layout::kTileRows;
+constexpr int64_t kTileRows = VnniLayout::kTileRows;
 
 /// sum += the products of four neighbours, a's unsigned by b's signed, in each lane. As assembly:
 /// g++ 12 copies every sum of the intrinsic's.
@@ -75,17 +73,6 @@ void multiply(const uint8_t* tile, const uint8_t* panel, const Part& part, float
 }  // namespace
 
 extern const Kernels kAvx512Vnni;
-const Kernels kAvx512Vnni = {"int8",
-                             "AVX512-VNNI",
-                             kTileRows,
-                             kPanelRows,
-                             Layout::kTileGroupBytes,
-                             Layout::kPanelGroupBytes,
-                             block_reader<float>,
-                             pack_tile<Layout>,
-                             pack_gated<Layout>,
-                             pack_panel_rows<Layout>,
-                             multiply,
-                             normalise};
+const Kernels kAvx512Vnni = int8_table<VnniLayout>("AVX512-VNNI", multiply);
 
 }  // namespace tsp::ggml_adapter::panels

@@ -17,8 +17,7 @@ constexpr int64_t kTileRows = Layout::kTileRows;
 
 constexpr int kLanes = 8;
 constexpr int kGroupVectors = kGroup / kLanes;  // of f32
-constexpr int kQuads = kGroup / 4;
-constexpr int kBytes = 32;  // of a vector
+constexpr int kBytes = 32;                      // of a vector
 
 struct Values {
   __m256 v[kGroupVectors];
@@ -184,16 +183,10 @@ void pack_panel_row(const float* values, int64_t count, int64_t row, uint8_t* pa
     rotate(floats);
     Quantised group = quantise(floats);
     group.scale /= static_cast<float>(kGroup);
-    alignas(32) Bytes bytes = bytes_of(group);
-    for (int64_t quad = 0; quad < kQuads; ++quad) {
-      memcpy(panel + 4 * (quad * kPanelRows + row), reinterpret_cast<char*>(&bytes) + 4 * quad, 4);
-    }
+    const Bytes bytes = bytes_of(group);
     __m256i sum = group.v[0];
     for (int i = 1; i < kGroupVectors; ++i) sum = _mm256_add_epi32(sum, group.v[i]);
-    const int32_t start = -128 * sum_of(sum);
-    uint8_t* scales = panel + kPanelRows * kGroup;
-    memcpy(scales + 4 * row, &group.scale, sizeof(float));
-    memcpy(scales + 4 * (kPanelRows + row), &start, sizeof start);
+    store_panel_row<Layout>(&bytes, group.scale, -128 * sum_of(sum), row, panel);
   }
 }
 

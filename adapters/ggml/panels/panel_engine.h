@@ -20,7 +20,6 @@ class PanelEngine final : public LinearEngine {
     return std::string(kernels_.arithmetic) + " (" + kernels_.instructions + ")";
   }
   bool rounds() const override { return true; }
-  bool pays_off() const override { return true; }
   void set_threads(int32_t threads) override { threads_.count = threads; }
 
   size_t weight_bytes(int64_t rows, int64_t k) const override;
