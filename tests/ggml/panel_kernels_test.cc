@@ -15,6 +15,12 @@
 #include "tests/support/tiles.h"
 
 namespace tsp::ggml_adapter {
+#ifdef __x86_64__
+namespace panels {
+extern const Kernels kAmxInt8Emulated, kAmxBf16Emulated;
+}
+#endif
+
 namespace {
 
 using Node = test::ProductNode;
@@ -30,7 +36,12 @@ double error_of(const panels::Kernels& kernels) {
 
 std::vector<const panels::Kernels*> all_kernels() {
   std::vector<const panels::Kernels*> all = panels::int8_kernels();
-  for (const panels::Kernels* kernels : panels::bf16_kernels()) all.push_back(kernels);
+  const auto bf16 = panels::bf16_kernels();
+  all.insert(all.end(), bf16.begin(), bf16.end());
+#ifdef __x86_64__
+  // What the emulated ones are built for.
+  if (!bf16.empty()) all.insert(all.end(), {&panels::kAmxInt8Emulated, &panels::kAmxBf16Emulated});
+#endif
   return all;
 }
 
@@ -110,7 +121,7 @@ std::vector<float> product(const panels::Kernels& kernels, const test::ProductSh
 
 // Whole tiles and panels, and such that are not; several passes over many groups.
 TEST(PanelKernelsOnAmx, GiveTheBitsOfAvx512Vnni) {
-  const auto tables = panels::int8_kernels();
+  const auto tables = all_kernels();
   const auto find = [&](const std::string& name) {
     const auto at = std::find_if(tables.begin(), tables.end(), [&](const panels::Kernels* kernels) {
       return std::string(kernels->instructions).starts_with(name);

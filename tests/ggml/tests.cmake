@@ -21,6 +21,12 @@ tsp_test(int8_linear_test SOURCES ggml/int8_linear_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 tsp_test(panel_kernels_test SOURCES ggml/panel_kernels_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  target_sources(panel_kernels_test PRIVATE ggml/kernels_amx_emulated.cc)
+  get_source_file_property(amx_flags ${PROJECT_SOURCE_DIR}/adapters/ggml/panels/kernels_amx.cc
+                           DIRECTORY ${PROJECT_SOURCE_DIR}/adapters/ggml COMPILE_OPTIONS)
+  set_source_files_properties(ggml/kernels_amx_emulated.cc PROPERTIES COMPILE_OPTIONS "${amx_flags}")
+endif()
 tsp_test(norm_node_test SOURCES ggml/norm_node_test.cc
          LIBRARIES tokensparse_ggml tsp_llama LABELS llama)
 find_program(TSP_QEMU_X86_64 qemu-x86_64)

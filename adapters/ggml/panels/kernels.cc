@@ -10,9 +10,6 @@ namespace tsp::ggml_adapter::panels {
 #ifdef __x86_64__
 
 extern const Kernels kAmxInt8, kAvx512Vnni, kAvxVnni, kAmxBf16, kAvx512Bf16;
-#ifdef TSP_EMULATE_AMX
-extern const Kernels kAmxInt8Emulated, kAmxBf16Emulated;
-#endif
 
 namespace {
 
@@ -33,9 +30,6 @@ std::vector<const Kernels*> int8_kernels() {
   const bool avx_vnni = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                         __builtin_cpu_supports("avxvnni");
   if (avx_vnni) kernels.push_back(&kAvxVnni);
-#ifdef TSP_EMULATE_AMX
-  if (has_avx512() && !kernels.empty()) kernels.push_back(&kAmxInt8Emulated);
-#endif
   return kernels;
 }
 
@@ -43,9 +37,6 @@ std::vector<const Kernels*> bf16_kernels() {
   std::vector<const Kernels*> kernels;
   if (has_avx512_bf16() && may_use_tiles(TileProducts::kBf16)) kernels.push_back(&kAmxBf16);
   if (has_avx512_bf16()) kernels.push_back(&kAvx512Bf16);
-#ifdef TSP_EMULATE_AMX
-  if (has_avx512_bf16()) kernels.push_back(&kAmxBf16Emulated);
-#endif
   return kernels;
 }
 

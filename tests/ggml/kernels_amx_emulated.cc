@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The AMX kernels on emulated tiles, for tests where the processor has none. Built with flags of
-// its own, as kernels_amx.cc.
+// The AMX kernels of linear layers on emulated tiles, for processors that have none. Built with the
+// flags of kernels_amx.cc.
 #include "src/cpu/amx_emulated.h"
 // After the tile operations.
 #include "adapters/ggml/panels/amx_tables-inl.h"
