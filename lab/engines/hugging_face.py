@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A model in transformers: chunks, teacher forcing, generation. What two engines share."""
-import concurrent.futures
+import contextlib
 import json
 import pathlib
 import time
-from unittest import mock
 
-import numpy as np
 import tokenizers
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
@@ -20,10 +18,21 @@ def _where(path):
     if not path.exists():
         raise EngineError(f"model: no such file or folder: {path}")
     if path.is_file():
-        import gguf  # noqa: F401  what transformers reads such a file with; it would say so in three lines
-
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     return {"pretrained_model_name_or_path": str(path)}
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Where transformers finds a model; within it a GGUF file is read quickly."""
+    where = _where(path)
+    if "gguf_file" not in where:
+        yield where
+        return
+    from lab.engines import gguf_file  # needs gguf, which Hugging Face folders do without
+
+    with gguf_file.quick(path):
+        yield where
 
 
 def by_merges(spec):
@@ -54,46 +63,38 @@ def _tokenizer(where):
 
 def tokenizer_of(path, raw=False):
     """(tokenizer, longest prompt) of a model."""
-    where = _where(path)
-    limit = AutoConfig.from_pretrained(**where).max_position_embeddings
-    return Tokenizer(_tokenizer(where), raw), limit
+    with _reading(path) as where:
+        limit = AutoConfig.from_pretrained(**where).max_position_embeddings
+        return Tokenizer(_tokenizer(where), raw), limit
 
 
 def load(path, attention, device, raw=False):
     """(model, tokenizer) of a Hugging Face folder, or of a GGUF file dequantised to bf16."""
-    where = _where(path)
-    tokenizer = Tokenizer(_tokenizer(where), raw)
-    model = AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.bfloat16, attn_implementation=attention
-    )
+    with _reading(path) as where:
+        tokenizer = Tokenizer(_tokenizer(where), raw)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, attn_implementation=attention
+        )
     return model.to(device).eval(), tokenizer
 
 
 def convert(path, folder):
     """Dequantises a GGUF file to a Hugging Face folder in bf16, which many processes load in seconds."""
-    import gguf
-
-    where = _where(path)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-
-        def dequantize(data, kind):
-            if data.ndim < 2 or len(data) < 1024:
-                return gguf.quants.dequantize(data, kind)
-            parts = pool.map(lambda part: gguf.quants.dequantize(part, kind), np.array_split(data, 64))
-            return np.concatenate(list(parts))
-
-        with mock.patch("gguf.dequantize", dequantize):  # transformers uses one core
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    with _reading(path) as where:
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+        tokenizer = _tokenizer(where)
     model.hf_quantizer = None  # else it is not saved
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    _tokenizer(where).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def numbers(path, config=None):
     """What a setting file says of the model it is for."""
-    config = config or AutoConfig.from_pretrained(**_where(path))
+    if config is None:
+        with _reading(path) as where:
+            config = AutoConfig.from_pretrained(**where)
     heads = config.num_attention_heads
     return {
         "name": pathlib.Path(path).stem,
