@@ -8,6 +8,7 @@ target_include_directories(tsp_test_support SYSTEM PUBLIC ${CUDAToolkit_INCLUDE_
 target_link_libraries(tsp_test_support PUBLIC CUDA::cudart_static)
 
 tsp_test(cuda_device_test SOURCES cuda_device_test.cc LIBRARIES tsp_test_support)
+tsp_test(cuda_attend_test SOURCES cuda_attend_test.cc LIBRARIES tsp_test_support)
 tsp_test(cuda_open_test SOURCES cuda_open_test.cc)
 
 # Hopper's attention alone, against plain f32 loops, and its timing: for scripts/gpu-check.

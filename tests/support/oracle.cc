@@ -92,18 +92,13 @@ class Listed {
   const std::vector<int32_t>* columns_ = nullptr;
 };
 
-}  // namespace
-
-Expected oracle_attend(const Problem& p, const Sets* sets, const Options& options,
-                       double eps_operand, double eps_weight, const Blocks* blocks) {
+/// Calls visit(row, head, kv_head, first, seen) for every row that has keys: `first` is the
+/// sequence's first row of k, `seen` the row's keys from there, ascending.
+template <typename Visit>
+void for_each_row(const Problem& p, const Sets* sets, const Options& options, const Blocks* blocks,
+                  Visit&& visit) {
   const Shape& shape = p.shape;
-  const int64_t rows = p.q.tokens(), heads = shape.num_q_heads, dim = shape.dim;
-  const Values q(p.q), k(p.k), v(p.v);
-  Expected e;
-  e.out.assign(static_cast<size_t>(rows * heads * dim), 0);
-  e.out_bound.assign(e.out.size(), 0);
-  e.lse.assign(static_cast<size_t>(rows * heads), -kInfinity);
-  e.lse_bound.assign(e.lse.size(), 0);
+  const int64_t heads = shape.num_q_heads;
   for (size_t b = 0; b < shape.q_lens.size(); ++b) {
     const int32_t k_len = shape.k_lens[b];
     for (int64_t head = 0; head < heads; ++head) {
@@ -115,52 +110,108 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
         }
       }
       const Listed listed(in, k_len - shape.q_lens[b], blocks, b, head, heads);
-      const int64_t kv_head = head / (heads / shape.num_kv_heads);
       for (int32_t r = 0; r < shape.q_lens[b]; ++r) {
         const int32_t position = k_len - shape.q_lens[b] + r;
         const bool kept = in[static_cast<size_t>(position)];
         if (!kept && options.dropped == TSP_DROPPED_ZERO) continue;
-        const int64_t row = p.q_offsets[b] + r;
         std::vector<int32_t> seen;
         for (int32_t j = 0; j <= position; ++j) {
           const bool local = j < options.sink || j > position - options.band;
           if (kept ? in[static_cast<size_t>(j)] && listed(position, j) : local) seen.push_back(j);
         }
-        std::vector<double> weights;
-        double max = -kInfinity, delta = 0, total = 0;
-        for (const int32_t j : seen) {
-          const Logit logit =
-              logit_of(q.row(row, head), k.row(p.k_offsets[b] + j, kv_head), dim, eps_operand);
-          weights.push_back(logit.value);
-          max = std::fmax(max, logit.value);
-          delta = std::fmax(delta, logit.error);
-        }
-        for (double& w : weights) total += w = std::exp(w - max);
-        const double n = static_cast<double>(seen.size());
-        const double relative =
-            std::expm1(2 * delta) + eps_weight + eps_operand + (n + 16) * kEps + 4e-7;
-        std::vector<double> sums(static_cast<size_t>(dim)), magnitudes(sums);
-        for (size_t i = 0; i < seen.size(); ++i) {
-          const double* const values = v.row(p.k_offsets[b] + seen[i], kv_head);
-          for (size_t d = 0; d < sums.size(); ++d) {
-            const double term = weights[i] / total * values[d];
-            sums[d] += term;
-            magnitudes[d] += std::fabs(term);
-          }
-        }
-        for (size_t d = 0; d < sums.size(); ++d) {
-          const size_t at = static_cast<size_t>((row * heads + head) * dim) + d;
-          e.out[at] = sums[d];
-          e.out_bound[at] =
-              magnitudes[d] * relative + output_roundoff(shape.out_dtype, sums[d]) + 1e-30;
-        }
-        const auto at = static_cast<size_t>(row * heads + head);
-        e.lse[at] = max + std::log(total);
-        e.lse_bound[at] = delta + (n + 16) * kEps + 1e-6 + 4 * kEps * std::fabs(e.lse[at]);
+        visit(int64_t{p.q_offsets[b]} + r, head, head / (heads / shape.num_kv_heads),
+              int64_t{p.k_offsets[b]}, seen);
       }
     }
   }
+}
+
+float rounded(float value, int32_t dtype) {
+  uint32_t bits = 0;
+  store_from_f32(&bits, dtype, 0, value);
+  return load_as_f32(&bits, dtype, 0);
+}
+
+}  // namespace
+
+Expected oracle_attend(const Problem& p, const Sets* sets, const Options& options,
+                       double eps_operand, double eps_weight, const Blocks* blocks) {
+  const Shape& shape = p.shape;
+  const int64_t heads = shape.num_q_heads, dim = shape.dim;
+  const Values q(p.q), k(p.k), v(p.v);
+  Expected e;
+  e.out.assign(static_cast<size_t>(p.q.tokens() * heads * dim), 0);
+  e.out_bound.assign(e.out.size(), 0);
+  e.lse.assign(static_cast<size_t>(p.q.tokens() * heads), -kInfinity);
+  e.lse_bound.assign(e.lse.size(), 0);
+  const auto visit = [&](int64_t row, int64_t head, int64_t kv_head, int64_t first,
+                         const std::vector<int32_t>& seen) {
+    std::vector<double> weights;
+    double max = -kInfinity, delta = 0, total = 0;
+    for (const int32_t j : seen) {
+      const Logit logit = logit_of(q.row(row, head), k.row(first + j, kv_head), dim, eps_operand);
+      weights.push_back(logit.value);
+      max = std::fmax(max, logit.value);
+      delta = std::fmax(delta, logit.error);
+    }
+    for (double& w : weights) total += w = std::exp(w - max);
+    const double n = static_cast<double>(seen.size());
+    const double relative =
+        std::expm1(2 * delta) + eps_weight + eps_operand + (n + 16) * kEps + 4e-7;
+    std::vector<double> sums(static_cast<size_t>(dim)), magnitudes(sums);
+    for (size_t i = 0; i < seen.size(); ++i) {
+      const double* const values = v.row(first + seen[i], kv_head);
+      for (size_t d = 0; d < sums.size(); ++d) {
+        const double term = weights[i] / total * values[d];
+        sums[d] += term;
+        magnitudes[d] += std::fabs(term);
+      }
+    }
+    for (size_t d = 0; d < sums.size(); ++d) {
+      const size_t at = static_cast<size_t>((row * heads + head) * dim) + d;
+      e.out[at] = sums[d];
+      e.out_bound[at] =
+          magnitudes[d] * relative + output_roundoff(shape.out_dtype, sums[d]) + 1e-30;
+    }
+    const auto at = static_cast<size_t>(row * heads + head);
+    e.lse[at] = max + std::log(total);
+    e.lse_bound[at] = delta + (n + 16) * kEps + 1e-6 + 4 * kEps * std::fabs(e.lse[at]);
+  };
+  for_each_row(p, sets, options, blocks, visit);
   return e;
+}
+
+std::vector<double> plain_attend(const Problem& p, const Sets* sets, const Options& options,
+                                 const Blocks* blocks) {
+  const int64_t heads = p.shape.num_q_heads, dim = p.shape.dim;
+  const Values q(p.q), k(p.k), v(p.v);
+  std::vector<double> out(static_cast<size_t>(p.q.tokens() * heads * dim), 0);
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+  const auto visit = [&](int64_t row, int64_t head, int64_t kv_head, int64_t first,
+                         const std::vector<int32_t>& seen) {
+    std::vector<float> weights;
+    float max = -std::numeric_limits<float>::infinity(), total = 0;
+    for (const int32_t j : seen) {
+      const double *const a = q.row(row, head), *const b = k.row(first + j, kv_head);
+      float sum = 0;
+      for (int64_t d = 0; d < dim; ++d) sum += static_cast<float>(a[d]) * static_cast<float>(b[d]);
+      weights.push_back(sum * scale);
+      max = std::fmax(max, weights.back());
+    }
+    for (float& w : weights) total += w = std::exp(w - max);
+    std::vector<float> sums(static_cast<size_t>(dim));
+    for (size_t i = 0; i < seen.size(); ++i) {
+      const double* const values = v.row(first + seen[i], kv_head);
+      const float weight = rounded(weights[i], p.shape.out_dtype);
+      for (size_t d = 0; d < sums.size(); ++d) sums[d] += weight * static_cast<float>(values[d]);
+    }
+    const auto at = static_cast<size_t>((row * heads + head) * dim);
+    for (size_t d = 0; d < sums.size(); ++d) {
+      out[at + d] = static_cast<double>(rounded(sums[d] / total, p.shape.out_dtype));
+    }
+  };
+  for_each_row(p, sets, options, blocks, visit);
+  return out;
 }
 
 void oracle_score(const Problem& p, const Options& options, double eps_operand,

@@ -113,6 +113,10 @@ struct Expected {
 };
 Expected oracle_attend(const Problem& problem, const Sets* sets, const Options& options,
                        double eps_operand, double eps_weight, const Blocks* blocks = nullptr);
+/// What a plain implementation gives: f32 loops over the rows' keys, weights and output rounded to
+/// the output's dtype.
+std::vector<double> plain_attend(const Problem& problem, const Sets* sets, const Options& options,
+                                 const Blocks* blocks = nullptr);
 /// Pooled scores [column, head] and their bounds.
 void oracle_score(const Problem& problem, const Options& options, double eps_operand,
                   std::vector<double>* scores, std::vector<double>* bounds);
