@@ -341,7 +341,7 @@ def test_exact_layers_can_be_the_stock_kernels_alone(floor, monkeypatch):
         patch.setattr(ts.Setting, "when", "pays")
         patch.setattr(tokensparse.Context, "pays", lambda context, *shape: asked.append(shape))
         model(tokens())
-    assert len(asked) == 2 and asked[0][:2] == (LENGTH, LENGTH)
+    assert len(asked) == 1 and asked[0][:2] == (LENGTH, LENGTH)  # once for all layers
     assert ts.report(model)[1].stock == {"too short for sparse layers to gain": 1}
     ts.configure(model, stock="tokensparse")
     model(tokens())

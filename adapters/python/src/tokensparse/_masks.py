@@ -40,7 +40,7 @@ def _spans(
     The shape is one that transformers hands on where it would build the mask a second time (`generate`
     builds it before the forward for caches of a fixed size), and it tells the call it belongs to.
     """
-    if is_tracing(attention_mask):
+    if q_length == 1 or is_tracing(attention_mask):
         return ""
     if short := why_short(q_length):
         return short

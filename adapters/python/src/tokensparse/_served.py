@@ -33,6 +33,7 @@ class ServedLayer:
       config: of the model.
       method: a name that `methods.chooser` knows.
       sparse: the layers that the setting makes sparse in the model, where that is known.
+      num_layers: of the model, where that is known.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class ServedLayer:
         config: Any,
         method: str = "tsa",
         sparse: frozenset[int] | None = None,
+        num_layers: int | None = None,
     ) -> None:
         self.index = index
         self.setting = setting
-        self.num_layers = numbers(config).get("num_layers")
+        self.num_layers = num_layers or numbers(config).get("num_layers")
         self.choose = methods.chooser(method)
         if sparse is None:
             sparse = sparse_layers(setting, config)

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 import torch
@@ -53,14 +52,19 @@ def sdpa(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **k
 
 
 class _As:
-    """A module whose config names another attention implementation, and else a module like it."""
+    """What is like an object but for some attributes; it does not keep the object."""
 
-    def __init__(self, module: Any, **changes: Any) -> None:
-        self._module = module
-        self.__dict__.update(changes)
+    def __init__(self, it: Any, **changes: Any) -> None:
+        self.__dict__.update(changes, _it=weakref.ref(it))
 
     def __getattr__(self, name: str) -> Any:  # what was not changed
-        return getattr(self._module, name)
+        return getattr(self._it(), name)
+
+
+def module_for(module: Any, name: str) -> Any:
+    """A module like this one whose config names the attention implementation `name`."""
+    config = _As(module.config, _attn_implementation=name)
+    return _As(module, config=config, layer_idx=getattr(module, "layer_idx", None))
 
 
 def _once(spans: Any, query: Any, key: Any) -> Any:
@@ -71,46 +75,46 @@ def _once(spans: Any, query: Any, key: Any) -> Any:
     return made
 
 
+def is_sdpa(name: str) -> bool:
+    """Whether the kernel `name` is sdpa, which tokensparse stands for where it does not attend itself."""
+    return name in (NAME, "sdpa")
+
+
+def end_of(spans: Any, query: Any) -> int:
+    """One past the position of the last query of spans that were checked."""
+    return spans.tokensparse_rows[0][0][2] + query.shape[2]
+
+
+def mask_for(name: str, spans: Any, query: Any, key: Any) -> Any:
+    """What the kernel `name` needs to attend as spans that were checked say, to keys up to the last
+    query's; None where that is nothing. Made once a forward pass."""
+    rows, end = spans.tokensparse_rows[0], key.shape[2]
+    plain = all(first == 0 and past == end for first, past, _ in rows)
+    if is_sdpa(name):  # without a mask, sdpa takes the first query for the first key's
+        return None if plain and query.shape[2] == end else _once(spans, query, key)
+    if plain:
+        return None
+    made = getattr(spans, "tokensparse_padding", None)
+    if made is None or made.device != query.device or made.shape[1] != end:
+        places = torch.arange(end)
+        seen = [(places >= first) & (places < past) for first, past, _ in rows]
+        made = spans.tokensparse_padding = torch.stack(seen).to(query.device)
+    return made
+
+
 def stock(
     name: str, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ):
     """The kernel `name` for what is not ours, sdpa by our own; plain spans need no mask there."""
-    if not is_spans(attention_mask) and (attention_mask is not None or name in (NAME, "sdpa")):
+    if not is_spans(attention_mask) and (attention_mask is not None or is_sdpa(name)):
         return sdpa(module, query, key, value, attention_mask, **kwargs)
-    rows = None
     if attention_mask is not None:
-        rows = check_spans(attention_mask, query, key)
-        end = rows[0][2] + query.shape[2]
+        check_spans(attention_mask, query, key)
+        end = end_of(attention_mask, query)
         if end < key.shape[2]:  # a cache of fixed size
             key, value = key[:, :, :end], value[:, :, :end]
-        if all(first == 0 and past == end for first, past, _ in rows):
-            rows = None
-    if name in (NAME, "sdpa"):  # without a mask, sdpa takes the first query for the first key's
-        plain = rows is None and query.shape[2] == key.shape[2]
-        attention_mask = None if plain else _once(attention_mask, query, key)
+        attention_mask = mask_for(name, attention_mask, query, key)
+    if is_sdpa(name):
         return sdpa(module, query, key, value, attention_mask, **kwargs)
-    mask = None
-    if rows is not None:  # padding
-        places = torch.arange(key.shape[2])
-        seen = [(places >= first) & (places < past) for first, past, _ in rows]
-        mask = torch.stack(seen).to(query.device)
-    return _call(ALL_ATTENTION_FUNCTIONS[name], name, module, query, key, value, mask, **kwargs)
-
-
-def _call(attend: Callable[..., Any], name: str, module: Any, *tensors: Any, **kwargs: Any):
-    config = _As(module.config, _attn_implementation=name)
-    return attend(_As(module, config=config), *tensors, **kwargs)
-
-
-def without_mask(name: str, spans: Any, query: Any, key: Any) -> Callable[..., Any] | None:
-    """What calls the kernel `name`, with the module, query, key and value, where `spans` need no mask
-    there and every key is one of theirs; None where they do, and of sdpa, which is told apart."""
-    end = key.shape[2]
-    if name in (NAME, "sdpa") or end - query.shape[2] != spans.tokensparse_rows[0][0][2]:
-        return None
-    if any(first != 0 or past != end for first, past, _ in spans.tokensparse_rows[0]):
-        return None
-    attend = functools.partial(_call, ALL_ATTENTION_FUNCTIONS[name], name)
-    return lambda module, query, key, value, **kwargs: attend(
-        module, query, key, value, None, **kwargs
-    )
+    attend = ALL_ATTENTION_FUNCTIONS[name]
+    return attend(module_for(module, name), query, key, value, attention_mask, **kwargs)

@@ -19,95 +19,49 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import warnings
-import weakref
 from typing import Any
 
 from . import methods
 from ._context import lease
-from ._environment import serve_pairs, setting_from_environment
+from ._environment import serve_pairs
 from ._library import Unsupported
 from ._model import check_setting, numbers, sparse_layers, text_config, whole_prompt_layers
 from ._need import need
 from ._profile import Profile, measure_drift
 from ._recommended import RECOMMENDED, recommended
-from ._report import EXACT, SMALL, TOO_SHORT, Counts, Report
-from ._served import Same, ServedLayer
+from ._report import EXACT, SMALL, TOO_SHORT, Counts, LayerReport, Report
 from .setting import Setting, TokensparseWarning
 
 torch = need("torch", "2.6", "tokensparse.transformers")
 need("transformers", "5.0", "tokensparse.transformers")
 
+from torch.compiler import is_compiling
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ._attached import (
+    METHOD,
+    AttentionLayer,
+    attach_all,
+    attention_modules,
+    configs_of,
+    environment,
+    layer_of,
+    layers,
+    setting_of,
+    stored_in,
+)
+from ._handed import Handed, hand_over, is_one_position, settle_all
 from ._masks import check_spans, dense_mask, is_spans, mask, why_short
-from ._stock import NAME, STOCK, check_stock, sdpa, without_mask
+from ._stock import NAME, STOCK, check_stock, sdpa
 from ._stock import stock as attend_by_stock
 
 __all__ = ["Profile", "Report", "Setting", "configure", "profile", "report"]
 
-METHOD = "tokensparse_method"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Of each attention module its layer, and what of the config that was made from.
-_layers: weakref.WeakKeyDictionary[Any, tuple[ServedLayer, tuple[Any, Any, Any]]]
-_layers = weakref.WeakKeyDictionary()
-_environment = functools.cache(setting_from_environment)
 _serve_pairs = functools.cache(serve_pairs)
 _log = logging.getLogger(__name__)
-
-
-def _stored(config: Any) -> tuple[Any, Any, Any]:
-    """Setting, method and stock kernel of a config: slow to read, so only calls that may be served do."""
-    return tuple(getattr(config, name, None) for name in (NAME, METHOD, STOCK))
-
-
-def _setting(config: Any) -> Setting:
-    stored = getattr(config, NAME, None)
-    if stored is not None:
-        return Setting.make(stored)
-    asked = _environment()
-    by_model = asked.is_sparse and os.environ.get("TOKENSPARSE_SETTING") == RECOMMENDED
-    return setting_from_environment(config=config) if by_model else asked
-
-
-@functools.lru_cache(maxsize=1)
-def _asked(config: Same, stored: Same) -> tuple[Setting, frozenset[int]]:
-    """What a config asks for and the layers that are sparse then: the same for all layers of a model,
-    and slow to find."""
-    setting = _setting(config.it)
-    return setting, sparse_layers(setting, config.it)
-
-
-def _layer(module: Any, spans: Any = None) -> ServedLayer:
-    """The layer of a module; one that is to serve a call of `spans` follows what its config says now,
-    which is read once a forward pass: all its layers see the same spans."""
-    found, made_from = _layers.get(module, (None, None))
-    if found is not None and spans is None:
-        return found
-    config = getattr(module, "config", None)
-    read_of, stored = getattr(spans, "tokensparse_config", (None, None))
-    if stored is None or read_of is not config:
-        stored = _stored(config)
-        if spans is not None:
-            spans.tokensparse_config = config, stored
-    if found is None or made_from[0] is not stored[0] or made_from[1:] != stored[1:]:
-        index = getattr(module, "layer_idx", None) or 0
-        method = stored[1] or methods.default()
-        setting, sparse = _asked(Same(config), Same(stored[0]))
-        found = ServedLayer(index, setting, config, method, sparse)
-        found.stock = stored[2] or NAME
-        found.hands_over = found.stock != NAME and found.is_ours
-        _layers[module] = found, stored
-    return found
-
-
-def _attention_modules(model: Any) -> list[Any]:
-    return [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "config")]
-
-
-def _configs(model: Any) -> list[Any]:
-    return list({id(m.config): m.config for m in [model, *_attention_modules(model)]}.values())
 
 
 def _recommended(config: Any) -> Setting:
@@ -151,12 +105,12 @@ def configure(
         base = Setting.make(setting)
     elif setting == RECOMMENDED:
         base = _recommended(model.config)
-    elif _stored(model.config)[0] is not None or _environment().is_sparse:
-        base = _setting(model.config)
+    elif stored_in(model.config)[0] is not None or environment().is_sparse:
+        base = setting_of(model.config)
     else:
-        base = _recommended(model.config).changed(precision=_environment().precision)
+        base = _recommended(model.config).changed(precision=environment().precision)
     made = base.changed(**changes)
-    method = method or _stored(model.config)[1] or methods.default()
+    method = method or stored_in(model.config)[1] or methods.default()
     methods.chooser(method)
     cautions = [check_setting(made, model.config)]
     implementation = getattr(text_config(model.config), "_attn_implementation", NAME)
@@ -167,14 +121,12 @@ def configure(
         )
     for caution in filter(None, cautions):
         warnings.warn(caution, TokensparseWarning, stacklevel=2)
-    for config in _configs(model):
+    for config in configs_of(model):
         setattr(config, NAME, made.asdict())
         setattr(config, METHOD, method)
         if stock is not None:
             setattr(config, STOCK, stock)
-    for module in _attention_modules(model):
-        _layers.pop(module, None)
-    _asked.cache_clear()
+    attach_all(model)
     return made
 
 
@@ -185,14 +137,14 @@ def report(model: Any, reset: bool = False) -> Report:
       model: a model that ran with attn_implementation="tokensparse".
       reset: forget it afterwards.
     """
-    modules = [m for m in _attention_modules(model) if m in _layers]
-    layers = [_layers[m][0].report for m in modules]
-    named = sparse_layers(_setting(model.config), model.config) if modules else ()
-    found = Report((r for r in layers if r.served or r.stock), named)
+    settle_all()
+    found = [layers[id(m)] for m in attention_modules(model) if id(m) in layers]
+    called = [layer.report for layer in found if layer.report.served or layer.report.stock]
+    answer = Report(called, sparse_layers(setting_of(model.config), model.config) if called else ())
     if reset:
-        for module in modules:
-            del _layers[module]
-    return found
+        for layer in found:
+            layer.report = LayerReport(layer.index, layer.report.named)
+    return answer
 
 
 def profile(
@@ -214,7 +166,7 @@ def profile(
       Profile with `layers` and `drift`; `save(path)` writes a setting file.
     """
     tokens = tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens]
-    stored = [(config, getattr(config, NAME, None)) for config in _configs(model)]
+    stored = [(config, getattr(config, NAME, None)) for config in configs_of(model)]
     for config, _ in stored:
         setattr(config, NAME, Setting(layers="none").asdict())
     try:
@@ -230,7 +182,7 @@ def profile(
             setattr(config, NAME, before)
 
 
-def _why_exact(layer: ServedLayer, spans: list[list[int]], query: Any) -> str:
+def _why_exact(layer: AttentionLayer, spans: list[list[int]], query: Any) -> str:
     """Why a call that could be served is the stock kernel's: where one is named, and on the CPU where
     it is as fast; empty when not."""
     if not layer.is_ours:
@@ -258,16 +210,16 @@ def _sizes(spans: list[list[int]], q_len: int) -> list[tuple[int, int]]:
     return found
 
 
-def _reason(query: Any, key: Any, value: Any, dropout: float, is_causal: Any, kwargs: Any) -> str:
+def _reason(query: Any, key: Any, value: Any, kwargs: Any) -> str:
     """Why a call with a plain causal mask is not ours; empty when it is."""
     if kwargs.get("sliding_window") is not None:
         return "sliding window"
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             return name
-    if is_causal is False:
+    if kwargs["is_causal"] is False:
         return "not causal"
-    if dropout:
+    if kwargs["dropout"]:
         return "dropout"
     if torch.is_grad_enabled() and (
         query.requires_grad or key.requires_grad or value.requires_grad
@@ -311,58 +263,80 @@ def attention(
     Returns:
       ([B, Sq, H, D], None)
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         if is_spans(attention_mask):  # made before the compiled part
             attention_mask = dense_mask(attention_mask, query, key)
         return sdpa(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
         )  # fmt: skip
+    layer = layers.get(id(module))
     handed = getattr(attention_mask, "tokensparse_handed", None)
-    if handed is not None and kwargs.get("sliding_window") is None:
-        stock, keys, counts, call = handed
-        layer = _layer(module, attention_mask)
-        same = layer.stock == stock and key.shape[2] == keys
-        if same and layer.hands_over and not layer.report.named:
-            layer.report.count_stock(counts, EXACT)
-            return call(
-                module, query, key, value,
-                dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
-            )  # fmt: skip
+    if not (
+        handed is not None
+        and layer is not None
+        and layer.stored is handed.stored
+        and layer.report.named in handed.why
+        and query.shape == handed.shape
+        and key.shape[2] == handed.keys
+        and kwargs.get("sliding_window") is None
+    ):
+        kwargs.update(dropout=dropout, scaling=scaling, is_causal=is_causal)
+        if layer is None or query.shape[2] != 1:
+            found = _look_at(module, query, key, value, attention_mask, kwargs)
+            if not isinstance(found, Handed):
+                return found
+            handed, layer = found, layers[id(module)]
+        else:
+            layer.report.stock["decode"] += 1
+            if layer.stock_is_sdpa or attention_mask is not None:
+                return sdpa(module, query, key, value, attention_mask, **kwargs)
+            attend = ALL_ATTENTION_FUNCTIONS[layer.stock]
+            if is_one_position(kwargs.get("position_ids"), attend):
+                del kwargs["position_ids"]
+            return attend(layer.like, query, key, value, None, **kwargs)
+    handed.seen.append(layer)
+    if handed.positions is not None and kwargs.get("position_ids") is handed.positions:
+        del kwargs["position_ids"]
+    kwargs.update(dropout=dropout, scaling=scaling, is_causal=is_causal)
+    return handed.attend(layer.like or module, query, key, value, handed.mask, **kwargs)
+
+
+def _look_at(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, kwargs: dict[str, Any]
+) -> Handed | tuple[Any, None]:
+    """A call that nothing is known of yet: what came of it, or what says that it is the stock kernel's,
+    and those of the layers that follow in this forward pass are."""
     ours = is_spans(attention_mask)
-    layer = _layer(module, attention_mask if ours else None)
+    layer = layer_of(module, attention_mask if ours else None)
     if ours:
         spans = check_spans(attention_mask, query, key)
-        reason = _reason(query, key, value, dropout, is_causal, kwargs)
+        reason = _reason(query, key, value, kwargs)
     else:
         reason = _foreign(query, attention_mask, kwargs)
     exact = "" if reason else _why_exact(layer, spans, query)
     if exact:
         counts = getattr(attention_mask, "tokensparse_counts", None)
         if counts is None:
-            counts = Counts.of(_sizes(spans, query.shape[2]))
-            attention_mask.tokensparse_counts = counts
-            # The exact layers that follow in this forward pass are the kernel's without a look.
-            call = without_mask(layer.stock, attention_mask, query, key)
-            if call is not None:
-                handed = layer.stock, key.shape[2], counts, call
-                attention_mask.tokensparse_handed = handed
+            counts = attention_mask.tokensparse_counts = Counts.of(_sizes(spans, query.shape[2]))
+        positions = kwargs.get("position_ids")
+        handed = hand_over(layer, exact, counts, query, key, attention_mask, positions)
+        if handed is not None:
+            return handed
         layer.report.count_stock(counts, exact)
     else:
         try:
             if not reason:
+                scaling = kwargs["scaling"]
                 return _serve(layer, query, key, value, spans, attention_mask, scaling), None
         except Unsupported as error:  # a shape that this backend cannot serve
             reason = str(error)
         layer.report.stock[reason] += 1
-    return attend_by_stock(
-        layer.stock, module, query, key, value, attention_mask,
-        dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
-    )  # fmt: skip
+    return attend_by_stock(layer.stock, module, query, key, value, attention_mask, **kwargs)
 
 
 def _serve(
-    layer: ServedLayer,
+    layer: AttentionLayer,
     query: Any,
     key: Any,
     value: Any,

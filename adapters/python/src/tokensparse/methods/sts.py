@@ -34,6 +34,7 @@ from ._decoders import check_answer_length, greedy
 torch = need("torch", "2.6", "tokensparse.methods.sts")
 need("transformers", "5.0", "tokensparse.methods.sts")
 
+from .. import _attached
 from .. import transformers as adapter
 from . import sts_decoding
 
@@ -123,16 +124,16 @@ class _Votes:
         """Runs a prompt through a model, exactly; its keys and values go to `cache`."""
         votes = _Votes(window, pool)
         methods.register("sts draft", votes.choose)
-        before = model.config._attn_implementation, adapter._stored(model.config)
+        before = model.config._attn_implementation, _attached.stored_in(model.config)
         model.set_attn_implementation(adapter.NAME)
         adapter.configure(model, layers="none", method="sts draft")
         try:
             with torch.no_grad():
                 model.model(ids, past_key_values=cache, use_cache=cache is not None)
         finally:
-            for config in adapter._configs(model):
+            for config in _attached.configs_of(model):
                 setattr(config, adapter.NAME, before[1][0])
-                setattr(config, adapter.METHOD, before[1][1])
+                setattr(config, _attached.METHOD, before[1][1])
             model.set_attn_implementation(before[0])
         if len(votes.scores) != model.config.num_hidden_layers:
             raise InvalidArgument(
