@@ -50,8 +50,18 @@ def test_transformers(tmp_path):
     assert torch.is_tensor(answer)
 
 
-def test_vllm(tmp_path_factory, monkeypatch, capfd):
+@pytest.fixture
+def engine_in_this_process(monkeypatch):  # whose undoing comes after
+    """No later test finds the layers of vLLM's engine, which lives on, or writes to its folder of metrics."""
     pytest.importorskip("vllm")
+    from tokensparse.vllm import metrics, steps
+
+    monkeypatch.setenv(metrics.FOLDER, "")  # the engine makes another
+    yield
+    steps._layers.clear()  # vLLM freezes what an engine consists of: nobody collects it
+
+
+def test_vllm(engine_in_this_process, tmp_path_factory, monkeypatch, capfd):
     from vllm_common import QUIET, make_model
 
     name = str(make_model(tmp_path_factory.mktemp("model")))
