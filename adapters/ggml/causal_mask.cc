@@ -4,18 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ggml.h"
+#include "adapters/ggml/mask_rows.h"
 
 namespace tsp::ggml_adapter {
 namespace {
-
-constexpr ggml_fp16_t kVisible = 0x0000;  // +0.0
-constexpr ggml_fp16_t kHidden = 0xFC00;   // -inf
-
-const ggml_fp16_t* row_of(const ggml_tensor& mask, int64_t row) {
-  const char* base = static_cast<const char*>(mask.data);
-  return reinterpret_cast<const ggml_fp16_t*>(base + static_cast<size_t>(row) * mask.nb[1]);
-}
 
 /// Each value is `value` where the first is and each equals the next: memcmp reads 40 GB/s of a
 /// mask that the caches do not hold (AMD EPYC Zen 5, 2026-11-27), 3 ms of 2,048 rows and 32,768

@@ -4,18 +4,10 @@
 #include <algorithm>
 
 #include "adapters/ggml/causal_mask.h"
-#include "ggml.h"
+#include "adapters/ggml/mask_rows.h"
 
 namespace tsp::ggml_adapter {
 namespace {
-
-constexpr ggml_fp16_t kVisible = 0x0000;  // +0.0
-constexpr ggml_fp16_t kHidden = 0xFC00;   // -inf
-
-const ggml_fp16_t* row_of(const ggml_tensor& mask, int64_t row) {
-  const char* base = static_cast<const char*>(mask.data);
-  return reinterpret_cast<const ggml_fp16_t*>(base + static_cast<size_t>(row) * mask.nb[1]);
-}
 
 /// Entries in which two rows differ. Counted to the end: so the compiler vectorises it.
 int64_t count_differences(const ggml_fp16_t* a, const ggml_fp16_t* b, int64_t size) {

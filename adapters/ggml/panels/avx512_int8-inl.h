@@ -54,29 +54,22 @@ struct Quantised {
   float scale;
 };
 
-/// A value that is no number, or infinite (after rotate(): or close to the largest there is), gives
-/// a scale that is no number: so does every result that it takes part in. Magnitudes too small to
-/// be divided by become zero.
+/// After rotate() a value close to the largest there is may be infinite.
 inline Quantised quantise(const Values& values) {
-  constexpr int kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
-  constexpr float kSmallest = 0x1p-100f;
-  __m512i largest = _mm512_setzero_si512();  // compared as integers, NaN is the largest
+  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+  __m512i largest = _mm512_setzero_si512();
   TSP_UNROLL
   for (int i = 0; i < kGroupVectors; ++i) {
     const __m512i bits = _mm512_castps_si512(values.v[i]);
-    largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(kMagnitude)));
+    largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, magnitude));
   }
-  const int bits = _mm512_reduce_max_epi32(largest);
-  const float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
-  const bool usable = bits < kInfinity && magnitude >= kSmallest;
+  const GroupScale group = group_scale(_mm512_reduce_max_epi32(largest));
+  const __m512 factor = _mm512_set1_ps(group.factor);
   Quantised out;
-  out.scale = bits >= kInfinity ? __builtin_nanf("")
-              : usable          ? magnitude / static_cast<float>(kLevels)
-                                : 0;
-  const __m512 factor = _mm512_set1_ps(usable ? static_cast<float>(kLevels) / magnitude : 0);
+  out.scale = group.scale;
   TSP_UNROLL
   for (int i = 0; i < kGroupVectors; ++i) {
-    const __m512 scaled = usable ? _mm512_mul_ps(values.v[i], factor) : _mm512_setzero_ps();
+    const __m512 scaled = group.usable ? _mm512_mul_ps(values.v[i], factor) : _mm512_setzero_ps();
     out.v[i] = _mm512_cvtps_epi32(scaled);
   }
   return out;

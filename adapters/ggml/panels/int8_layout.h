@@ -50,6 +50,25 @@ namespace {  // a unit never shares code with one of other flags
 
 constexpr int64_t kQuads = kGroup / 4;
 
+/// A group's values become whole numbers by `factor`, unless they are not `usable`: then zeros.
+struct GroupScale {
+  float scale, factor;
+  bool usable;
+};
+
+/// Of a group's largest magnitude, by its bits: compared as integers, NaN is the largest. One that
+/// is no number, or infinite, gives a scale that is no number, so does every result that it takes
+/// part in; one too small to be divided by gives zeros.
+inline GroupScale group_scale(int largest) {
+  constexpr int kInfinity = 0x7F800000;
+  constexpr float kSmallest = 0x1p-100f, kLargest = kLevels;
+  if (largest >= kInfinity) return {__builtin_nanf(""), 0, false};
+  float magnitude;
+  memcpy(&magnitude, &largest, sizeof magnitude);
+  if (magnitude < kSmallest) return {0, 0, false};
+  return {magnitude / kLargest, kLargest / magnitude, true};
+}
+
 /// Brings a row's values, quad after quad, with their scale into a group of a panel; `start` where
 /// the layout has it.
 template <class Layout>

@@ -81,28 +81,19 @@ inline int sum_of(__m256i v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xB1)));
 }
 
-/// A value that is no number, or infinite, gives a scale that is no number: so does every result
-/// that it takes part in. Magnitudes too small to be divided by become zero.
 inline Quantised quantise(const Values& values) {
-  constexpr int kMagnitude = 0x7FFFFFFF, kInfinity = 0x7F800000;
-  constexpr float kSmallest = 0x1p-100f;
-  __m256i largest = _mm256_setzero_si256();  // compared as integers, NaN is the largest
+  const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+  __m256i largest = _mm256_setzero_si256();
   for (const __m256& v : values.v) {
-    const __m256i magnitude =
-        _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(kMagnitude));
-    largest = _mm256_max_epi32(largest, magnitude);
+    largest = _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(v), magnitude));
   }
-  const int bits = largest_of(largest);
-  const float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
-  const bool usable = bits < kInfinity && magnitude >= kSmallest;
+  const GroupScale group = group_scale(largest_of(largest));
+  const __m256 factor = _mm256_set1_ps(group.factor);
   Quantised out;
-  out.scale = bits >= kInfinity ? __builtin_nanf("")
-              : usable          ? magnitude / static_cast<float>(kLevels)
-                                : 0;
-  const __m256 factor = _mm256_set1_ps(usable ? static_cast<float>(kLevels) / magnitude : 0);
+  out.scale = group.scale;
   for (int i = 0; i < kGroupVectors; ++i) {
-    out.v[i] =
-        usable ? _mm256_cvtps_epi32(_mm256_mul_ps(values.v[i], factor)) : _mm256_setzero_si256();
+    out.v[i] = group.usable ? _mm256_cvtps_epi32(_mm256_mul_ps(values.v[i], factor))
+                            : _mm256_setzero_si256();
   }
   return out;
 }
