@@ -10,15 +10,17 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "adapters/ggml/linear_node.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "tests/ggml/run_on_threads.h"
 
 namespace tsp::ggml_adapter {
 namespace {
+
+using test::run_on_threads;
 
 struct Shape {
   int64_t m = 70, width = 256, k = 256, n = 40;
@@ -72,12 +74,6 @@ class Layer {
   std::mt19937 random_{1};
   std::unique_ptr<ggml_context, Free> ctx_;
 };
-
-void run_on_threads(void*, int32_t num_threads, void (*fn)(void* arg, int32_t i), void* arg) {
-  std::vector<std::thread> threads;
-  for (int32_t i = 0; i < num_threads; ++i) threads.emplace_back(fn, arg, i);
-  for (std::thread& thread : threads) thread.join();
-}
 
 std::unique_ptr<LinearServer> make_server(LinearKind kind, int32_t threads = 2,
                                           size_t keep_bytes = 0) {

@@ -9,24 +9,19 @@
 #include <random>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "adapters/ggml/linear_node.h"
 #include "adapters/ggml/panels/kernels.h"
-#include "tests/ggml/product_node.h"
+#include "tests/ggml/linear_server.h"
+#include "tests/ggml/run_on_threads.h"
 
 namespace tsp::ggml_adapter {
 namespace {
 
 using Node = test::ProductNode;
 using Shape = test::ProductShape;
-
-void run_on_threads(void*, int32_t num_threads, void (*fn)(void* arg, int32_t i), void* arg) {
-  std::vector<std::thread> threads;
-  for (int32_t i = 0; i < num_threads; ++i) threads.emplace_back(fn, arg, i);
-  for (std::thread& thread : threads) thread.join();
-}
+using test::error_of, test::make_server, test::run_on_threads;
 
 LinearOptions int8_options(int32_t threads = 2) {
   LinearOptions options;
@@ -35,19 +30,6 @@ LinearOptions int8_options(int32_t threads = 2) {
   options.parallel = run_on_threads;
   options.type_traits = ggml_get_type_traits;
   return options;
-}
-
-std::unique_ptr<LinearServer> make_server(const LinearOptions& options) {
-  std::string why;
-  auto server = LinearServer::create(options, why);
-  EXPECT_NE(server, nullptr) << why;
-  return server;
-}
-
-double error_of(Node& node, LinearServer& server, int64_t step = 1) {
-  EXPECT_EQ(server.check(*node.get()), LinearRefusal::kNone);
-  EXPECT_TRUE(server.serve(*node.get()));
-  return node.error(step);
 }
 
 // Weights and activations rounded to steps of 1/127 of the largest of 128 values: 2.75 standard

@@ -13,13 +13,14 @@
 #include <vector>
 
 #include "adapters/ggml/onednn.h"
-#include "tests/ggml/product_node.h"
+#include "tests/ggml/linear_server.h"
 
 namespace tsp::ggml_adapter {
 namespace {
 
 using Node = test::ProductNode;
 using Shape = test::ProductShape;
+using test::error_of, test::make_server;
 
 LinearOptions options_of(LinearPrecision precision) {
   LinearOptions options;
@@ -29,23 +30,10 @@ LinearOptions options_of(LinearPrecision precision) {
   return options;
 }
 
-std::unique_ptr<LinearServer> make_server(const LinearOptions& options) {
-  std::string why;
-  auto server = LinearServer::create(options, why);
-  EXPECT_NE(server, nullptr) << why;
-  return server;
-}
-
 bool has_bf16() {
   std::string why;
   const auto library = OneDnn::open("", 1, why);
   return library != nullptr && library->has_bf16();
-}
-
-double error_of(Node& node, LinearServer& server, int64_t step = 1) {
-  EXPECT_EQ(server.check(*node.get()), LinearRefusal::kNone);
-  EXPECT_TRUE(server.serve(*node.get()));
-  return node.error(step);
 }
 
 class WeightType : public testing::TestWithParam<ggml_type> {

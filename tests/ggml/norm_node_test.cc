@@ -9,15 +9,17 @@
 #include <cmath>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "adapters/ggml/linear_node.h"
 #include "adapters/ggml/panels/panel_engine.h"
 #include "ggml-cpu.h"
+#include "tests/ggml/run_on_threads.h"
 
 namespace tsp::ggml_adapter {
 namespace {
+
+using test::run_on_threads;
 
 std::vector<const panels::Kernels*> all_kernels() {
   std::vector<const panels::Kernels*> all = panels::int8_kernels();
@@ -62,12 +64,6 @@ class Norm {
   };
   std::unique_ptr<ggml_context, Free> ctx_;
 };
-
-void run_on_threads(void*, int32_t num_threads, void (*fn)(void* arg, int32_t i), void* arg) {
-  std::vector<std::thread> threads;
-  for (int32_t i = 0; i < num_threads; ++i) threads.emplace_back(fn, arg, i);
-  for (std::thread& thread : threads) thread.join();
-}
 
 class NormNode : public testing::TestWithParam<const panels::Kernels*> {
  protected:
