@@ -204,11 +204,11 @@ class Engine:
         for length in self.asked["tokens"]:
             self.report()
             times = {True: [], False: []}
-            for _ in range(2 + 2 * self.asked["repeat"] if length < LONG else 2):
-                for alone, found in times.items():
+            for pair in range(2 + 2 * self.asked["repeat"] if length < LONG else 2):
+                for alone in (True, False) if pair % 2 else (False, True):
                     turn += 1
                     self.llm.collective_rpc(without_ours, args=(alone,))
-                    found.append(self.answer([[1000 + turn, *prompt[1:length]]], 1)[1])
+                    times[alone].append(self.answer([[1000 + turn, *prompt[1:length]]], 1)[1])
             theirs, ours = (statistics.median(times[alone][1:]) for alone in (True, False))
             self.say(
                 mode=self.mode,

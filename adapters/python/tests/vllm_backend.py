@@ -168,12 +168,11 @@ class Backend:
 
     def report(self, name=LAYER):
         """What happened since the last time."""
-        for settle in steps.before_report:
-            settle()
+        steps.settle()
         layer = self.layers[name].impl.tokensparse
         found = layer.told(layer.tallies.read() if layer.tallies else None)
         told = (found.served, sum(found.stock.values()), found.kept_share)
-        layer.served.report.clear()
+        layer.clear()
         if layer.tallies:
             layer.tallies.clear()
         return told

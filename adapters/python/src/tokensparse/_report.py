@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._call import Selection
@@ -30,12 +29,18 @@ class Counts:
     @classmethod
     def of(cls, sequences: Iterable[tuple[int, int]]) -> Counts:
         """Of calls of `sequences`: query rows and keys of each."""
-        sizes = list(sequences)
-        return cls(
-            calls=len(sizes),
-            rows=sum(rows for rows, _ in sizes),
-            keys=sum(keys for _, keys in sizes),
-            pairs=sum(dense_pairs(*size) for size in sizes),
+        calls = all_rows = all_keys = pairs = 0
+        for rows, keys in sequences:
+            calls, all_rows, all_keys = calls + 1, all_rows + rows, all_keys + keys
+            pairs += dense_pairs(rows, keys)
+        return cls(calls, all_rows, all_keys, pairs)
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.calls + other.calls,
+            self.rows + other.rows,
+            self.keys + other.keys,
+            self.pairs + other.pairs,
         )
 
 
@@ -85,9 +90,9 @@ class LayerReport:
         if self.named:
             self.exact[reason or "the method chose so"] += counts.calls
 
-    def count_stock(self, prompts: Counts, reason: str) -> None:
-        """Adds a call of prompts that the engine's own kernel attended to, exactly."""
-        self.stock[reason] += 1
+    def count_stock(self, prompts: Counts, reason: str, calls: int = 1) -> None:
+        """Adds calls of prompts that the engine's own kernel attended to, exactly."""
+        self.stock[reason] += calls
         self._key_tokens += prompts.keys
         self._kept = self._kept + prompts.keys
         self._dense_pairs += prompts.pairs
@@ -133,9 +138,13 @@ class LayerReport:
         self._key_tokens += counts.keys
         self._dense_pairs += counts.pairs
 
+    def copy(self) -> LayerReport:
+        """Another that what follows is not added to."""
+        return replace(self, exact=Counter(self.exact), stock=Counter(self.stock))
+
     def with_tally(self, kept: int, pairs: float) -> LayerReport:
         """A copy that has what a tally counted, too."""
-        found = copy.deepcopy(self)
+        found = self.copy()
         found._kept, found._pairs = found._kept + kept, found._pairs + pairs
         return found
 

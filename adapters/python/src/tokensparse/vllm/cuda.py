@@ -19,18 +19,19 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from .. import methods
-from .._environment import serve_rows
 from .._library import Unsupported
 from .._model import check_setting
 from .._report import EXACT, TOO_SHORT, Counts, LayerReport
+from .._served import ServedLayer
+from .ledger import Ledger, builders
 from .planned import Pages, Planned, pays, reserve
+from .prompts import Prompts
 from .steps import (
     GRAPH,
     SHORT,
     Layer,
     Run,
     Step,
-    before_report,
     plan,
     publish_behind,
     serve_step,
@@ -60,74 +61,62 @@ def _has_other_masks(metadata: Any) -> bool:
     return any(getattr(metadata, field, None) is not None for field in _OTHER_MASKS)
 
 
-class Prompts:
-    """Of a step with prompts: the lengths on the host, and what its layers made of them.
-
-    Attributes:
-      starts, seq_lens: see `steps.plan`.
-      ours: whether a layer may have a part in it that is ours. Else none looks at it.
-      seen: whether a layer has come by. In a replayed CUDA graph none does.
-      captured: whether a CUDA graph records them.
-      masked: whether there are masks that are not for us.
-      steps: by what settings ask for.
-      planned: the calls, by the number of the run and by all that layers may differ in.
-    """
-
-    def __init__(self, starts: list[int], seq_lens: list[int]) -> None:
-        self.starts, self.seq_lens = starts, seq_lens
-        self.ours = self.seen = self.captured = self.masked = False
-        self.steps: dict[Any, Step] = {}
-        self.planned: dict[Any, Planned] = {}
-
-    def counts(self, least: int) -> Counts:
-        """Of the requests with at least `least` rows."""
-        rows = (past - first for first, past in zip(self.starts, self.starts[1:]))
-        return Counts.of(size for size in zip(rows, self.seq_lens) if size[0] >= least)
-
-
 class CUDABuilder(FlashAttentionMetadataBuilder):
     """The stock builder; it also keeps the lengths on the host, where our plan needs them, and says of a
     step whether any layer has something of ours to do: what is exact costs a layer next to nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._last: Prompts | None = None
-        self._layers: list[tuple[CUDAImpl, LayerReport]] = []
+        self._last: Prompts | None = None  # with something of ours in them
+        self._captures = False
         self._kinds: list[CUDAImpl] = []  # of layers that a plan of their own may serve, one each
-        before_report.append(self._count_last)
+        self._known: tuple[Layer, ServedLayer] | None = None  # one of them
+        self._least = 0
+        self._ledger = Ledger()
+        builders.add(self)
 
     def _know_layers(self) -> None:
         """Finds them, again when they have taken another setting."""
-        if self._layers and self._layers[0][0].tokensparse.served.report is self._layers[0][1]:
+        if self._known is not None and self._known[0].served is self._known[1]:
             return
         made = self.vllm_config.compilation_config.static_forward_context
-        impls = {name: made[name].impl for name in self.layer_names}
-        self._layers = [(impl, impl.tokensparse.named(name)) for name, impl in impls.items()]
-        kinds = {impl.kind: impl for impl, report in self._layers if impl.may_serve(report)}
+        kinds, self._ledger = {}, Ledger()
+        for name in self.layer_names:
+            impl, layer = made[name].impl, made[name].impl.tokensparse
+            if impl.may_serve(layer.named(name)):
+                kinds[impl.kind] = impl
+            layer.ledgers.append((self._ledger, impl.count_stock))
+            self._known, self._least = (layer, layer.served), layer.least
         self._kinds = list(kinds.values())
 
-    def _count_last(self) -> None:
-        """Prompts of the step before that no layer has counted: the stock layer's alone, or replayed."""
-        last, self._last = self._last, None
-        if last is None or last.seen:
-            return
-        prompts = last.counts(serve_rows())
-        if prompts.calls or not last.ours:
-            for impl, report in self._layers:
-                impl.count_stock(report, prompts, GRAPH if last.ours else "")
+    def _write_down(self, prompts: Prompts, why: str) -> None:
+        """Counts prompts that are the stock layer's alone."""
+        counts = prompts.counts(self._least)
+        if counts.calls or not why:
+            self._ledger.add(counts, why)
             publish_behind()
+
+    def settle(self) -> None:
+        """Counts prompts of the step before that a layer should have seen, but none has: replayed."""
+        last, self._last = self._last, None
+        if last is not None and not last.seen:
+            self._write_down(last, GRAPH)
 
     def _note(self, metadata: Any, starts: list[int], seq_lens: list[int]) -> None:
         """Leaves a step's prompts in its metadata."""
         self._know_layers()
-        self._last = metadata._tokensparse = prompts = Prompts(starts, seq_lens)
+        metadata._tokensparse = prompts = Prompts(starts, seq_lens)
         device = metadata.seq_lens.device
         prompts.ours = any([impl.step_of(prompts, device).ours for impl in self._kinds])
+        if prompts.ours:
+            self._last = prompts
+        elif not self._captures:
+            self._write_down(prompts, "")
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False):
         """As the stock builder's."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        self._count_last()
+        self.settle()
         common = common_attn_metadata
         # Exact for prompt rows; decode rows may be optimistic, and are not ours.
         seq_lens = getattr(common, "seq_lens_cpu_upper_bound", None)
@@ -138,14 +127,16 @@ class CUDABuilder(FlashAttentionMetadataBuilder):
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any):
         """As the stock builder's; what is captured is no prompt of anybody."""
-        metadata = super().build_for_cudagraph_capture(common_attn_metadata)
-        self._last = None
-        return metadata
+        self._captures = True
+        try:
+            return super().build_for_cudagraph_capture(common_attn_metadata)
+        finally:
+            self._captures, self._last = False, None
 
     def update_block_table(self, metadata: Any, blk_table: Any, slot_mapping: Any):
         """As the stock builder's: another group's metadata for the layers and pages of this one."""
         updated = super().update_block_table(metadata, blk_table, slot_mapping)
-        self._count_last()
+        self.settle()
         prompts = metadata.__dict__.get("_tokensparse")
         if prompts is not None:
             self._note(updated, prompts.starts, prompts.seq_lens)
@@ -189,16 +180,19 @@ class CUDAImpl(FlashAttentionImpl):
         """Whether there may be prompts that are ours."""
         return not self._never and (report.named or not self._votes)
 
-    def count_stock(self, report: LayerReport, prompts: Counts, reason: str = "") -> None:
-        """Adds a call that the stock layer attended to.
+    def count_stock(
+        self, report: LayerReport, prompts: Counts, reason: str = "", calls: int = 1
+    ) -> None:
+        """Adds calls that the stock layer attended to.
 
         Args:
           reason: in the place of what the setting says.
         """
         if self._never or not prompts.calls:
-            report.stock[self._never or SHORT] += 1
+            report.stock[self._never or SHORT] += calls
         else:
-            report.count_stock(prompts, reason or (TOO_SHORT if self.may_serve(report) else EXACT))
+            reason = reason or (TOO_SHORT if self.may_serve(report) else EXACT)
+            report.count_stock(prompts, reason, calls)
 
     def step_of(self, prompts: Prompts, device: torch.device) -> Step:
         """How a step is split for layers of this kind, found once."""
@@ -221,16 +215,15 @@ class CUDAImpl(FlashAttentionImpl):
         )
 
     def _sparse_step(
-        self, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any
+        self,
+        prompts: Prompts,
+        layer: Any,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: Any,
     ) -> Step | None:
         """The step when this layer has a part in it that is ours; else it is counted and None, and
-        what comes is the stock layer's alone: on short prompts the host is slower than the GPU."""
-        prompts = metadata.__dict__.get("_tokensparse")
-        if prompts is None:
-            self.tokensparse.named(layer.layer_name).stock[self._never or SHORT] += 1
-            return None
-        if not prompts.ours:  # the builder counts it
-            return None
+        what comes is the stock layer's alone."""
         if not prompts.seen:
             prompts.seen, prompts.captured = True, _captures(query)
             prompts.masked = _has_other_masks(metadata)
@@ -268,8 +261,12 @@ class CUDAImpl(FlashAttentionImpl):
         step = None
         if attn_metadata is None:  # a run to measure memory
             self._reserve(query)
-        else:
-            step = self._sparse_step(layer, query, kv_cache, attn_metadata)
+        else:  # on short prompts the host is slower than the GPU: nothing here that need not be
+            prompts = attn_metadata.__dict__.get("_tokensparse")
+            if prompts is None:
+                self.tokensparse.named(layer.layer_name).stock[self._never or SHORT] += 1
+            elif prompts.ours:  # else the builder counts it
+                step = self._sparse_step(prompts, layer, query, kv_cache, attn_metadata)
         if step is None or output_scale is not None or output_block_scale is not None:
             return super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output, output_scale,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import os
@@ -28,6 +27,7 @@ from .._report import TOO_SHORT, Counts, LayerReport, Report
 from .._served import ServedLayer
 from ..setting import Setting
 from . import metrics
+from .ledger import Count, Ledger, settle
 from .tally import Tallies, tallies_of
 
 SHORT = "short calls and decode"
@@ -38,7 +38,6 @@ _LOG_EVERY = 10.0  # seconds
 _made: weakref.WeakSet[Layer] = weakref.WeakSet()
 # By name, as they are called first; those of an engine that is gone are gone, too.
 _layers: weakref.WeakValueDictionary[str, Layer] = weakref.WeakValueDictionary()
-before_report: list[Callable[[], None]] = []  # what else has something to count
 _last_log = 0.0
 _PUBLISH_EVERY = 1.0  # seconds
 _follower: threading.Thread | None = None
@@ -170,6 +169,7 @@ class Layer:
         self.least = serve_rows()  # query rows of a request that is ours
         self.least_pairs = serve_pairs("vllm") if methods.default() == "tsa" else 0
         self.served: ServedLayer | None = None
+        self.ledgers: list[tuple[Ledger, Count]] = []  # what is counted for it and others together
         # Where its calls add up what they kept on a GPU, and by how many heads its pairs are divided.
         self.tallies: Tallies | None = None
         self.slot, self.heads = 0, 1
@@ -224,11 +224,21 @@ class Layer:
         return self.tallies.address(self.slot)
 
     def told(self, rows: list[list[int]] | None) -> LayerReport:
-        """Its report with what `rows` of the tallies say."""
+        """Its report with what `rows` of the tallies and its ledgers say."""
         if self.tallies is None or rows is None:
-            return copy.deepcopy(self.served.report)
-        kept, pairs = rows[self.slot]
-        return self.served.report.with_tally(kept, pairs / self.heads)
+            found = self.served.report.copy()
+        else:
+            kept, pairs = rows[self.slot]
+            found = self.served.report.with_tally(kept, pairs / self.heads)
+        for ledger, count in self.ledgers:
+            ledger.tell(found, count)
+        return found
+
+    def clear(self) -> None:
+        """Forgets its calls; what tallies hold of them is theirs."""
+        self.served.report.clear()
+        for ledger, _ in self.ledgers:
+            ledger.clear()
 
 
 def serve_step(
@@ -320,9 +330,11 @@ def publish_behind() -> None:
     """A thread publishes and logs what calls counted, a GPU's as the copies of it arrive, and ends when
     nothing changes any more. It asks nothing of the GPU, and no step waits for it."""
     global _follower, _wanted
+    if _wanted and _follower.is_alive():  # it will look once more
+        return
     with _follower_lock:
         _wanted = True
-        if _follower is None:
+        if _follower is None or not _follower.is_alive():  # none, or of the process before a fork
             _follower = threading.Thread(target=_follow, daemon=True, name="tokensparse")
             _follower.start()
 
@@ -357,7 +369,7 @@ def collect(reset: bool, wait: bool = True) -> Report:
     Args:
       wait: for the GPU; else what sparse calls kept there may be of a moment ago.
     """
-    for settle in before_report if wait else ():
+    if wait:
         settle()
     layers = list(_layers.values())
     rows = {}
@@ -367,7 +379,7 @@ def collect(reset: bool, wait: bool = True) -> Report:
     answer = Report([layer.told(rows.get(layer.tallies)) for layer in layers])
     if reset:
         for layer in layers:
-            layer.served.report.clear()
+            layer.clear()
         for tallies in rows:
             tallies.clear()
     return answer
@@ -376,8 +388,7 @@ def collect(reset: bool, wait: bool = True) -> Report:
 def configure(variables: Mapping[str, str]) -> None:
     """Layers take the setting that these TOKENSPARSE_ variables ask for, in the place of those that
     the environment had; what was counted is forgotten."""
-    for settle in before_report:
-        settle()
+    settle()
     for tallies in {layer.tallies for layer in _layers.values()} - {None}:
         tallies.forget()
     for name in variables_in(os.environ):
