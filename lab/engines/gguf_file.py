@@ -35,7 +35,7 @@ class Reader(gguf.GGUFReader):
         if of == gguf.GGUFValueType.STRING:
             end, found = self._strings(begin, count)
         elif of in self.gguf_scalar_to_np:
-            values = self._get(begin, self.gguf_scalar_to_np[of], count)
+            values = np.asarray(self._get(begin, self.gguf_scalar_to_np[of], count))  # no memmap: slow
             end, found = begin + values.nbytes, list(values.reshape(-1, 1))
         else:
             return super()._get_field_parts(orig_offs, raw_type)
@@ -56,7 +56,7 @@ def dequantize(data, kind, pool):
     if data.dtype != np.uint8:  # numbers as they are
         return gguf.quants.dequantize(data, kind)
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    blocks = data.reshape(-1, block_bytes)
+    blocks = np.asarray(data).reshape(-1, block_bytes)
     values = np.empty((len(blocks), per_block), np.float32)
     step = PIECE // per_block
 
@@ -80,5 +80,6 @@ def quick(path):
         concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
         mock.patch("gguf.GGUFReader", lambda _: reader),
         mock.patch("gguf.dequantize", functools.partial(dequantize, pool=pool)),
+        mock.patch("gguf.get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),  # of each module
     ):
         yield
