@@ -133,6 +133,18 @@ def test_beside_sdpa_a_layer_costs_a_handful_of_python_calls():
     assert all(mine <= theirs + 6 for mine, theirs in zip(ours, stock)), (ours, stock)
 
 
+def test_the_first_sparse_prompt_costs_what_others_cost():
+    model = make(12)
+    sparse = dict(keep=0.5, min_keys=0, min_rows=2, min_tokens=16)
+    use(model, ts.NAME, FLASH, **sparse)
+    model(tokens())
+    use(model, ts.NAME, FLASH, **sparse)
+    first, later = (python_calls(lambda: model(tokens())) for _ in range(2))
+    # The setting is looked at once more, as for a model whose config came with one.
+    assert first <= later + 300, (first, later)
+    assert sum(r.sparse_calls for r in ts.report(model)) == 20  # all layers but two, twice
+
+
 def test_positions_are_looked_at_once_a_forward(kernels, monkeypatch):
     looked = []
     packed = flash._is_packed_sequence

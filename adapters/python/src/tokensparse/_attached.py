@@ -10,7 +10,7 @@ from typing import Any
 
 from . import methods
 from ._environment import setting_from_environment
-from ._model import numbers, sparse_layers
+from ._model import check_setting, numbers, sparse_layers
 from ._recommended import RECOMMENDED
 from ._served import Same, ServedLayer
 from ._stock import NAME, STOCK, is_sdpa, module_for
@@ -43,6 +43,16 @@ def _asked(config: Same, stored: Same) -> tuple[Setting, frozenset[int], int | N
     return setting, sparse_layers(setting, config.it), numbers(config.it).get("num_layers")
 
 
+@functools.lru_cache(maxsize=1)
+def _check(setting: Same, config: Same) -> None:
+    """Whether a setting is one for a model: the same for all its layers, too."""
+    check_setting(setting.it, config.it)
+
+
+def _check_once(setting: Setting, config: Any) -> None:
+    _check(Same(setting), Same(config))
+
+
 class AttentionLayer(ServedLayer):
     """The layer of a module.
 
@@ -50,6 +60,8 @@ class AttentionLayer(ServedLayer):
       stored: what of the config it was made from.
       like: the module as its stock kernel is to see it; None of sdpa, which sees the module.
     """
+
+    _check_setting = staticmethod(_check_once)
 
     def __init__(self, module: Any, config: Any, stored: tuple[Any, Any, Any]) -> None:
         setting, sparse, count = _asked(Same(config), Same(stored[0]))
@@ -93,8 +105,9 @@ def attention_modules(model: Any) -> list[Any]:
     return [m for m in model.modules() if "layer_idx" in vars(m) and "config" in vars(m)]
 
 
-def configs_of(model: Any) -> list[Any]:
-    return list({id(m.config): m.config for m in [model, *attention_modules(model)]}.values())
+def configs_of(model: Any, modules: list[Any] | None = None) -> list[Any]:
+    modules = attention_modules(model) if modules is None else modules
+    return list({id(m.config): m.config for m in [model, *modules]}.values())
 
 
 def attach(module: Any, config: Any, stored: tuple[Any, Any, Any]) -> AttentionLayer:
@@ -103,11 +116,12 @@ def attach(module: Any, config: Any, stored: tuple[Any, Any, Any]) -> AttentionL
     return made
 
 
-def attach_all(model: Any) -> None:
+def attach_all(modules: list[Any]) -> None:
     """Makes the layers of a model: its first prompt finds them made."""
     _asked.cache_clear()
+    _check.cache_clear()
     stored: dict[int, tuple[Any, Any, Any]] = {}  # by config
-    for module in attention_modules(model):
+    for module in modules:
         config = module.config
         if id(config) not in stored:
             stored[id(config)] = stored_in(config)

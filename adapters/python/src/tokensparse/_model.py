@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ._library import InvalidArgument
@@ -32,22 +33,26 @@ def numbers(config: Any) -> dict[str, int]:
     return {name: number for name, number in found.items() if isinstance(number, int)}
 
 
-def kind_of_layer(config: Any, layer: int) -> str:
-    """Empty where the layer attends to the whole prompt, else what it is instead."""
+def kinds_of_layers(config: Any, layers: Iterable[int]) -> list[str]:
+    """Of each of these layers: empty where it attends to the whole prompt, else what it is instead."""
     text = text_config(config)
     kinds = getattr(text, "layer_types", None)
     if kinds:
-        kind = kinds[layer] if layer < len(kinds) else ""
-        return "" if kind in _WHOLE_PROMPT else kind
+        found = [kinds[layer] if layer < len(kinds) else "" for layer in layers]
+        return ["" if kind in _WHOLE_PROMPT else kind for kind in found]
+    kind = ""
     if getattr(text, "sliding_window", None) is not None:
-        return "sliding_attention"
-    return "chunked_attention" if getattr(text, "attention_chunk_size", None) is not None else ""
+        kind = "sliding_attention"
+    elif getattr(text, "attention_chunk_size", None) is not None:
+        kind = "chunked_attention"
+    return [kind for _ in layers]
 
 
 def whole_prompt_layers(config: Any) -> list[int]:
     """The layers that attend to the whole prompt."""
     count = numbers(config).get("num_layers", 0)
-    return [layer for layer in range(count) if not kind_of_layer(config, layer)]
+    kinds = kinds_of_layers(config, range(count))
+    return [layer for layer, kind in enumerate(kinds) if not kind]
 
 
 def sparse_layers(setting: Setting, config: Any) -> frozenset[int]:
@@ -92,8 +97,8 @@ def check_setting(setting: Setting, config: Any) -> str:
             f"layers: must be below {count}, the layers of this model, are {_listed(beyond)}"
         )
     kinds: dict[str, list[int]] = {}
-    for layer in setting.layers:
-        if kind := kind_of_layer(config, layer):
+    for layer, kind in zip(setting.layers, kinds_of_layers(config, setting.layers)):
+        if kind:
             kinds.setdefault(kind, []).append(layer)
     return "; ".join(
         f"layers {_listed(layers)} will never be sparse: {kind}" for kind, layers in kinds.items()

@@ -36,6 +36,8 @@ class ServedLayer:
       num_layers: of the model, where that is known.
     """
 
+    _check_setting = staticmethod(check_setting)
+
     def __init__(
         self,
         index: int,
@@ -58,6 +60,16 @@ class ServedLayer:
         self._config = config
         self._checked = False
 
+    def check(self) -> None:
+        """Whether the setting is one for this model, once.
+
+        Raises:
+          InvalidArgument: it is not.
+        """
+        if not self._checked:
+            self._check_setting(self.setting, self._config)
+            self._checked = True
+
     def attend(
         self,
         q: Any,
@@ -74,9 +86,7 @@ class ServedLayer:
         Raises:
           InvalidArgument: the setting is not one for this model.
         """
-        if not self._checked:
-            check_setting(self.setting, self._config)
-            self._checked = True
+        self.check()
         state = methods.State(
             setting=self.setting,
             named=self.report.named,

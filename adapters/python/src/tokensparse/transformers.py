@@ -121,12 +121,13 @@ def configure(
         )
     for caution in filter(None, cautions):
         warnings.warn(caution, TokensparseWarning, stacklevel=2)
-    for config in configs_of(model):
+    modules = attention_modules(model)
+    for config in configs_of(model, modules):
         setattr(config, NAME, made.asdict())
         setattr(config, METHOD, method)
         if stock is not None:
             setattr(config, STOCK, stock)
-    attach_all(model)
+    attach_all(modules)
     return made
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._library import InvalidArgument, Unsupported
-from .._model import kind_of_layer
+from .._model import kinds_of_layers
 
 # Models whose forward pass is embedding, layers, norm, head.
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -21,8 +21,8 @@ def check_decoder(model: Any) -> None:
         raise Unsupported(
             f"model: family must be one of {', '.join(_FAMILIES)}, is {config.model_type}"
         )
-    for layer in range(config.num_hidden_layers):
-        if kind := kind_of_layer(config, layer):
+    for layer, kind in enumerate(kinds_of_layers(config, range(config.num_hidden_layers))):
+        if kind:
             raise Unsupported(
                 f"model: all layers must attend to the whole prompt, {layer} is {kind}"
             )

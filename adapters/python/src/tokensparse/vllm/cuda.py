@@ -20,7 +20,6 @@ from vllm.v1.attention.backends.flash_attn import (
 
 from .. import methods
 from .._library import Unsupported
-from .._model import check_setting
 from .._report import EXACT, TOO_SHORT, Counts, LayerReport
 from .._served import ServedLayer
 from .ledger import Ledger, builders
@@ -311,7 +310,7 @@ class CUDAImpl(FlashAttentionImpl):
             for index, run in enumerate(step.ours):
                 call = planned.get((index, shape))
                 if call is None:
-                    check_setting(layer.setting, layer.config)
+                    layer.served.check()
                     call = planned[index, shape] = Planned(
                         run, layer.setting, self.scale, query, cache, metadata.block_table, output
                     )
