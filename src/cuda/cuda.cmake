@@ -38,7 +38,7 @@ target_sources(tokensparse PRIVATE
   cuda/attend/attend_task.cc cuda/attend/cudnn_shape.cc cuda/attend/engine_cudnn.cc
   cuda/attend/engine_own.cc cuda/attend/engine_sm90.cc cuda/attend/sm90/attend_sm90_launch.cc
   cuda/compress/compress_op.cc cuda/cuda_ops.cc cuda/estimate/estimate_op.cc cuda/instances.cc cuda/prefill_op.cc
-  cuda/score/score_op.cc cuda/select/select_op.cc cuda/state.cc)
+  cuda/score/score_op.cc cuda/select/select_op.cc cuda/sm90/row_map.cc cuda/state.cc)
 set_target_properties(tokensparse PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20
                                              CUDA_EXTENSIONS OFF)
 target_compile_definitions(tokensparse PRIVATE TSP_WITH_CUDA

@@ -6,6 +6,7 @@
 #include "cuda/attend/sm90/attend_sm90_consumer.cuh"
 #include "cuda/attend/sm90/attend_sm90_launch.h"
 #include "cuda/attend/sm90/attend_sm90_producer.cuh"
+#include "cuda/sm90/row_map.h"
 
 namespace tsp::cuda {
 
@@ -48,9 +49,9 @@ tsp_status_t launch_attend_sm90_kernel(const AttendSm90Params& params, cudaStrea
   AttendSm90Args args{params, {}, {}};
   const int32_t units = params.num_heads / params.heads_per_unit;
   TSP_RETURN_IF_ERROR(
-      make_row_map(&args.k_map, params.k, params.k_rows, units, kHeadDim, kSm90TileKv));
+      make_row_map("attend", &args.k_map, params.k, params.k_rows, units, kHeadDim, kSm90TileKv));
   TSP_RETURN_IF_ERROR(
-      make_row_map(&args.v_map, params.v, params.k_rows, units, kHeadDim, kSm90TileKv));
+      make_row_map("attend", &args.v_map, params.v, params.k_rows, units, kHeadDim, kSm90TileKv));
   constexpr int kWithLists = sm90_shape(kHeadDim, true).consumers;
   constexpr int kWithout = sm90_shape(kHeadDim, false).consumers;
   return params.blocks.blocks != nullptr ? launch_with<Type, kHeadDim, kWithLists>(args, stream)

@@ -7,9 +7,9 @@
 #pragma once
 
 #include "cuda/attend/leftout_tile.cuh"
-#include "cuda/attend/sm90/attend_sm90_launch.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/mbarrier.cuh"
+#include "cuda/sm90/row_map.h"
 #include "cuda/sm90/tma.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
@@ -361,8 +361,10 @@ tsp_status_t launch_wide_left_out(const LeftOutArgs& a, cudaStream_t stream) {
   const bool paged = a.k.table != nullptr;
   if (!paged) {
     const int32_t kv_heads = a.num_heads / a.group;
-    TSP_RETURN_IF_ERROR(make_row_map(&args.k_map, a.k, a.k_len, kv_heads, kHeadDim, kLeftOutKeys));
-    TSP_RETURN_IF_ERROR(make_row_map(&args.v_map, a.v, a.k_len, kv_heads, kHeadDim, kLeftOutKeys));
+    TSP_RETURN_IF_ERROR(
+        make_row_map("attend", &args.k_map, a.k, a.k_len, kv_heads, kHeadDim, kLeftOutKeys));
+    TSP_RETURN_IF_ERROR(
+        make_row_map("attend", &args.v_map, a.v, a.k_len, kv_heads, kHeadDim, kLeftOutKeys));
   }
   return launch("left_out",
                 paged ? wide_left_out_kernel<Type, kHeadDim, true>

@@ -11,6 +11,7 @@
 
 #include "cuda/score/score_stats.cuh"
 #include "cuda/score/sm90/score_tiles.cuh"
+#include "cuda/sm90/row_map.h"
 
 namespace tsp::cuda {
 
@@ -132,21 +133,27 @@ struct WideScore {
 };
 
 /// Grid (chunks, head_blocks, Hkv), all blocks at once.
-template <typename Type, int kHeadDim>
+template <typename Type, int kHeadDim, bool kPaged>
 __global__ void __launch_bounds__(kWideThreads, 1)
-    wide_score_kernel(const __grid_constant__ ScoreArgs a) {
+    wide_score_kernel(const __grid_constant__ WideScoreArgs args) {
   await_previous();
+  const ScoreArgs& a = args.score;
   extern __shared__ __align__(1024) unsigned char raw[];
   auto& shared = *reinterpret_cast<typename WideTile<Type, kHeadDim>::SharedStorage*>(raw);
   const ScoreWalk walk(a, static_cast<int>(blockIdx.x));
   const int role = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
-  set_up_walk<Type, kHeadDim>(a, shared, walk, role);
+  set_up_walk<Type, kHeadDim, kPaged>(args, shared, role);
   if (role == 0) {
-    bring_keys<Type, kHeadDim>(a, shared, walk);
+    if (kPaged) {
+      bring_paged_keys<Type, kHeadDim>(a, shared, walk);
+    } else {
+      bring_keys<Type, kHeadDim>(args, shared, walk);
+    }
     return;
   }
   WideScore<Type, kHeadDim> head{a, shared, walk, role - 1};
   const bool has_head = role <= num_heads(a);
+  wait_for(&shared.queries, 0);
   if (has_head) head.leave_stats();
   meet();
   if (!has_head) return;
@@ -162,8 +169,20 @@ tsp_status_t launch_wide_score(const ScoreArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(std::max(args.plan.stat_chunks, args.plan.mass_chunks)),
                   static_cast<unsigned>(args.plan.head_blocks),
                   static_cast<unsigned>(args.num_kv_heads));
-  return launch<Start::kTogether>("score", wide_score_kernel<Type, kHeadDim>, grid,
-                                  dim3(kWideThreads), shared_bytes, stream, args);
+  WideScoreArgs wide{.score = args, .q_map = {}, .k_map = {}};
+  Rows window = args.q;
+  window.data = args.q.row(args.q_len - args.window_len, 0);  // never paged
+  TSP_RETURN_IF_ERROR(make_row_map("score", &wide.q_map, window, args.window_len,
+                                   args.num_kv_heads * args.group, kHeadDim, kWideKeys));
+  const bool paged = args.k.table != nullptr;
+  if (!paged) {
+    TSP_RETURN_IF_ERROR(make_row_map("score", &wide.k_map, args.k, args.k_len, args.num_kv_heads,
+                                     kHeadDim, kWideKeys));
+  }
+  const auto kernel =
+      paged ? wide_score_kernel<Type, kHeadDim, true> : wide_score_kernel<Type, kHeadDim, false>;
+  return launch<Start::kTogether>("score", kernel, grid, dim3(kWideThreads), shared_bytes, stream,
+                                  wide);
 }
 
 }  // namespace tsp::cuda

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Memory and products of the warpgroup score kernels. The queries of up to four heads stay in
-// shared memory, one warpgroup brings K tiles of 128 keys through the stages, and each of four
-// others multiplies with the queries of its head. A product takes the tensor cores as long as its
-// exponentials take the special function units: while a warpgroup or two do the first, the others
-// do the second.
+// shared memory, one warpgroup brings K tiles of 128 keys through the stages (the copy engine does,
+// but from a paged pool), and each of four others multiplies with the queries of its head. A
+// product takes the tensor cores as long as its exponentials take the special function units: while
+// a warpgroup or two do the first, the others do the second.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -11,9 +11,16 @@
 #include "cuda/launch.h"
 #include "cuda/score/score.h"
 #include "cuda/sm90/mbarrier.cuh"
+#include "cuda/sm90/tma.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
 namespace tsp::cuda {
+
+struct WideScoreArgs {
+  ScoreArgs score;
+  CUtensorMap q_map;  // of the window alone
+  CUtensorMap k_map;  // not where K is paged
+};
 
 template <typename Type, int kHeadDim>
 struct WideTile {
@@ -28,7 +35,8 @@ struct WideTile {
     uint4 q[kWideHeads][kTileChunks];
     uint4 k[kWideStages][kTileChunks];
     float shift[kWideHeads][kRows];  // pass 2: weight = 2^(s - shift)
-    uint64_t full[kWideStages];      // the producer's share of the tile has arrived
+    uint64_t queries;                // they have arrived
+    uint64_t full[kWideStages];      // the tile has
     uint64_t empty[kWideStages];     // every head has been multiplied with it
   };
 
@@ -67,23 +75,20 @@ __device__ __forceinline__ int num_heads(const ScoreArgs& a) {
              a.group - static_cast<int>(blockIdx.y) * a.plan.heads_per_block);
 }
 
-/// Starts the copies of the block's queries; rows beyond the window become zeros.
+/// Starts the copies of the block's queries, by one thread; rows beyond the window become zeros.
 template <typename Type, int kHeadDim>
 __device__ __forceinline__ void fetch_queries(
-    const ScoreArgs& a, typename WideTile<Type, kHeadDim>::SharedStorage& shared) {
+    const WideScoreArgs& args, typename WideTile<Type, kHeadDim>::SharedStorage& shared) {
   using Tile = WideTile<Type, kHeadDim>;
-  const int count = num_heads(a) * Tile::kTileChunks;
-  const uint16_t* q = a.q.row(a.q_len - a.window_len, head_of(a, 0));  // never paged
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kWideThreads) {
-    const int h = i / Tile::kTileChunks;
-    const int row = i / Tile::kChunks % Tile::kRows;
-    const int chunk = i % Tile::kChunks;
-    const bool there = row < a.window_len;
-    const int64_t offset = h * a.q.head_stride + (there ? row : 0) * a.q.token_stride + chunk * 8;
-    copy_async(&shared.q[h][Tile::place(row, chunk)], q + offset, there);
+  const int heads = num_heads(args.score);
+  arrive_expecting(&shared.queries, heads * Tile::kTileBytes);
+  for (int h = 0; h < heads; ++h) {
+#pragma unroll
+    for (int c = 0; c < Tile::kHalves; ++c) {
+      copy_tile(shared.q[h] + c * (Tile::kHalfBytes / 16), &args.q_map,
+                {0, c, head_of(args.score, h)}, &shared.queries);
+    }
   }
-  commit_copies();
 }
 
 /// K tiles of a block: those of pass 1, then those of pass 2, the last first: they are the nearest.
@@ -111,10 +116,11 @@ struct ScoreWalk {
 __device__ __forceinline__ int stage_of(int step) { return step % kWideStages; }
 __device__ __forceinline__ int turn_of(int step) { return step / kWideStages; }
 
-/// The K tile of a step, by the 128 threads of the producer. Keys that are not there become zeros.
+/// The K tile of a step from a paged pool, by the 128 threads of the producer. Keys that are not
+/// there become zeros.
 template <typename Type, int kHeadDim>
-__device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int step,
-                                           const ScoreWalk& walk) {
+__device__ __forceinline__ void gather_keys(const ScoreArgs& a, uint4* stage, int step,
+                                            const ScoreWalk& walk) {
   using Tile = WideTile<Type, kHeadDim>;
   constexpr int kStep = 128 / Tile::kChunks;  // rows of a round, a multiple of 8
   if (step < walk.steps()) {
@@ -137,24 +143,55 @@ __device__ __forceinline__ void fetch_keys(const ScoreArgs& a, uint4* stage, int
 /// All blocks of the grid have come here, and see what each other wrote. By all threads.
 __device__ __forceinline__ void meet() { cooperative_groups::this_grid().sync(); }
 
-/// Warpgroup 0: brings the tiles of the walk, the first kWideStages of which are under way. Those
-/// of pass 2 come while the consumers finish pass 1.
+/// Warpgroup 0 of a paged pool: a tile is under way while two are there.
 template <typename Type, int kHeadDim>
-__device__ __forceinline__ void bring_keys(const ScoreArgs& a,
-                                           typename WideTile<Type, kHeadDim>::SharedStorage& shared,
-                                           const ScoreWalk& walk) {
+__device__ __forceinline__ void bring_paged_keys(
+    const ScoreArgs& a, typename WideTile<Type, kHeadDim>::SharedStorage& shared,
+    const ScoreWalk& walk) {
+  for (int step = 0; step < kWideStages - 1; ++step) {
+    gather_keys<Type, kHeadDim>(a, shared.k[step], step, walk);
+  }
   const int met_at = min(walk.first_steps() + 1, walk.steps());
-  for (int step = 1; step < walk.steps(); ++step) {
+  for (int step = 0; step < walk.steps(); ++step) {
     wait_copies<kWideStages - 2>();
     fence_for_wgmma();
     arrive_warp(&shared.full[stage_of(step)]);
     if (step == met_at) meet();  // beyond, stages become free in pass 2
     // The stage of the tile before this one, once that has been multiplied with.
     const int next = step - 1 + kWideStages;
-    if (next < walk.steps()) wait_for(&shared.empty[stage_of(next)], (turn_of(next) - 1) & 1);
-    fetch_keys<Type, kHeadDim>(a, shared.k[stage_of(next)], next, walk);
+    if (step > 0 && next < walk.steps()) {
+      wait_for(&shared.empty[stage_of(next)], (turn_of(next) - 1) & 1);
+    }
+    gather_keys<Type, kHeadDim>(a, shared.k[stage_of(next)], next, walk);
   }
   if (met_at >= walk.steps()) meet();
+}
+
+/// Warpgroup 0: brings the tiles of the walk. Those of pass 2 come while the consumers finish
+/// pass 1.
+template <typename Type, int kHeadDim>
+__device__ __forceinline__ void bring_keys(const WideScoreArgs& args,
+                                           typename WideTile<Type, kHeadDim>::SharedStorage& shared,
+                                           const ScoreWalk& walk) {
+  using Tile = WideTile<Type, kHeadDim>;
+  const int met_at = min(walk.first_steps() + kWideStages, walk.steps());
+  const auto bring = [&](int from, int to) {
+    for (int step = from; step < to; ++step) {
+      const int stage = stage_of(step);
+      if (step >= kWideStages) wait_for(&shared.empty[stage], (turn_of(step) - 1) & 1);
+      arrive_expecting(&shared.full[stage], Tile::kTileBytes);
+#pragma unroll
+      for (int c = 0; c < Tile::kHalves; ++c) {
+        copy_tile(shared.k[stage] + c * (Tile::kHalfBytes / 16), &args.k_map,
+                  {walk.tile(step) * kWideKeys, c, static_cast<int>(blockIdx.z)},
+                  &shared.full[stage]);
+      }
+    }
+  };
+  if (threadIdx.x == 0) bring(0, met_at);
+  __syncwarp();
+  meet();  // beyond, stages become free in pass 2
+  if (threadIdx.x == 0) bring(met_at, walk.steps());
 }
 
 /// Steps [from, to) by a warpgroup: finish(d, tile, half) on each product: 64 rows by 128 columns,
@@ -171,10 +208,7 @@ __device__ __forceinline__ void multiply_keys(
   for (int step = from; step < to; ++step) {
     const int stage = stage_of(step);
     const uint32_t k_tile = k + static_cast<uint32_t>(stage) * Tile::kTileBytes;
-    if (step > 0) {
-      // The first tile came with the queries: phase 0 of stage 0 ends with tile kWideStages.
-      wait_for(&shared.full[stage], (stage == 0 ? turn_of(step) - 1 : turn_of(step)) & 1);
-    }
+    wait_for(&shared.full[stage], turn_of(step) & 1);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float d[64];
@@ -194,31 +228,24 @@ __device__ __forceinline__ void multiply_keys(
   }
 }
 
-/// The queries and the first tiles, by all threads.
-template <typename Type, int kHeadDim>
+/// Barriers, and the queries under way, by all threads.
+template <typename Type, int kHeadDim, bool kPaged>
 __device__ __forceinline__ void set_up_walk(
-    const ScoreArgs& a, typename WideTile<Type, kHeadDim>::SharedStorage& shared,
-    const ScoreWalk& walk, int role) {
+    const WideScoreArgs& args, typename WideTile<Type, kHeadDim>::SharedStorage& shared, int role) {
+  const int heads = num_heads(args.score);
   if (threadIdx.x == 0) {
+    init_barrier(&shared.queries, 1);
     for (int stage = 0; stage < kWideStages; ++stage) {
-      init_barrier(&shared.full[stage], 128 / 32 * kWarpArrivals);
-      init_barrier(&shared.empty[stage], num_heads(a) * 128 / 32 * kWarpArrivals);
+      init_barrier(&shared.full[stage], kPaged ? 128 / 32 * kWarpArrivals : 1);
+      init_barrier(&shared.empty[stage], heads * 128 / 32 * kWarpArrivals);
     }
+    fence_barrier_init();
+    fetch_queries<Type, kHeadDim>(args, shared);
   }
-  fetch_queries<Type, kHeadDim>(a, shared);
-  if (role == 0) {
-    for (int step = 0; step < kWideStages; ++step) {
-      fetch_keys<Type, kHeadDim>(a, shared.k[step], step, walk);
-    }
-    wait_copies<kWideStages - 1>();  // the queries and the first tile
-  } else {
-    wait_copies<0>();
-  }
-  fence_for_wgmma();
   __syncthreads();
   // Heads take turns at the tensor cores. Without turns they share them, all finish at once, and
   // then all compute exponentials at once.
-  if (num_heads(a) > 1 && role == num_heads(a)) arrive_named(1, 256);  // the first turn
+  if (heads > 1 && role == heads) arrive_named(1, 256);  // the first turn
 }
 
 }  // namespace tsp::cuda
