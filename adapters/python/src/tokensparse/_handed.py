@@ -80,7 +80,7 @@ def _is_needed(positions: Any, attend: Any, query: Any) -> bool:
     packed = getattr(modeling_flash_attention_utils, "_is_packed_sequence", None)
     if positions is None or packed is None or attend is not flash_attention_forward:
         return positions is not None
-    return bool(packed(positions, query.shape[0]))
+    return bool(packed(positions, batch_size=query.shape[0]))
 
 
 def is_one_position(positions: Any, attend: Any) -> bool:

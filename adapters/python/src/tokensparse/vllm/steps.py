@@ -330,7 +330,8 @@ def publish_behind() -> None:
     """A thread publishes and logs what calls counted, a GPU's as the copies of it arrive, and ends when
     nothing changes any more. It asks nothing of the GPU, and no step waits for it."""
     global _follower, _wanted
-    if _wanted and _follower.is_alive():  # it will look once more
+    follower = _follower
+    if _wanted and follower is not None and follower.is_alive():  # it will look once more
         return
     with _follower_lock:
         _wanted = True
@@ -372,16 +373,14 @@ def collect(reset: bool, wait: bool = True) -> Report:
     if wait:
         settle()
     layers = list(_layers.values())
-    rows = {}
-    for layer in layers:
-        if layer.tallies is not None and layer.tallies not in rows:
-            rows[layer.tallies] = layer.tallies.read() if wait else layer.tallies.behind()
+    tallies = {layer.tallies for layer in layers} - {None}
+    rows = {found: found.read() if wait else found.behind() for found in tallies}
     answer = Report([layer.told(rows.get(layer.tallies)) for layer in layers])
     if reset:
         for layer in layers:
             layer.clear()
-        for tallies in rows:
-            tallies.clear()
+        for found in tallies:
+            found.clear()
     return answer
 
 
