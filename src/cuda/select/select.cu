@@ -24,7 +24,8 @@ __device__ __forceinline__ unsigned set_blocks(const SelectArgs& a) {
 
 /// Zeroes `count` words. A memset would not start while the kernel before it drains.
 __global__ void __launch_bounds__(kSelectThreads) clear_kernel(uint32_t* words, const int count) {
-  await_previous();
+  wait_previous();
+  allow_next();  // it may then read what came before this kernel
   const int stride = static_cast<int>(gridDim.x) * kSelectThreads;
   for (int i = static_cast<int>(blockIdx.x * kSelectThreads + threadIdx.x); i < count;
        i += stride) {
@@ -36,26 +37,13 @@ __global__ void __launch_bounds__(kSelectThreads) clear_kernel(uint32_t* words, 
 __global__ void __launch_bounds__(kSelectThreads)
     first_level_kernel(const __grid_constant__ SelectArgs a) {
   await_previous();
-  __shared__ VoteHistogram s;
-  clear<0>(s);
+  __shared__ VoteHistogram<0> s;
+  s.clear();
   const unsigned votes = vote_blocks(a);
   if (blockIdx.x < votes) {
     const int token = static_cast<int>(blockIdx.x * kVoteTokens + threadIdx.x);
-    if (token < a.prefix_len) {
-      float sum = 0.f;
-      bool valid = true;
-#pragma unroll 16
-      for (int head = 0; head < a.num_heads; ++head) {
-        const float score = a.scores.at(token, head);
-        valid = valid && score >= 0.f && score <= 2.f;
-        sum = __fadd_rn(sum, score);
-      }
-      if (!valid) atomicOr(&a.vote->invalid, 1u);
-      const uint32_t key = valid ? __float_as_uint(sum) : 0u;
-      a.vote_keys[token] = key;
-      count_vote(s, static_cast<int>(key >> level_shift(0)), mass_of(a, key));
-    }
-    finish_vote<0>(a, s, votes);
+    if (token < a.prefix_len) put_vote(a, s, token, load_vote(a, token));
+    finish_vote(a, s, votes);
     return;
   }
   const unsigned index = blockIdx.x - votes;
@@ -80,18 +68,16 @@ template <int kLevel>
 __global__ void __launch_bounds__(kSelectThreads)
     vote_level_kernel(const __grid_constant__ SelectArgs a) {
   await_previous();
-  __shared__ VoteHistogram s;
+  __shared__ VoteHistogram<kLevel> s;
   if (a.vote->keep_all != 0) return;
-  clear<kLevel>(s);
+  s.clear();
   const uint32_t prefix = a.vote->prefix;
   const int token = static_cast<int>(blockIdx.x * kVoteTokens + threadIdx.x);
   if (token < a.prefix_len) {
     const uint32_t key = a.vote_keys[token];
-    if (key >> level_shift(kLevel - 1) == prefix) {
-      count_vote(s, static_cast<int>(key >> level_shift(kLevel) & 1023u), mass_of(a, key));
-    }
+    if (key >> level_shift(kLevel - 1) == prefix) s.add(a, key);
   }
-  finish_vote<kLevel>(a, s, vote_blocks(a));
+  finish_vote(a, s, vote_blocks(a));
 }
 
 /// From what the kernel before left; block 0 leaves the result for the next one.
@@ -156,7 +142,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   await_previous();
   const int set = static_cast<int>(blockIdx.y);
   const int block = static_cast<int>(blockIdx.x);
-  if (block == 0 && set == 0 && threadIdx.x == 0) write_kept(a);
+  if (block == 0 && set == 0 && threadIdx.x == 0) write_kept(a, *a.vote);
   if (a.vote->keep_all != 0) {
     for (int i = static_cast<int>(threadIdx.x); i < kOrderTokens; i += kSelectThreads) {
       const int token = block * kOrderTokens + i;
@@ -171,10 +157,30 @@ __global__ void __launch_bounds__(kSelectThreads)
     before.equal += count.equal;
   }
   before = sum_counts(before);
-  write_block(a, set, block, a.set_state[(kSelectLevels - 1) * a.num_sets + set],
-              a.vote->keep_count, before, [&](int first, uint32_t(&keys)[kOrderRounds]) {
-                load_known_keys(a, set, first, 32, a.prefix_len, keys);
-              });
+  const SetState found = a.set_state[(kSelectLevels - 1) * a.num_sets + set];
+  // A warp owns 32 * kOrderRounds tokens in a row.
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int first =
+      block * kOrderTokens + warp * 32 * kOrderRounds + static_cast<int>(threadIdx.x) % 32;
+  uint32_t keys[kOrderRounds];
+  load_known_keys(a, set, first, 32, a.prefix_len, keys);
+  OrderCount own{0, 0};
+#pragma unroll
+  for (int i = 0; i < kOrderRounds; ++i) {
+    if (first + i * 32 < a.prefix_len) count_key(own, keys[i], found.prefix);
+  }
+  own = sum_of_warp(own);
+  __shared__ OrderCount s_warps[kWarps];
+  if (threadIdx.x % 32 == 0) s_warps[warp] = own;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) {
+    before.above += s_warps[w].above;
+    before.equal += s_warps[w].equal;
+  }
+#pragma unroll
+  for (int i = 0; i < kOrderRounds; ++i) {
+    write_round(a, set, first + i * 32, keys[i], found, a.vote->keep_count, before);
+  }
 }
 
 struct CopySetsArgs {
@@ -199,18 +205,18 @@ unsigned blocks(int64_t count, int64_t per_block) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
 }
 
-/// Returns the bytes that must be zero at the start.
+/// Returns the bytes that must be zero at the start; clusters count their sets by themselves.
 size_t place(SelectArgs& args, Scratch& scratch) {
   args.vote = scratch.take<VoteState>(1);
   args.vote_tokens = scratch.take<uint32_t>(kSelectBins);
   args.vote_mass = scratch.take<unsigned long long>(kSelectBins);
+  const size_t votes = scratch.used();
   args.set_tokens = scratch.take<uint32_t>(int64_t{args.num_sets} * kSelectBins);
-  const size_t zeroed = scratch.used();
+  const size_t zeroed = args.clusters ? votes : scratch.used();
   args.set_state = scratch.take<SetState>(int64_t{kSelectLevels} * args.num_sets);
   args.vote_keys = scratch.take<uint32_t>(args.prefix_len);
   args.order_blocks = static_cast<int32_t>(blocks(args.prefix_len, kOrderTokens));
-  args.order = scratch.take<OrderCount>(int64_t{args.num_sets} *
-                                        std::max(args.order_blocks, kClusterBlocks));
+  args.order = scratch.take<OrderCount>(int64_t{args.num_sets} * args.order_blocks);
   return zeroed;
 }
 
@@ -239,13 +245,13 @@ tsp_status_t launch_select(const SelectArgs& a, cudaStream_t stream) {
   TSP_RETURN_IF_ERROR(launch("select: clear", clear_kernel,
                              dim3(std::min(blocks(words, kSelectThreads), 128u)), threads, 0,
                              stream, reinterpret_cast<uint32_t*>(a.vote), words));
+  if (a.clusters) return launch_cluster_select(a, stream);
   const unsigned votes = blocks(a.prefix_len, kVoteTokens);
   const unsigned per_set = blocks(a.prefix_len, kSetTokens);
   const auto sets = static_cast<unsigned>(a.num_sets);
   const dim3 set_grid(per_set, sets);
   TSP_RETURN_IF_ERROR(launch("select: first level", first_level_kernel,
                              dim3(votes + sets * per_set), threads, 0, stream, a));
-  if (a.clusters) return launch_cluster_select(a, stream);
   if (a.fixed_count < 0) {
     TSP_RETURN_IF_ERROR(
         launch("select: vote level 1", vote_level_kernel<1>, dim3(votes), threads, 0, stream, a));

@@ -70,7 +70,7 @@ struct SelectArgs {
   uint32_t* set_tokens;           // [S, 4096]
   SetState* set_state;            // [3, S]
   uint32_t* vote_keys;            // [P] bits of g
-  OrderCount* order;              // [S, order_blocks], with clusters [S, 8]
+  OrderCount* order;              // [S, order_blocks]
 };
 
 /// Bytes of workspace for one sequence, and the arguments that point into it.
@@ -78,7 +78,7 @@ size_t select_scratch_bytes(int32_t prefix_len, int32_t num_sets);
 void place_select_scratch(SelectArgs& args, void* scratch);
 
 tsp_status_t launch_select(const SelectArgs& args, cudaStream_t stream);
-/// Its part behind the first level, where args.clusters says so (sm_90).
+/// Its part behind the clearing, where args.clusters says so (sm_90).
 tsp_status_t launch_cluster_select(const SelectArgs& args, cudaStream_t stream);
 /// Lists and count of one sequence, wherever `out` wants them. Without lists `in` is every token.
 tsp_status_t launch_copy_sets(const Sets& in, const Sets& out, int32_t num_sets, int32_t k_len,

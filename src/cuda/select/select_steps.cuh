@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kWarps = kSelectThreads / 32;
 constexpr int kOrderRounds = kOrderTokens / kSelectThreads;
+template <int kLevel>
+constexpr int kThreadBins = level_bins(kLevel) / kSelectThreads;  // side by side
 
 /// Inclusive sum over the block in thread order; `total` gets the sum of all.
 template <typename T>
@@ -71,21 +73,40 @@ __device__ __forceinline__ unsigned long long mass_of(const SelectArgs& a, uint3
   return static_cast<unsigned long long>(static_cast<double>(__uint_as_float(key)) * a.mass_scale);
 }
 
-/// The last block of level `level` finds the bin in which the cumulative mass reaches the limit.
+/// A level's bins of one thread; thread 0 has the lowest.
 template <int kLevel>
-__device__ void decide_vote(const SelectArgs& a) {
+struct VoteBins {
+  uint32_t count[kThreadBins<kLevel>];
+  unsigned long long mass[kThreadBins<kLevel>];
+};
+/// Bins that other blocks have added to in global memory.
+template <int kLevel>
+__device__ VoteBins<kLevel> load_vote_bins(const SelectArgs& a) {
+  VoteBins<kLevel> bins;
+  const int first = level_first_bin(kLevel) + static_cast<int>(threadIdx.x) * kThreadBins<kLevel>;
+#pragma unroll
+  for (int i = 0; i < kThreadBins<kLevel>; ++i) {
+    bins.count[i] = __ldcg(a.vote_tokens + first + i);
+    bins.mass[i] = __ldcg(a.vote_mass + first + i);
+  }
+  return bins;
+}
+
+/// A block finds the bin of level `kLevel` in which the cumulative mass reaches the limit; `vote`
+/// holds what the level above found, and gets what this one finds: for the other threads behind the
+/// next barrier.
+template <int kLevel>
+__device__ void decide_vote(const SelectArgs& a, const VoteBins<kLevel>& bins, bool invalid,
+                            VoteState& vote) {
   __shared__ uint32_t s_count[kWarps];
   __shared__ unsigned long long s_mass[kWarps];
   __shared__ unsigned long long s_limit;
-  constexpr int kPerThread = level_bins(kLevel) / kSelectThreads;
-  VoteState& vote = *a.vote;
-  const int first = level_first_bin(kLevel) + static_cast<int>(threadIdx.x) * kPerThread;
   uint32_t count = 0;
   unsigned long long mass = 0;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    count += __ldcg(a.vote_tokens + first + i);
-    mass += __ldcg(a.vote_mass + first + i);
+  for (int i = 0; i < kThreadBins<kLevel>; ++i) {
+    count += bins.count[i];
+    mass += bins.mass[i];
   }
   uint32_t total_count;
   unsigned long long total_mass;
@@ -93,6 +114,7 @@ __device__ void decide_vote(const SelectArgs& a) {
   const unsigned long long mass_through = block_scan(mass, s_mass, total_mass);
   const unsigned long long base_mass = kLevel == 0 ? 0 : vote.base_mass;
   const uint32_t base_count = kLevel == 0 ? 0 : vote.base_count;
+  const uint32_t prefix_above = kLevel == 0 ? 0 : vote.prefix << 10;
   if (threadIdx.x == 0) {
     s_limit =
         kLevel == 0
@@ -102,7 +124,6 @@ __device__ void decide_vote(const SelectArgs& a) {
   __syncthreads();  // and the state above has been read by all
   const unsigned long long limit = s_limit;
   if (kLevel == 0) {
-    const bool invalid = __ldcg(&vote.invalid) != 0;
     const bool fixed = a.fixed_count >= 0;
     if (threadIdx.x == 0) {
       vote.limit = limit;
@@ -115,14 +136,15 @@ __device__ void decide_vote(const SelectArgs& a) {
   if (base_mass + mass_through < limit || base_mass + mass_through - mass >= limit) return;
   unsigned long long below_mass = base_mass + mass_through - mass;
   uint32_t below_count = base_count + count_through - count;
-  int bin = first;
-  while (below_mass + __ldcg(a.vote_mass + bin) < limit) {
-    below_mass += __ldcg(a.vote_mass + bin);
-    below_count += __ldcg(a.vote_tokens + bin);
+  uint32_t bin = threadIdx.x * kThreadBins<kLevel>;
+#pragma unroll
+  for (int i = 0; i < kThreadBins<kLevel> - 1; ++i) {
+    if (below_mass + bins.mass[i] >= limit) break;
+    below_mass += bins.mass[i];
+    below_count += bins.count[i];
     ++bin;
   }
-  const uint32_t prefix_above = kLevel == 0 ? 0 : vote.prefix << 10;
-  const uint32_t prefix = prefix_above | static_cast<uint32_t>(bin - level_first_bin(kLevel));
+  const uint32_t prefix = prefix_above | bin;
   vote.base_mass = below_mass;
   vote.base_count = below_count;
   vote.prefix = prefix;
@@ -154,72 +176,113 @@ __device__ void add_to_global(const uint32_t* s_count, uint32_t* global, int bin
   }
 }
 
-/// Mass in two words: shared memory adds 32 bits by itself, but 64 bits by trying until nobody was
-/// faster, which many tokens of one bin make slow.
+/// A block's part of a level, in shared memory. Mass in two words: shared memory adds 32 bits by
+/// itself, but 64 bits by trying until nobody was faster, which many tokens of one bin make slow.
+template <int kLevel>
 struct VoteHistogram {
-  uint32_t mass_low[level_bins(0)];
-  uint32_t mass_high[level_bins(0)];
-  uint32_t count[level_bins(0)];
+  uint32_t mass_low[level_bins(kLevel)];
+  uint32_t mass_high[level_bins(kLevel)];
+  uint32_t count[level_bins(kLevel)];
 
-  __device__ unsigned long long mass(int bin) const {
-    return static_cast<unsigned long long>(mass_high[bin]) << 32 | mass_low[bin];
+  __device__ void clear() {
+    for (int bin = static_cast<int>(threadIdx.x); bin < level_bins(kLevel); bin += kSelectThreads) {
+      mass_low[bin] = mass_high[bin] = count[bin] = 0;
+    }
+    __syncthreads();
+  }
+  __device__ void add(const SelectArgs& a, uint32_t key) {
+    const uint32_t bin = key >> level_shift(kLevel) & (level_bins(kLevel) - 1);
+    const unsigned long long mass = mass_of(a, key);
+    const auto low = static_cast<uint32_t>(mass);
+    atomicAdd(&count[bin], 1u);
+    const uint32_t before = atomicAdd(&mass_low[bin], low);
+    const uint32_t carry = before + low < before ? 1u : 0u;
+    atomicAdd(&mass_high[bin], static_cast<uint32_t>(mass >> 32) + carry);
+  }
+  __device__ void add_to_global(const SelectArgs& a) const {
+    constexpr int kFirst = level_first_bin(kLevel), kBins = level_bins(kLevel);
+    tsp::cuda::add_to_global(count, a.vote_tokens + kFirst, kBins);
+    for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kSelectThreads) {
+      const unsigned long long mass =
+          static_cast<unsigned long long>(mass_high[bin]) << 32 | mass_low[bin];
+      if (mass != 0) atomicAdd(a.vote_mass + kFirst + bin, mass);
+    }
   }
 };
 
-template <int kLevel>
-__device__ void clear(VoteHistogram& s) {
-  for (int bin = static_cast<int>(threadIdx.x); bin < level_bins(kLevel); bin += kSelectThreads) {
-    s.mass_low[bin] = s.mass_high[bin] = s.count[bin] = 0;
+/// Sum of a token's scores over all heads; not valid where one is no score.
+struct Vote {
+  float sum;
+  bool valid;
+};
+__device__ __forceinline__ Vote load_vote(const SelectArgs& a, int token) {
+  Vote vote{0.f, true};
+#pragma unroll 16
+  for (int head = 0; head < a.num_heads; ++head) {
+    const float score = a.scores.at(token, head);
+    vote.valid = vote.valid && score >= 0.f && score <= 2.f;
+    vote.sum = __fadd_rn(vote.sum, score);
   }
-  __syncthreads();
+  return vote;
 }
-__device__ void count_vote(VoteHistogram& s, int bin, unsigned long long mass) {
-  atomicAdd(&s.count[bin], 1u);
-  const auto low = static_cast<uint32_t>(mass);
-  const uint32_t before = atomicAdd(&s.mass_low[bin], low);
-  const uint32_t carry = before + low < before ? 1u : 0u;
-  atomicAdd(&s.mass_high[bin], static_cast<uint32_t>(mass >> 32) + carry);
-}
-template <int kLevel>
-__device__ void add_vote_to_global(const SelectArgs& a, const VoteHistogram& s) {
-  add_to_global(s.count, a.vote_tokens + level_first_bin(kLevel), level_bins(kLevel));
-  for (int bin = static_cast<int>(threadIdx.x); bin < level_bins(kLevel); bin += kSelectThreads) {
-    const unsigned long long mass = s.mass(bin);
-    if (mass != 0) atomicAdd(a.vote_mass + level_first_bin(kLevel) + bin, mass);
-  }
+__device__ __forceinline__ void put_vote(const SelectArgs& a, VoteHistogram<0>& s, int token,
+                                         Vote vote) {
+  if (!vote.valid) atomicOr(&a.vote->invalid, 1u);
+  const uint32_t key = vote.valid ? __float_as_uint(vote.sum) : 0u;
+  a.vote_keys[token] = key;
+  s.add(a, key);
 }
 template <int kLevel>
-__device__ void finish_vote(const SelectArgs& a, const VoteHistogram& s, unsigned num_blocks) {
+__device__ void finish_vote(const SelectArgs& a, const VoteHistogram<kLevel>& s,
+                            unsigned num_blocks) {
   __syncthreads();
-  add_vote_to_global<kLevel>(a, s);
-  if (is_last_block(&a.vote->tickets[kLevel], num_blocks)) decide_vote<kLevel>(a);
+  s.add_to_global(a);
+  if (!is_last_block(&a.vote->tickets[kLevel], num_blocks)) return;
+  decide_vote<kLevel>(a, load_vote_bins<kLevel>(a), __ldcg(&a.vote->invalid) != 0, *a.vote);
 }
 
-/// The bin of level `kLevel` that holds the K-th largest key of a set, and what is needed from it.
-/// `above`: the same of the level before. Every block of the set finds it for itself.
-template <int kLevel>
-__device__ SetState descend_set(const SelectArgs& a, int set, SetState above) {
+/// The bin of a level that holds the K-th largest key of a set, and what is needed from it.
+/// `above`: the same of the level before, {0, K} for the first. `bins`: those of this thread,
+/// ascending; thread 0 has the highest. Every block of the set finds it for itself.
+template <int kBins>
+__device__ SetState descend_bins(SetState above, const uint32_t (&bins)[kBins]) {
   __shared__ uint32_t s_warps[kWarps];
   __shared__ SetState s_result;
-  constexpr int kPerThread = level_bins(kLevel) / kSelectThreads;
   __syncthreads();                             // the result of an earlier call has been read
   if (threadIdx.x == 0) s_result = {~0u, 0u};  // nothing needed: no key is that large
-  const uint32_t* bins = a.set_tokens + int64_t{set} * kSelectBins + level_first_bin(kLevel);
-  // Thread 0 has the highest bins.
-  const int top = level_bins(kLevel) - 1 - static_cast<int>(threadIdx.x) * kPerThread;
   uint32_t count = 0;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) count += __ldcg(bins + top - i);
+  for (int i = 0; i < kBins; ++i) count += bins[i];
   uint32_t total;
   const uint32_t through = block_scan(count, s_warps, total);
   if (above.need > 0 && through >= above.need && through - count < above.need) {
     uint32_t need = above.need - (through - count);
-    int bin = top;
-    while (__ldcg(bins + bin) < need) need -= __ldcg(bins + bin--);
-    s_result = {(kLevel == 0 ? 0u : above.prefix << 10) | static_cast<uint32_t>(bin), need};
+    uint32_t bin = (kSelectThreads - threadIdx.x) * kBins - 1;
+#pragma unroll
+    for (int i = kBins - 1; i > 0; --i) {
+      if (bins[i] >= need) break;
+      need -= bins[i];
+      --bin;
+    }
+    s_result = {above.prefix << 10 | bin, need};
   }
   __syncthreads();
   return s_result;
+}
+/// The lowest of the bins of this thread.
+template <int kBins>
+__device__ __forceinline__ int first_bin_from_top() {
+  return (kSelectThreads - 1 - static_cast<int>(threadIdx.x)) * kBins;
+}
+/// The same from bins in global memory.
+template <int kLevel>
+__device__ SetState descend_set(const SelectArgs& a, int set, SetState above) {
+  constexpr int kBins = kThreadBins<kLevel>;
+  const uint32_t* all = a.set_tokens + int64_t{set} * kSelectBins + level_first_bin(kLevel);
+  uint32_t bins[kBins];
+#pragma unroll
+  for (int i = 0; i < kBins; ++i) bins[i] = __ldcg(all + first_bin_from_top<kBins>() + i);
+  return descend_bins(above, bins);
 }
 
 /// How many keys of a stretch lie above the threshold, and at it.
@@ -236,71 +299,34 @@ __device__ OrderCount sum_counts(OrderCount count) {
   return total;
 }
 
-/// Writes the winners among tokens [block * kOrderTokens, + kOrderTokens) behind those of `before`,
-/// in order; the window is always in. load(first, keys): of tokens `first`, `first` + 32, ...
-/// Returns what the block holds itself.
-template <typename Load>
-__device__ OrderCount write_block(const SelectArgs& a, int set, int block, SetState found,
-                                  uint32_t keep, OrderCount before, Load&& load) {
-  __shared__ uint32_t s_above[kWarps], s_equal[kWarps];
-  constexpr int kRounds = kOrderRounds;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+/// The sum over a warp, in every lane.
+__device__ __forceinline__ OrderCount sum_of_warp(OrderCount count) {
+  return {__reduce_add_sync(~0u, count.above), __reduce_add_sync(~0u, count.equal)};
+}
+
+/// A warp writes the winners among 32 tokens behind those of `before`, in order, and adds them to
+/// it; the window is always in.
+__device__ __forceinline__ void write_round(const SelectArgs& a, int set, int token, uint32_t key,
+                                            SetState found, uint32_t keep, OrderCount& before) {
   int32_t* out = a.out.of_set(set);
-  // A warp owns 32 * kRounds tokens in a row.
-  const int warp_begin = block * kOrderTokens + warp * 32 * kRounds;
-  uint32_t keys[kRounds];
-  load(warp_begin + lane, keys);
-  uint32_t is_above[kRounds], is_equal[kRounds];
-  uint32_t warp_above = 0, warp_equal = 0;
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int token = warp_begin + i * 32 + lane;
-    const bool valid = token < a.prefix_len;
-    is_above[i] = __ballot_sync(~0u, valid && keys[i] > found.prefix);
-    is_equal[i] = __ballot_sync(~0u, valid && keys[i] == found.prefix);
-    warp_above += __popc(is_above[i]);
-    warp_equal += __popc(is_equal[i]);
+  const uint32_t lower_lanes = (1u << threadIdx.x % 32) - 1u;
+  const bool valid = token < a.prefix_len;
+  const bool above = valid && key > found.prefix, equal = valid && key == found.prefix;
+  const uint32_t is_above = __ballot_sync(~0u, above), is_equal = __ballot_sync(~0u, equal);
+  const uint32_t above_before = before.above + __popc(is_above & lower_lanes);
+  const uint32_t equal_before = before.equal + __popc(is_equal & lower_lanes);
+  if (above || (equal && equal_before < found.need)) {
+    out[above_before + min(equal_before, found.need)] = token;
   }
-  __syncthreads();
-  if (lane == 0) {
-    s_above[warp] = warp_above;
-    s_equal[warp] = warp_equal;
-  }
-  __syncthreads();
-  OrderCount total{0, 0};
-  uint32_t first_above = before.above, first_equal = before.equal;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) {
-      first_above += total.above;
-      first_equal += total.equal;
-    }
-    total.above += s_above[w];
-    total.equal += s_equal[w];
-  }
-  const uint32_t lower_lanes = (1u << lane) - 1u;
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int token = warp_begin + i * 32 + lane;
-    const uint32_t above_before = first_above + __popc(is_above[i] & lower_lanes);
-    const uint32_t equal_before = first_equal + __popc(is_equal[i] & lower_lanes);
-    const bool wins = (is_above[i] >> lane & 1u) != 0 ||
-                      ((is_equal[i] >> lane & 1u) != 0 && equal_before < found.need);
-    if (wins) out[above_before + min(equal_before, found.need)] = token;
-    if (token >= a.prefix_len && token < a.k_len) {
-      out[keep + static_cast<uint32_t>(token - a.prefix_len)] = token;
-    }
-    first_above += __popc(is_above[i]);
-    first_equal += __popc(is_equal[i]);
-  }
-  return total;
+  if (!valid && token < a.k_len) out[keep + static_cast<uint32_t>(token - a.prefix_len)] = token;
+  before.above += __popc(is_above);
+  before.equal += __popc(is_equal);
 }
 
 /// The number of tokens of each set, once it is decided.
-__device__ __forceinline__ void write_kept(const SelectArgs& a) {
-  *a.out.kept = a.vote->keep_all != 0
-                    ? a.k_len
-                    : static_cast<int32_t>(a.vote->keep_count) + a.k_len - a.prefix_len;
+__device__ __forceinline__ void write_kept(const SelectArgs& a, const VoteState& vote) {
+  *a.out.kept =
+      vote.keep_all != 0 ? a.k_len : static_cast<int32_t>(vote.keep_count) + a.k_len - a.prefix_len;
 }
 
 }  // namespace

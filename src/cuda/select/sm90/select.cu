@@ -1,194 +1,244 @@
 // SPDX-License-Identifier: MIT
-// select behind its first level, on clusters of eight blocks: their barrier takes the place of the
-// end of a kernel, so two kernels do what are six without.
+// select on clusters of eight blocks, one for the vote and one for each set: their barrier takes
+// the place of the end of a kernel, and they read each other's histograms where those are, in
+// shared memory. What needs no vote is done while it is under way.
 #include <algorithm>
 
 #include "cuda/select/select_steps.cuh"
+#include "cuda/select/sm90/own_keys.cuh"
+#include "cuda/sm90/cluster.cuh"
 
 namespace tsp::cuda {
 namespace {
 
-constexpr int kCachedTokens = 16384;  // keys of a block that stay in shared memory
-constexpr int kAtOnce = 8;            // keys of a thread that are under way together
-constexpr uint32_t kNoKey = ~0u;      // its leading bits are no prefix: no key has the sign
-
-/// barrier.cluster: every thread of the cluster has arrived, and sees what the others wrote.
-__device__ __forceinline__ void sync_cluster() {
-  __threadfence();
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+/// The i-th block to read from: each begins with itself, so that they do not all ask the same one.
+__device__ __forceinline__ int in_turn(int i) {
+  return (static_cast<int>(blockIdx.x) + i) % kClusterBlocks;
+}
+/// Neighbouring bins, added up over the blocks of the cluster.
+template <int kCount>
+__device__ __forceinline__ void sum_bins(const uint32_t* own, uint32_t (&sum)[kCount]) {
+  uint32_t words[kClusterBlocks][kCount];
+#pragma unroll
+  for (int i = 0; i < kClusterBlocks; ++i) load_remote(own, in_turn(i), words[i]);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    sum[i] = 0;
+#pragma unroll
+    for (int from = 0; from < kClusterBlocks; ++from) sum[i] += words[from][i];
+  }
 }
 
-/// A level of the vote, by one cluster.
-template <int kLevel>
-__device__ void vote_level(const SelectArgs& a, VoteHistogram& s) {
-  const int rank = static_cast<int>(blockIdx.x);
-  clear<kLevel>(s);
-  const uint32_t prefix = __ldcg(&a.vote->prefix);
-  constexpr int kStep = kClusterBlocks * kSelectThreads;
-  for (int first = rank * kSelectThreads + static_cast<int>(threadIdx.x); first < a.prefix_len;
-       first += kAtOnce * kStep) {
-    uint32_t keys[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int token = first + i * kStep;
-      keys[i] = token < a.prefix_len ? a.vote_keys[token] : kNoKey;
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (keys[i] >> level_shift(kLevel - 1) != prefix) continue;
-      count_vote(s, static_cast<int>(keys[i] >> level_shift(kLevel) & 1023u), mass_of(a, keys[i]));
-    }
+template <typename Shared>
+constexpr int kWordsOf = sizeof(Shared) / sizeof(uint32_t);
+/// What a block keeps in shared memory, all zero.
+template <typename Shared>
+__device__ __forceinline__ Shared& zeroed(uint32_t* words) {
+  for (int i = static_cast<int>(threadIdx.x); i < kWordsOf<Shared>; i += kSelectThreads) {
+    words[i] = 0;
   }
   __syncthreads();
-  add_vote_to_global<kLevel>(a, s);
-  sync_cluster();
-  if (rank == 0) decide_vote<kLevel>(a);
-  sync_cluster();
+  return *reinterpret_cast<Shared*>(words);
 }
 
-/// Levels 1 and 2 of the vote. Grid: one cluster.
-__global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kSelectThreads)
-    cluster_vote_kernel(const __grid_constant__ SelectArgs a) {
-  wait_previous();
-  allow_next();  // it may then read what the first level wrote
-  __shared__ VoteHistogram s;
-  if (a.vote->keep_all != 0) return;
-  vote_level<1>(a, s);
-  vote_level<2>(a, s);
-}
-
-/// Keys of the tokens that a block owns: read once where they fit.
-struct OwnKeys {
-  const SelectArgs& a;
-  int set, begin, end;  // tokens of the prefix
-  uint32_t* cached;     // [end - begin], or null
-
-  __device__ void load() const {
-    if (cached == nullptr) return;
-    for (int first = begin + static_cast<int>(threadIdx.x); first < end;
-         first += kAtOnce * kSelectThreads) {
-      uint32_t keys[kAtOnce];
-      load_known_keys(a, set, first, kSelectThreads, end, keys);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int token = first + i * kSelectThreads;
-        if (token < end) cached[token - begin] = keys[i];
-      }
-    }
-    __syncthreads();
-  }
-  /// Of tokens `first`, `first` + `step`, ...; kNoKey where there is none.
-  template <int kCount>
-  __device__ void read(int first, int step, uint32_t (&keys)[kCount]) const {
-    if (cached == nullptr) load_known_keys(a, set, first, step, end, keys);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int token = first + i * step;
-      if (token >= end) {
-        keys[i] = kNoKey;
-      } else if (cached != nullptr) {
-        keys[i] = cached[token - begin];
-      }
-    }
-  }
-  /// use(key) of every key, kAtOnce after kAtOnce.
-  template <typename Use>
-  __device__ void for_each(Use&& use) const {
-    for (int first = begin + static_cast<int>(threadIdx.x); first < end;
-         first += kAtOnce * kSelectThreads) {
-      uint32_t keys[kAtOnce];
-      read(first, kSelectThreads, keys);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (keys[i] != kNoKey) use(keys[i]);
-      }
-    }
-  }
+/// A histogram for each step, so that a block may go on while others still read its last one.
+struct alignas(16) VoteShared {
+  VoteHistogram<1> level1;
+  uint32_t level2[level_bins(2)];  // a bin is one key, whose mass is known
+  VoteState vote;
 };
 
-/// Level `kLevel` of a set's histogram, by its cluster, and the descent into it.
-template <int kLevel>
-__device__ SetState set_level(const SelectArgs& a, const OwnKeys& keys, SetState above,
-                              uint32_t* s_count) {
-  for (int bin = static_cast<int>(threadIdx.x); bin < level_bins(kLevel); bin += kSelectThreads) {
-    s_count[bin] = 0;
-  }
-  __syncthreads();
+/// Levels 1 and 2 of the vote.
+__device__ void decide_lower_levels(const SelectArgs& a, const OwnKeys& keys, VoteShared& s) {
+  const uint32_t top = s.vote.prefix;
   keys.for_each([&](uint32_t key) {
-    if (key >> level_shift(kLevel - 1) == above.prefix) {
-      atomicAdd(&s_count[key >> level_shift(kLevel) & 1023u], 1u);
-    }
+    if (key >> level_shift(0) == top) s.level1.add(a, key);
   });
-  __syncthreads();
-  add_to_global(s_count, a.set_tokens + int64_t{keys.set} * kSelectBins + level_first_bin(kLevel),
-                level_bins(kLevel));
   sync_cluster();
-  return descend_set<kLevel>(a, keys.set, above);
+  const int first = static_cast<int>(threadIdx.x) * kThreadBins<1>;
+  VoteBins<1> bins{};
+  sum_bins(&s.level1.count[first], bins.count);
+#pragma unroll
+  for (int turn = 0; turn < kClusterBlocks; ++turn) {
+    uint32_t low[kThreadBins<1>], high[kThreadBins<1>];
+    load_remote(&s.level1.mass_low[first], in_turn(turn), low);
+    load_remote(&s.level1.mass_high[first], in_turn(turn), high);
+#pragma unroll
+    for (int i = 0; i < kThreadBins<1>; ++i) {
+      bins.mass[i] += static_cast<unsigned long long>(high[i]) << 32 | low[i];
+    }
+  }
+  decide_vote<1>(a, bins, false, s.vote);
+  __syncthreads();
+  const uint32_t prefix = s.vote.prefix;
+  keys.for_each([&](uint32_t key) {
+    if (key >> level_shift(1) == prefix) atomicAdd(&s.level2[key & 1023u], 1u);
+  });
+  sync_cluster();
+  VoteBins<2> last;
+  sum_bins(&s.level2[first], last.count);
+#pragma unroll
+  for (int i = 0; i < kThreadBins<2>; ++i) {
+    last.mass[i] = last.count[i] * mass_of(a, prefix << 10 | static_cast<uint32_t>(first + i));
+  }
+  decide_vote<2>(a, last, false, s.vote);
 }
 
-/// Everything behind the first level, of one set a cluster. Grid (8, S).
+/// The vote behind what vote_kernel() counted. Grid: one cluster.
+__global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kSelectThreads)
+    cluster_vote_kernel(const __grid_constant__ SelectArgs a) {
+  allow_next();
+  extern __shared__ __align__(16) uint32_t s_words[];
+  VoteShared& s = zeroed<VoteShared>(s_words);
+  const OwnKeys keys = own_keys(a, kVote, s_words + kWordsOf<VoteShared>);
+  wait_previous();
+  keys.load();
+  decide_vote<0>(a, load_vote_bins<0>(a), __ldcg(&a.vote->invalid) != 0, s.vote);
+  __syncthreads();
+  if (s.vote.keep_all == 0 && a.fixed_count < 0) decide_lower_levels(a, keys, s);
+  arrive_cluster();
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    a.vote->keep_all = s.vote.keep_all;
+    a.vote->keep_count = s.vote.keep_count;
+    write_kept(a, s.vote);
+  }
+  await_cluster();  // a block must not end while others read from it
+}
+
+struct alignas(16) SetShared {
+  uint32_t level0[level_bins(0)];
+  uint32_t lower[kSelectLevels - 1][level_bins(1)];
+  uint32_t order[2];         // an OrderCount of the block,
+  OrderCount warps[kWarps];  // and of each warp
+};
+
+/// Level 0 of a set's histogram, by its cluster: this thread's bins, the highest with thread 0.
+__device__ void count_set(const OwnKeys& keys, SetShared& s, uint32_t (&bins)[kThreadBins<0>]) {
+  keys.load();
+  // Invalid scores keep everything; the mask only stops them from leaving the histogram.
+  keys.for_each_run(
+      [&](uint32_t bin, uint32_t count) { atomicAdd(&s.level0[bin & 2047u], count); });
+  sync_cluster();
+  sum_bins(&s.level0[first_bin_from_top<kThreadBins<0>>()], bins);
+}
+/// Level 1 or 2, and the descent into it.
+__device__ __forceinline__ SetState set_level(const OwnKeys& keys, SetState above, int shift,
+                                              uint32_t* s_count) {
+  keys.for_each([&](uint32_t key) {
+    if (key >> (shift + 10) == above.prefix) atomicAdd(&s_count[key >> shift & 1023u], 1u);
+  });
+  sync_cluster();
+  uint32_t bins[kThreadBins<1>];
+  sum_bins(&s_count[first_bin_from_top<kThreadBins<1>>()], bins);
+  return descend_bins(above, bins);
+}
+
+/// The vote's keys and its level 0. Grid (ceil(P / 512)).
+__global__ void __launch_bounds__(kSelectThreads)
+    vote_kernel(const __grid_constant__ SelectArgs a) {
+  allow_next();
+  __shared__ VoteHistogram<0> s;
+  s.clear();
+  const int token = static_cast<int>(blockIdx.x * kVoteTokens + threadIdx.x);
+  // NOTE: scores are read while histograms are cleared: that kernel lets this one start only after
+  // what came before it has finished.
+  Vote vote{};
+  if (token < a.prefix_len) vote = load_vote(a, token);
+  wait_previous();
+  if (token < a.prefix_len) put_vote(a, s, token, vote);
+  __syncthreads();
+  s.add_to_global(a);
+}
+
+/// The sets, a cluster each. Grid (8, S).
 __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kSelectThreads)
     cluster_sets_kernel(const __grid_constant__ SelectArgs a) {
   allow_next();
-  __shared__ uint32_t s_count[level_bins(1)];
-  extern __shared__ uint32_t s_keys[];
+  extern __shared__ __align__(16) uint32_t s_words[];
+  SetShared& s = zeroed<SetShared>(s_words);
   const int rank = static_cast<int>(blockIdx.x);
   const int set = static_cast<int>(blockIdx.y);
+  const OwnKeys keys = own_keys(a, set, s_words + kWordsOf<SetShared>);
   const int first = rank * a.cluster_tokens;
   const int last = min(first + a.cluster_tokens, a.k_len);
-  const OwnKeys keys{a, set, first, min(last, a.prefix_len),
-                     a.cluster_tokens <= kCachedTokens ? s_keys : nullptr};
-  // NOTE: keys are read while the vote is under way: it lets this kernel start only after the first
-  // level has finished. Without a vote the first level itself may still run.
-  const bool early = a.fixed_count < 0;
-  if (early) keys.load();
+  // NOTE: scores are read while the kernels before are under way: what came before all of them has
+  // finished. The keys of a single set are the votes.
+  if (a.num_sets == 1) wait_previous();
+  uint32_t top_bins[kThreadBins<0>];
+  count_set(keys, s, top_bins);
   wait_previous();
-  if (rank == 0 && set == 0 && threadIdx.x == 0) write_kept(a);
   if (a.vote->keep_all != 0) {
+    arrive_cluster();
     for (int token = first + static_cast<int>(threadIdx.x); token < last; token += kSelectThreads) {
       a.out.of_set(set)[token] = token;
     }
+    await_cluster();  // a block must not end while others read from it
     return;
   }
-  if (!early) keys.load();
   const uint32_t keep = a.vote->keep_count;
-  SetState found = descend_set<0>(a, set, {0u, keep});
-  found = set_level<1>(a, keys, found, s_count);
-  found = set_level<2>(a, keys, found, s_count);
-
+  SetState found = descend_bins({0u, keep}, top_bins);
+  // NOTE: a kernel that runs once waits for its instructions; the second level finds its own there.
+#pragma unroll 1
+  for (int level = 1; level < kSelectLevels; ++level) {
+    found = set_level(keys, found, level_shift(level), s.lower[level - 1]);
+  }
+  // A warp owns a stretch, in rounds of 32 tokens.
+  constexpr int kRound = 32 * kOrderRounds;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int stretch = a.cluster_tokens / kWarps;
+  const int begin = first + warp * stretch;
+  const int end = min(begin + stretch, last);
   OrderCount own{0, 0};
-  keys.for_each([&](uint32_t key) { count_key(own, key, found.prefix); });
-  own = sum_counts(own);
-  OrderCount* counts = a.order + int64_t{set} * kClusterBlocks;
-  if (threadIdx.x == 0) counts[rank] = own;
+  for (int token = begin + lane; token < end; token += kRound) {
+    uint32_t of[kOrderRounds];
+    keys.read(token, 32, of);
+#pragma unroll
+    for (int i = 0; i < kOrderRounds; ++i) {
+      if (of[i] != kNoKey) count_key(own, of[i], found.prefix);
+    }
+  }
+  __syncwarp();
+  own = sum_of_warp(own);
+  if (lane == 0) {
+    s.warps[warp] = own;
+    atomicAdd(&s.order[0], own.above);
+    atomicAdd(&s.order[1], own.equal);
+  }
   sync_cluster();
-  OrderCount before{0, 0};  // in the blocks before this one
-  for (int r = 0; r < rank; ++r) {
-    before.above += __ldcg(&counts[r].above);
-    before.equal += __ldcg(&counts[r].equal);
+  OrderCount before{0, 0};  // in the blocks and in the warps before this one
+  static_assert(kClusterBlocks + kWarps <= 32);
+  if (lane < rank) {
+    uint32_t counts[2];
+    load_remote(s.order, lane, counts);
+    before = {counts[0], counts[1]};
+  } else if (lane >= kClusterBlocks && lane - kClusterBlocks < warp) {
+    before = s.warps[lane - kClusterBlocks];
   }
-  for (int token = first; token < last; token += kOrderTokens) {
-    const OrderCount held =
-        write_block(a, set, token / kOrderTokens, found, keep, before,
-                    [&](int at, uint32_t(&of)[kOrderRounds]) { keys.read(at, 32, of); });
-    before.above += held.above;
-    before.equal += held.equal;
+  __syncwarp();
+  before = sum_of_warp(before);
+  arrive_cluster();
+#pragma unroll 1
+  for (int token = begin + lane; token - lane < end; token += 32) {
+    uint32_t key[1];
+    keys.read(token, 32, key);
+    write_round(a, set, token, key[0], found, keep, before);
   }
+  await_cluster();  // a block must not end while others read from it
 }
 
 }  // namespace
 
 tsp_status_t launch_cluster_select(const SelectArgs& a, cudaStream_t stream) {
   const dim3 threads(kSelectThreads);
-  if (a.fixed_count < 0) {
-    TSP_RETURN_IF_ERROR(
-        launch("select: vote", cluster_vote_kernel, dim3(kClusterBlocks), threads, 0, stream, a));
-  }
-  const size_t cached =
-      a.cluster_tokens <= kCachedTokens ? static_cast<size_t>(a.cluster_tokens) : 0;
+  const auto votes = static_cast<unsigned>((a.prefix_len + kVoteTokens - 1) / kVoteTokens);
+  TSP_RETURN_IF_ERROR(launch("select: votes", vote_kernel, dim3(votes), threads, 0, stream, a));
+  const size_t cached = a.cluster_tokens <= kCachedTokens ? a.cluster_tokens * sizeof(uint32_t) : 0;
+  TSP_RETURN_IF_ERROR(launch("select: vote", cluster_vote_kernel, dim3(kClusterBlocks), threads,
+                             sizeof(VoteShared) + cached, stream, a));
   return launch("select: sets", cluster_sets_kernel,
                 dim3(kClusterBlocks, static_cast<unsigned>(a.num_sets)), threads,
-                cached * sizeof(uint32_t), stream, a);
+                sizeof(SetShared) + cached, stream, a);
 }
 
 }  // namespace tsp::cuda
