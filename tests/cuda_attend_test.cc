@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // attend and prefill on a device, with everything at once that calls may bring: lists of tokens and
-// of blocks, pages, left-out rows.
+// of blocks, pages, left-out rows; and lists and tables that break their rules.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -188,6 +188,119 @@ TEST_P(CudaAttend, ASequenceWithoutTokensIsRefusedByName) {
   refused([&] { nothing.attend(backend, ctx, nullptr, {}); });
 }
 
+/// Such a stride leads nowhere.
+TEST_P(CudaAttend, ASingleHeadOrTokenMayHaveAnyStride) {
+  for (const int32_t tokens : {1, 300}) {
+    Shape shape = shape_of({tokens}, {tokens}, TSP_BF16, 128);
+    shape.num_kv_heads = 1;
+    Problem problem(shape);
+    const auto bits_with = [&](int64_t stride) {
+      Tensor out_host(TSP_BF16, {tokens}, 4, 128);
+      OnDevice q(backend, problem.q), k(backend, problem.k), v(backend, problem.v);
+      OnDevice out(backend, out_host);
+      tokensparse::AttendParams p;
+      p.q = q.view();
+      p.k = k.view();
+      p.v = v.view();
+      p.out = out.view();
+      for (tsp_tensor_t* view : {&p.k, &p.v}) {
+        view->head_stride = stride;
+        if (tokens == 1) view->token_stride = stride;
+      }
+      if (tsp_attend_workspace(ctx.get(), &p, &p.workspace_bytes) != TSP_OK) ADD_FAILURE();
+      const Bytes workspace(backend, p.workspace_bytes);
+      p.workspace = workspace.data();
+      EXPECT_EQ(tsp_attend(ctx.get(), &p), TSP_OK) << tsp_last_error();
+      out.sync();
+      return out_host.bits();
+    };
+    const auto bits = bits_with(128);
+    EXPECT_EQ(bits_with(0), bits);
+    EXPECT_EQ(bits_with(int64_t{1} << 43), bits);
+  }
+}
+
+/// Every value of the rows [begin, end) is a NaN; or none is.
+void expect_nan(const AttendResult& result, int64_t begin, int64_t end, bool nan,
+                const std::string& what) {
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t head = 0; head < 4; ++head) {
+      ASSERT_EQ(std::isnan(result.lse.at(row, head)), nan) << what << ", row " << row;
+      for (int64_t d = 0; d < result.out.view().dim; ++d) {
+        ASSERT_EQ(std::isnan(result.out.at(row, head, d)), nan) << what << ", row " << row;
+      }
+    }
+  }
+}
+
+/// The host cannot look at lists on the device, and no kernel follows a bad one.
+TEST_P(CudaAttend, BlockListsThatBreakARuleGiveNanInTheirSequenceAndNoOther) {
+  using Row = std::vector<int32_t>;
+  const struct {
+    const char* name;
+    std::function<void(Row&)> spoil;  // the list of rows [256, 384) of 700 keys: within 0 .. 5
+  } cases[] = {
+      {"empty", [](Row& row) { row.clear(); }},
+      {"unsorted",
+       [](Row& row) {
+         row = {1, 0, 4, 5};
+       }},
+      {"twice the same",
+       [](Row& row) {
+         row = {1, 1, 4, 5};
+       }},
+      {"negative",
+       [](Row& row) {
+         row = {-1, 4, 5};
+       }},
+      {"far out of range",
+       [](Row& row) {
+         row = {0, 4, 5, 1 << 29};
+       }},
+      {"behind the last entry",
+       [](Row& row) {
+         row = {0, 5};
+         row.push_back(6);
+       }},
+      {"without its own",
+       [](Row& row) {
+         row = {0, 1, 2};
+       }},
+      {"without one of its own",
+       [](Row& row) {
+         row = {0, 1, 5};
+       }},
+      {"more than there are", [](Row& row) { row = {0, 1, 2, 3, 4, 5, 6, 7}; }},
+  };
+  for (const int64_t dim : {64, 128}) {
+    for (const bool among_kept : {false, true}) {
+      Problem problem(shape_of({380, 200}, {700, 200}, TSP_BF16, dim));
+      std::optional<Sets> all;  // keeps everything, so that entries are positions
+      if (among_kept) all = problem.random_sets(TSP_SHARE_HEAD, 1.0f, 128, 5);
+      const Sets* const sets = all ? &*all : nullptr;
+      const Blocks good = problem.random_blocks(sets, TSP_SHARE_HEAD, 128, 0.3f, 0, 6);
+      const AttendResult before = problem.attend(backend, ctx, sets, kLocal, true, &good);
+      expect_nan(before, 0, 580, false, "good");
+      for (const auto& [name, spoil] : cases) {
+        for (const bool whole : {false, true}) {  // prefill looks too
+          Blocks bad = good;
+          spoil(bad.rows[0][2][2]);
+          Options options = kLocal;
+          options.coverage = 0;
+          const AttendResult got = whole ? problem.prefill(backend, ctx, options, sets, &bad)
+                                         : problem.attend(backend, ctx, sets, options, true, &bad);
+          expect_nan(got, 0, 380, true, name);
+          for (int64_t row = 380; row < 580; ++row) {
+            ASSERT_EQ(got.out.at(row, 3, 7), before.out.at(row, 3, 7)) << name;
+          }
+        }
+      }
+      const AttendResult after = problem.attend(backend, ctx, sets, kLocal, true, &good);
+      EXPECT_EQ(after.out.bits(), before.out.bits()) << "the context stays usable";
+    }
+  }
+}
+
 /// A call on pages whose tables are the test's to change.
 class PagedCall {
  public:
@@ -231,6 +344,14 @@ class PagedCall {
     lse_.sync();
     return {out_host_, lse_host_, {}, {}};
   }
+  AttendResult run(bool whole) {
+    enqueue(whole);
+    return result();
+  }
+  static void write(const tsp_tensor_t& view, int64_t entry, int32_t page) {
+    require(cudaMemcpy(const_cast<int32_t*>(view.block_table) + entry, &page, sizeof page,
+                       cudaMemcpyHostToDevice));
+  }
   /// Content and tables of another problem of the same shape.
   void load(const Problem& problem) {
     const auto copy = [](const Tensor& from, const tsp_tensor_t& to) {
@@ -244,6 +365,8 @@ class PagedCall {
     copy(problem.k, k_.view());
     copy(problem.v, v_.view());
   }
+  tsp_tensor_t k() const { return k_.view(); }
+  tsp_tensor_t v() const { return v_.view(); }
 
  private:
   static void require_ok(tsp_status_t status) {
@@ -265,6 +388,33 @@ Options sparse_options() {
   return options;
 }
 
+TEST_P(CudaAttend, APageTableWithAHoleGivesNanInItsSequenceAndNoOther) {
+  for (const int64_t dim : {64, 128}) {
+    Problem problem(shape_of({300, 900}, {900, 1200}, TSP_BF16, dim, Layout::kPaged));
+    PagedCall call(backend, ctx, problem, sparse_options());
+    for (const bool whole : {false, true}) {
+      const AttendResult good = call.run(whole);
+      expect_nan(good, 0, 1200, false, "good");
+      for (const bool of_k : {false, true}) {
+        const tsp_tensor_t view = of_k ? call.k() : call.v();
+        const auto& table = (of_k ? problem.k : problem.v).table();
+        for (const int64_t page : {0, 30, 56}) {  // 57 pages of 16 hold 900 tokens
+          for (const int32_t hole : {-1, -(1 << 30)}) {
+            PagedCall::write(view, page, hole);
+            const AttendResult got = call.run(whole);
+            expect_nan(got, 0, 300, true, "hole");
+            for (int64_t row = 300; row < 1200; ++row) {
+              ASSERT_EQ(got.out.at(row, 3, 7), good.out.at(row, 3, 7)) << row;
+            }
+          }
+          PagedCall::write(view, page, table[static_cast<size_t>(page)]);
+        }
+      }
+      EXPECT_EQ(call.run(whole).out.bits(), good.out.bits()) << "the context stays usable";
+    }
+  }
+}
+
 TEST_P(CudaAttend, AGraphOnPagesReplaysWithOtherTables) {
   cudaStream_t stream = nullptr;
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -283,9 +433,17 @@ TEST_P(CudaAttend, AGraphOnPagesReplaysWithOtherTables) {
     shape.seed = seed;
     Problem problem(shape);
     call.load(problem);
-    require(cudaGraphLaunch(exec, stream));
-    const AttendResult alone = problem.prefill(backend, ctx, options);
-    EXPECT_EQ(call.result().out.bits(), alone.out.bits()) << seed;
+    for (const int64_t hole : {-1, 40}) {  // once without one
+      if (hole >= 0) PagedCall::write(call.k(), hole, -1);
+      require(cudaGraphLaunch(exec, stream));
+      const AttendResult replayed = call.result();
+      if (hole >= 0) {
+        expect_nan(replayed, 0, 700, true, "hole");
+        continue;
+      }
+      const AttendResult alone = problem.prefill(backend, ctx, options);
+      EXPECT_EQ(replayed.out.bits(), alone.out.bits()) << seed;
+    }
   }
   require(cudaGraphExecDestroy(exec));
   require(cudaGraphDestroy(graph));

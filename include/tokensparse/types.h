@@ -95,8 +95,9 @@ typedef struct tsp_tensor {
   int64_t head_stride;         ///< elements from a head to the next
   int64_t dim_stride;          ///< elements from a channel to the next; 1 is fast
   const int32_t* block_table;  ///< [num_seqs, table_stride] physical blocks, >= 0 where a token is
-                               ///< (checked in host memory, taken on trust on a GPU), anything
-                               ///< behind; null = not paged
+                               ///< (checked in host memory; on a GPU attend and prefill answer
+                               ///< with NaN where one is negative, others take it on trust),
+                               ///< anything behind; null = not paged
   int64_t table_stride;        ///< entries of block_table for one sequence
   int64_t block_stride;        ///< elements from a block to the next
 } tsp_tensor_t;
@@ -161,7 +162,8 @@ typedef struct tsp_index_sets {
 /// ascending, unique, none behind the last entry of the query block. Those that hold an entry of
 /// the query block are among them, so a row always reads itself. Query head h uses set s =
 /// h / (Hq / num_sets), whatever the number of index sets is. Checked where the lists lie in host
-/// memory, taken on trust on a GPU.
+/// memory; on a GPU, where the host cannot look without waiting, every row of a sequence with a
+/// list that breaks a rule becomes NaN.
 typedef struct tsp_block_sets {
   int32_t* blocks;       ///< device memory of the context; null = not given: every key is read
   int32_t* counts;       ///< key blocks of each query block

@@ -9,7 +9,7 @@ endif()
 set(cuda_kernels cuda/select/select.cu cuda/select/tally.cu cuda/compress/compress.cu
                  cuda/compress/decompress.cu cuda/score/pool.cu cuda/estimate/block_sums.cu
                  cuda/estimate/choose.cu cuda/estimate/line_stats.cu cuda/estimate/lines.cu cuda/estimate/mass.cu cuda/estimate/means.cu
-                 cuda/attend/leftout_rows.cu cuda/attend/poison.cu)
+                 cuda/attend/leftout_rows.cu cuda/attend/poison.cu cuda/attend/vetting.cu)
 set(cuda_sm90_kernels cuda/estimate/sm90/group_sums.cu cuda/select/sm90/select.cu)
 if(TOKENSPARSE_CUDA_MIN)  # nobody calls it there: of all kernels it has the fewest registers to spare
   list(APPEND cuda_sm90_kernels cuda/attend/sm90/attend_bf16_d64.cu)

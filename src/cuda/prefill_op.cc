@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // prefill: score, select, estimate and attend of each sequence in turn, all on the context's
 // stream. Kept counts stay on the device; what one step leaves for the next lies in the caller's
-// workspace: [indices][kept][block lists][scores, then the pieces of score and select | the pieces
-// of estimate | the pieces of attend].
+// workspace: [indices][kept][block lists][page tables][scores, then the pieces of score and select
+// | the pieces of estimate | the pieces of attend].
 #include <algorithm>
 
 #include "cuda/attend/attend_run.h"
@@ -26,6 +26,7 @@ struct Layout {
   int64_t set_stride = 0;      // longest Tk that is not dense
   int32_t* kept = nullptr;     // [1]; null: the caller's
   tsp_block_sets_t blocks{};   // with a pattern; the strides between sequences are 0
+  PageTables tables;           // of one sequence at a time too
   unsigned char* shared = nullptr;
   size_t bytes = 0;
 };
@@ -86,6 +87,7 @@ Layout place(const tsp_prefill_params_t& p, size_t shared_bytes, void* base) {
     layout.blocks.counts =
         scratch.take<int32_t>(layout.blocks.num_sets * layout.blocks.count_set_stride);
   }
+  layout.tables = place_tables(p.k, p.v, p.batch, scratch);
   layout.shared = scratch.take<unsigned char>(static_cast<int64_t>(shared_bytes));
   layout.bytes = scratch.used();
   return layout;
@@ -115,9 +117,10 @@ size_t shared_bytes(const tsp_context_t& ctx, const tsp_prefill_params_t& p, con
     estimate_bytes = estimate_scratch_bytes(estimate_call(state, e, Sets{}, lists), seq);
   }
   const auto with_estimate = [&](size_t bytes) { return std::max(bytes, estimate_bytes); };
-  if (dense(p, seq)) return with_estimate(attend_scratch_bytes(state, dense_task(a, seq)));
-  const AttendTask task = sparse_task(a, seq, Sets{}, p.selected.num_sets);
-  if (!chooses(p)) return with_estimate(attend_scratch_bytes(state, task));
+  const bool all = dense(p, seq);
+  AttendTask task = all ? dense_task(a, seq) : sparse_task(a, seq, Sets{}, p.selected.num_sets);
+  task.own_lists = has_pattern(p);
+  if (all || !chooses(p)) return with_estimate(attend_scratch_bytes(state, task));
   Scratch steps(nullptr);
   steps.take<float>(p.q.heads * seq.prefix_len(p.window));
   steps.take<unsigned char>(static_cast<int64_t>(
@@ -145,7 +148,9 @@ tsp_status_t run_sequence(tsp_context_t& ctx, const tsp_prefill_params_t& p, con
     return launch_tally({sets, seq.q_len, seq.k_len, near, p.tally}, num_sets, stream);
   };
   /// Over the memory of whatever came before, which has run.
-  const auto attend_by_pattern = [&](const AttendTask& task, int32_t num_lists) {
+  const auto attend_by_pattern = [&](AttendTask task, int32_t num_lists) {
+    task.own_lists = has_pattern(p);
+    task.hole = layout.tables.hole;
     if (has_pattern(p)) {
       tsp_estimate_params_t e = estimate_part(p);
       e.blocks = layout.blocks;
@@ -211,7 +216,10 @@ tsp_status_t prefill(tsp_context_t& ctx, const tsp_prefill_params_t& p) {
   if (p.tally != nullptr) TSP_RETURN_IF_ERROR(check_pointer(ctx, "tally", p.tally));
   const Layout layout = place(p, 0, p.workspace);
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
-    TSP_RETURN_IF_ERROR(run_sequence(ctx, p, seq_at(p.batch, b), layout));
+    const Seq seq = seq_at(p.batch, b);
+    tsp_prefill_params_t vetted = p;
+    TSP_RETURN_IF_ERROR(vet_tables(layout.tables, seq, vetted.k, vetted.v, stream_of(ctx)));
+    TSP_RETURN_IF_ERROR(run_sequence(ctx, vetted, seq, layout));
   }
   return TSP_OK;
 }

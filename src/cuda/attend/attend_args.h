@@ -27,13 +27,15 @@ struct AttendArgs {
 template <typename Type, int kHeadDim>
 tsp_status_t launch_attend(const AttendArgs& args, cudaStream_t stream);
 
-/// Rows that see a NaN or an infinity of V get it. Nothing to do, and next to no time, when
-/// flags[0] is 0.
+/// Rows that see a NaN or an infinity of V get it; all rows become NaN where the caller's lists or
+/// tables broke a rule. Nothing to do, and next to no time, when flags[0] is 0 and neither did.
 struct PoisonArgs {
   AttendArgs attend;
   const uint32_t* flags;  // as in CompressArgs, in entries of the list
   int64_t flag_stride;
   int32_t heads_per_unit;
+  const uint32_t* broken;  // see VetBlocksArgs
+  const uint32_t* hole;    // see PageTables; null: not paged
   bool bf16;
   int32_t head_dim;
 };

@@ -58,19 +58,28 @@ tsp_status_t check_attend_memory(const tsp_context_t& ctx, const tsp_attend_para
 
 size_t attend_workspace(const tsp_context_t& ctx, const tsp_attend_params_t& p) {
   const DeviceGuard guard(ctx);
+  Scratch tables(nullptr);
+  place_tables(p.k, p.v, p.batch, tables);
   size_t bytes = 0;
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
     bytes = std::max(bytes, attend_scratch_bytes(state_of(ctx), task_of(p, seq_at(p.batch, b))));
   }
-  return bytes;
+  return tables.used() + bytes;
 }
 
 tsp_status_t attend(tsp_context_t& ctx, const tsp_attend_params_t& p) {
   const DeviceGuard guard(ctx);
   TSP_RETURN_IF_ERROR(check_attend_memory(ctx, p));
+  Scratch scratch(p.workspace);
+  const PageTables tables = place_tables(p.k, p.v, p.batch, scratch);
+  void* const rest = static_cast<unsigned char*>(p.workspace) + scratch.used();
   for (int32_t b = 0; b < p.batch.num_seqs; ++b) {
-    TSP_RETURN_IF_ERROR(
-        run_attend(state_of(ctx), task_of(p, seq_at(p.batch, b)), p.workspace, stream_of(ctx)));
+    const Seq seq = seq_at(p.batch, b);
+    tsp_attend_params_t vetted = p;
+    TSP_RETURN_IF_ERROR(vet_tables(tables, seq, vetted.k, vetted.v, stream_of(ctx)));
+    AttendTask task = task_of(vetted, seq);
+    task.hole = tables.hole;
+    TSP_RETURN_IF_ERROR(run_attend(state_of(ctx), task, rest, stream_of(ctx)));
   }
   return TSP_OK;
 }

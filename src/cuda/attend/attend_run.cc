@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The steps around an engine: lengths on the device before it, NaN and infinities of V and the rows
-// that a set left out behind it.
+// The steps around an engine: lengths on the device and a look at the caller's lists before it, the
+// rows that a set left out and the NaN and infinities of V behind it.
 #include "cuda/attend/attend_run.h"
 
 #include "cuda/attend/engines.h"
@@ -44,9 +44,14 @@ tsp_status_t run_engine(State& state, const AttendTask& task, const AttendPlan& 
 
 tsp_status_t poison(const State& state, const AttendTask& task, const AttendPlan& plan,
                     const AttendMemory& memory, cudaStream_t stream) {
-  const PoisonArgs args{
-      attend_args(task, memory),        memory.flags,   plan.flag_stride, plan.q_heads,
-      task.params->q.dtype == TSP_BF16, task.head_dim()};
+  const PoisonArgs args{attend_args(task, memory),
+                        memory.flags,
+                        plan.flag_stride,
+                        plan.q_heads,
+                        memory.broken,
+                        task.hole,
+                        task.params->q.dtype == TSP_BF16,
+                        task.head_dim()};
   return launch_poison(args, state.num_sms, stream);
 }
 
@@ -77,9 +82,12 @@ tsp_status_t run_attend(State& state, const AttendTask& task, void* scratch_memo
   Scratch scratch(scratch_memory);
   const AttendMemory memory = place_attend(task, plan, scratch);
   TSP_RETURN_IF_ERROR(lengths(task, plan, memory, stream));
+  if (task.vets_lists()) {
+    TSP_RETURN_IF_ERROR(launch_vet_blocks(vet_blocks_args(task, memory), stream));
+  }
   TSP_RETURN_IF_ERROR(run_engine(state, task, plan, memory, stream));
-  TSP_RETURN_IF_ERROR(poison(state, task, plan, memory, stream));
-  return task.attends_left_out() ? left_out(state, task, memory, stream) : TSP_OK;
+  if (task.attends_left_out()) TSP_RETURN_IF_ERROR(left_out(state, task, memory, stream));
+  return poison(state, task, plan, memory, stream);
 }
 
 }  // namespace tsp::cuda

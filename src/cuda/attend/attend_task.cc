@@ -8,14 +8,14 @@ namespace tsp::cuda {
 constexpr float kLog2E = 1.4426950408889634f;
 
 AttendTask dense_task(const tsp_attend_params_t& params, const Seq& seq) {
-  AttendTask task{&params, seq, false, static_cast<int32_t>(params.k.heads), {}};
+  AttendTask task{&params, seq, false, static_cast<int32_t>(params.k.heads), {}, false, nullptr};
   task.sets.heads_per_set = static_cast<int32_t>(params.q.heads / params.k.heads);
   return task;
 }
 
 AttendTask sparse_task(const tsp_attend_params_t& params, const Seq& seq, const Sets& sets,
                        int32_t num_sets) {
-  return {&params, seq, true, num_sets, sets};
+  return {&params, seq, true, num_sets, sets, false, nullptr};
 }
 
 AttendSizes AttendTask::sizes() const {
@@ -35,9 +35,14 @@ AttendMemory place_attend(const AttendTask& task, const AttendPlan& plan, Scratc
   const int64_t dim = task.head_dim();
   AttendMemory m{};
   const int64_t flags = 1 + plan.units * plan.flag_stride;
-  m.num_flags = flags + 2;
+  m.num_flags = flags + 3;
   m.flags = scratch.take<uint32_t>(m.num_flags);
   m.tickets = reinterpret_cast<int32_t*>(m.flags + flags);
+  m.broken = m.flags + flags + 2;
+  if (task.vets_lists()) {
+    m.counts =
+        scratch.take<int32_t>(int64_t{task.params->blocks.num_sets} * query_blocks(task.seq.q_len));
+  }
   m.q_first = scratch.take<int32_t>(task.num_sets);
   m.q_lens = scratch.take<int32_t>(1);
   m.kv_lens = scratch.take<int32_t>(1);
@@ -73,6 +78,10 @@ AttendArgs attend_args(const AttendTask& task, const AttendMemory& memory) {
   a.lse = make_values(p.lse, task.seq.q_begin);
   a.sets = task.sets;
   a.blocks = make_key_blocks(p.blocks, task.seq, p.q.heads);
+  if (memory.counts != nullptr) {
+    a.blocks.counts = memory.counts;
+    a.blocks.count_stride = query_blocks(task.seq.q_len);
+  }
   a.q_first = task.sparse ? memory.q_first : nullptr;
   a.q_len = task.seq.q_len;
   a.k_len = task.seq.k_len;
@@ -108,6 +117,20 @@ DecompressArgs decompress_args(const AttendTask& task) {
   a.q_len = task.seq.q_len;
   a.k_len = task.seq.k_len;
   a.clear_dropped = p.dropped == TSP_DROPPED_ZERO;
+  return a;
+}
+
+VetBlocksArgs vet_blocks_args(const AttendTask& task, const AttendMemory& memory) {
+  const tsp_attend_params_t& p = *task.params;
+  VetBlocksArgs a{};
+  a.blocks = make_key_blocks(p.blocks, task.seq, p.q.heads);
+  a.sets = task.sets;
+  a.q_first = task.sparse ? memory.q_first : nullptr;
+  a.num_sets = p.blocks.num_sets;
+  a.q_len = task.seq.q_len;
+  a.k_len = task.seq.k_len;
+  a.counts = memory.counts;
+  a.broken = memory.broken;
   return a;
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Kernels read V with every NaN and infinity replaced by 0, because a masked weight of 0 would turn
 // them into NaN in rows that do not see them. Here they reach the rows that do: a warp a row, the
-// sum of what the row's keys hold that is not finite. Runs only where V has such values.
+// sum of what the row's keys hold that is not finite. Runs only where V has such values; or where
+// the caller's lists or tables broke a rule, which must not look like a result.
 #include "cuda/attend/attend_args.h"
 #include "cuda/launch.h"
 #include "cuda/ptx.cuh"
@@ -48,15 +49,34 @@ __device__ __forceinline__ void poison_row(const PoisonArgs& p, int head, int q_
   }
 }
 
+/// NaN in f16 and in bf16.
+constexpr uint32_t kNanPair = 0x7fff7fffu;
+
+/// Every row of a head, when the call itself was wrong.
+__device__ void refuse_rows(const PoisonArgs& p, int head) {
+  const AttendArgs& a = p.attend;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int row = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32); row < a.q_len;
+       row += static_cast<int>(gridDim.x) * kWarps) {
+    auto* out = reinterpret_cast<uint32_t*>(a.out.row(row, head));
+    for (int i = lane; i < p.head_dim / 2; i += 32) out[i] = kNanPair;
+    if (a.lse.data != nullptr && lane == 0) a.lse.at(row, head) = NAN;
+  }
+}
+
 /// Grid (blocks of a head, Hq).
 template <typename Type>
 __global__ void __launch_bounds__(32 * kWarps, 4)
     poison_kernel(const __grid_constant__ PoisonArgs p) {
   await_previous();
+  const int head = static_cast<int>(blockIdx.y);
+  if (*p.broken != 0 || (p.hole != nullptr && *p.hole != 0)) {
+    refuse_rows(p, head);
+    return;
+  }
   if (p.flags[0] == 0) return;
   const AttendArgs& a = p.attend;
   const int n = num_kept(a.sets, a.k_len);
-  const int head = static_cast<int>(blockIdx.y);
   const int q_first =
       a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[head / a.sets.heads_per_set];
   const int rows = min(a.q_len, n - q_first);

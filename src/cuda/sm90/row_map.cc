@@ -38,8 +38,12 @@ tsp_status_t make_row_map(const char* op, CUtensorMap* map, const Rows& rows, in
   const cuuint64_t sizes[] = {64, static_cast<cuuint64_t>(std::max(1, num_rows)),
                               static_cast<cuuint64_t>(head_dim / 64),
                               static_cast<cuuint64_t>(num_heads)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(rows.token_stride) * 2, 128,
-                                static_cast<cuuint64_t>(rows.head_stride) * 2};  // in bytes
+  // In bytes. That of a single row or head leads nowhere, and may be what the driver refuses.
+  const auto bytes = [](int32_t count, int64_t stride) {
+    return count > 1 ? static_cast<cuuint64_t>(stride) * 2 : cuuint64_t{128};
+  };
+  const cuuint64_t strides[] = {bytes(num_rows, rows.token_stride), 128,
+                                bytes(num_heads, rows.head_stride)};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows), 1, 1};
   const cuuint32_t steps[] = {1, 1, 1, 1};
   const CUresult result =

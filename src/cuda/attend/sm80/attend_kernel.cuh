@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     // hidden, it would still bring sums to the same maximum once more, and so change their last
     // bits.
     const int before = a.blocks.count(head, tile) - 1;
-    kv_end += (before - blocks[before]) * (kKeyBlock / kAttendTileKv);
+    kv_end = before < 0 ? 0 : kv_end + (before - blocks[before]) * (kKeyBlock / kAttendTileKv);
   }
 
   if (threadIdx.x == 0) {
@@ -309,6 +309,7 @@ __global__ void __launch_bounds__(kAttendThreads, kAttendBlocksPerSm)
     t.multiply_pv(shared.v[stage], lane);
   }
 
+  wait_copies<0>();  // of Q, where nothing is looked at
   __syncthreads();
   const float lse = t.finish(shared.q, warp_row, lane, a.scale_log2);
   // A lane knows its row's destination, -1 = not to be written.
