@@ -415,6 +415,89 @@ TEST_P(CudaAttend, APageTableWithAHoleGivesNanInItsSequenceAndNoOther) {
   }
 }
 
+/// Rows, and pages, of which the last begin beyond 2^31 elements: 4.7 GB, hardly any of it used.
+TEST_P(CudaAttend, OffsetsBeyondTwoToThe31AreFollowed) {
+  constexpr int32_t kTokens = 70;
+  constexpr int64_t kApart = int64_t{1} << 25;  // elements between rows
+  constexpr int64_t kQAt = 0, kKAt = 1024, kVAt = 2048, kOutAt = 3072;
+  constexpr size_t kRow = 512 * sizeof(uint16_t), kKvRow = 256 * sizeof(uint16_t);
+  Problem problem(shape_of({kTokens}, {kTokens}, TSP_BF16, 128));
+  Options options = kLocal;
+  options.window = 16;
+  options.min_tokens = 8;
+  options.share = TSP_SHARE_KV_GROUP;
+  options.keep = 0.4f;
+  const auto expected = problem.prefill(backend, ctx, options).out.bits();
+  void* memory = nullptr;
+  require(cudaMalloc(&memory, static_cast<size_t>(kTokens * kApart) * sizeof(uint16_t)));
+  const auto at = [&](int64_t element) { return static_cast<uint16_t*>(memory) + element; };
+  const auto spread = [&](const Tensor& from, int64_t to, int64_t apart, size_t row) {
+    require(cudaMemcpy2D(at(to), static_cast<size_t>(apart) * sizeof(uint16_t), from.bytes().data(),
+                         row, row, kTokens, cudaMemcpyHostToDevice));
+  };
+  const auto view = [&](int64_t first, int64_t heads, int64_t apart) {
+    tsp_tensor_t v = tsp_tensor_view(at(first), TSP_BF16, kTokens, heads, 128);
+    v.token_stride = apart;
+    return v;
+  };
+  tokensparse::PrefillParams p;
+  p.window = options.window;
+  p.min_tokens = options.min_tokens;
+  p.share = options.share;
+  p.keep = options.keep;
+  p.dropped = options.dropped;
+  p.band = options.band;
+  p.sink = options.sink;
+  const int32_t ends[] = {0, kTokens};
+  p.batch = {ends, ends, 1, 0};
+  p.q = view(kQAt, 4, kApart);
+  p.out = view(kOutAt, 4, kApart);
+  spread(problem.q, kQAt, kApart, kRow);
+  constexpr int32_t kPages = (kTokens + 15) / 16;
+  constexpr int64_t kPage = 16 * 256;
+  const Bytes table(backend, kPages * sizeof(int32_t));
+  for (const bool paged : {false, true}) {
+    if (paged) {
+      // Pages of the pool's end, in the order 4 0 3 2 1; V's pages lie behind K's.
+      constexpr int32_t kFirst = static_cast<int32_t>((int64_t{1} << 31) / kPage) + 9;
+      const std::vector<int32_t> pages = {kFirst + 4, kFirst, kFirst + 3, kFirst + 2, kFirst + 1};
+      for (int32_t i = 0; i < kPages; ++i) {
+        const size_t rows = static_cast<size_t>(std::min(16, kTokens - i * 16));
+        for (const auto& [from, offset] :
+             {std::pair(&problem.k, int64_t{0}), std::pair(&problem.v, kPages * kPage)}) {
+          require(cudaMemcpy(at(pages[static_cast<size_t>(i)] * kPage + offset),
+                             from->bytes().data() + static_cast<size_t>(i) * 16 * kKvRow,
+                             rows * kKvRow, cudaMemcpyHostToDevice));
+        }
+      }
+      require(cudaMemcpy(table.data(), pages.data(), table.size(), cudaMemcpyHostToDevice));
+      p.k = view(0, 2, 256);
+      p.v = view(kPages * kPage, 2, 256);
+      for (tsp_tensor_t* pool : {&p.k, &p.v}) {
+        pool->block_table = table.as<int32_t>();
+        pool->block_size = 16;
+        pool->block_stride = kPage;
+        pool->table_stride = kPages;
+      }
+    } else {
+      p.k = view(kKAt, 2, kApart);
+      p.v = view(kVAt, 2, kApart);
+      spread(problem.k, kKAt, kApart, kKvRow);
+      spread(problem.v, kVAt, kApart, kKvRow);
+    }
+    ASSERT_EQ(tsp_prefill_workspace(ctx.get(), &p, &p.workspace_bytes), TSP_OK);
+    const Bytes workspace(backend, p.workspace_bytes);
+    p.workspace = workspace.data();
+    ASSERT_EQ(tsp_prefill(ctx.get(), &p), TSP_OK) << tsp_last_error();
+    require(cudaDeviceSynchronize());
+    Tensor out(TSP_BF16, {kTokens}, 4, 128);
+    require(cudaMemcpy2D(out.bytes().data(), kRow, at(kOutAt), kApart * sizeof(uint16_t), kRow,
+                         kTokens, cudaMemcpyDeviceToHost));
+    EXPECT_EQ(out.bits(), expected) << (paged ? "paged" : "in rows");
+  }
+  require(cudaFree(memory));
+}
+
 TEST_P(CudaAttend, AGraphOnPagesReplaysWithOtherTables) {
   cudaStream_t stream = nullptr;
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
