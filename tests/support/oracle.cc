@@ -182,8 +182,12 @@ Expected oracle_attend(const Problem& p, const Sets* sets, const Options& option
 }
 
 std::vector<double> plain_attend(const Problem& p, const Sets* sets, const Options& options,
-                                 const Blocks* blocks) {
+                                 const Blocks* blocks, Plain plain) {
   const int64_t heads = p.shape.num_q_heads, dim = p.shape.dim;
+  const bool operators = plain == Plain::kOperators;
+  const auto stored = [&](float value) {
+    return operators ? rounded(value, p.shape.out_dtype) : value;
+  };
   const Values q(p.q), k(p.k), v(p.v);
   std::vector<double> out(static_cast<size_t>(p.q.tokens() * heads * dim), 0);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
@@ -195,10 +199,14 @@ std::vector<double> plain_attend(const Problem& p, const Sets* sets, const Optio
       const double *const a = q.row(row, head), *const b = k.row(first + j, kv_head);
       float sum = 0;
       for (int64_t d = 0; d < dim; ++d) sum += static_cast<float>(a[d]) * static_cast<float>(b[d]);
-      weights.push_back(sum * scale);
+      weights.push_back(stored(stored(sum) * scale));
       max = std::fmax(max, weights.back());
     }
     for (float& w : weights) total += w = std::exp(w - max);
+    if (operators) {  // softmax is an operator of its own
+      for (float& w : weights) w /= total;
+      total = 1;
+    }
     std::vector<float> sums(static_cast<size_t>(dim));
     for (size_t i = 0; i < seen.size(); ++i) {
       const double* const values = v.row(first + seen[i], kv_head);

@@ -113,10 +113,12 @@ struct Expected {
 };
 Expected oracle_attend(const Problem& problem, const Sets* sets, const Options& options,
                        double eps_operand, double eps_weight, const Blocks* blocks = nullptr);
-/// What a plain implementation gives: f32 loops over the rows' keys, weights and output rounded to
-/// the output's dtype.
+/// What a plain implementation gives. kLoops: f32 loops over a row's keys, weights and output
+/// rounded to the output's dtype. kOperators: an operator after the other, each with a result of
+/// that dtype (logits, softmax, products), as torch computes attention without a fused kernel.
+enum class Plain { kLoops, kOperators };
 std::vector<double> plain_attend(const Problem& problem, const Sets* sets, const Options& options,
-                                 const Blocks* blocks = nullptr);
+                                 const Blocks* blocks, Plain plain);
 /// Pooled scores [column, head] and their bounds.
 void oracle_score(const Problem& problem, const Options& options, double eps_operand,
                   std::vector<double>* scores, std::vector<double>* bounds);
