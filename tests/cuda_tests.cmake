@@ -17,6 +17,7 @@ if(NOT TOKENSPARSE_CUDA_MIN)
   add_executable(attend_sm90_bench ${attend_sm90_root}/attend_sm90_bench.cc
     ${attend_sm90_root}/attend_sm90_reference.cu $<TARGET_OBJECTS:tokensparse_sm90>
     ${PROJECT_SOURCE_DIR}/src/cuda/attend/sm90/attend_sm90_launch.cc
+    ${PROJECT_SOURCE_DIR}/src/cuda/sm90/row_map.cc
     ${PROJECT_SOURCE_DIR}/src/core/error.cc)
   target_include_directories(attend_sm90_bench PRIVATE ${PROJECT_SOURCE_DIR}/src
     ${PROJECT_SOURCE_DIR}/include ${PROJECT_BINARY_DIR}/include ${CUDAToolkit_INCLUDE_DIRS})
