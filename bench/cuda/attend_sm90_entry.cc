@@ -3,7 +3,7 @@
 // the repository, after cmake --preset cuda:
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Isrc -Iinclude -Ibuild/cuda/include
 //     -cudart static -shared -Xcompiler -fPIC bench/cuda/attend_sm90_entry.cc
-//     src/cuda/attend/sm90/*.c* src/core/error.cc -o attend_sm90.so
+//     src/cuda/attend/sm90/*.c* src/cuda/sm90/row_map.cc src/core/error.cc -o attend_sm90.so
 #include <cmath>
 
 #include "cuda/attend/sm90/attend_sm90.h"
