@@ -45,15 +45,16 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int head = at / tiles * a.blocks.heads_per_set, tile = at % tiles;
   const int32_t n = num_kept(a.sets, a.k_len);
   const int32_t* list = a.blocks.of_tile(head, tile);
-  const int32_t count = a.blocks.count(head, tile);
+  int32_t count = 0;
   bool good = true, used = false;
   // Index sets of the list's heads begin their queries at entries of their own.
   const int last_head = head + a.blocks.heads_per_set - 1;
   for (int set = head / a.sets.heads_per_set; set <= last_head / a.sets.heads_per_set; ++set) {
     const int32_t q_first = a.q_first == nullptr ? a.k_len - a.q_len : a.q_first[set];
     const int32_t begin = q_first + tile * kKeyBlock;
-    if (begin >= n) continue;
+    if (begin >= n) continue;  // the caller has no list, and no count, for it
     used = true;
+    count = a.blocks.count(head, tile);
     const int32_t first = begin / kKeyBlock, last = (min(n, begin + kKeyBlock) - 1) / kKeyBlock;
     const int32_t own = last - first + 1;
     good = good && count >= own && count <= last + 1 && list[count - own] == first &&
