@@ -85,7 +85,9 @@ class CudaAttend : public ::testing::TestWithParam<Backend> {
 };
 
 TEST_P(CudaAttend, EveryKindOfCallMatchesTheOracle) {
-  for (const Shape& shape : all_kinds({257, 70}, {613, 70})) {
+  // Of the last sequence's four query blocks two have kept rows, and lists; nothing lies behind
+  // those.
+  for (const Shape& shape : all_kinds({70, 400}, {70, 800})) {
     Problem problem(shape);
     const Roundoff eps = roundoff(backend, shape, TSP_PRECISION_F32);
     for (const Variant& variant : variants()) {
