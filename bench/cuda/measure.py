@@ -29,14 +29,17 @@ def milliseconds(fn, budget_s=0.4, least=5):
 
 def in_turn(runs, rounds):
     """Medians of several calls, one after the other in every round. Each starts from the same state:
-    a chip that had a moment to cool, and a queue that is filled before the clock starts."""
+    a chip that had as long to cool as the call before took, and a queue that is filled before the
+    clock starts."""
     for fn in runs.values():
         fn()
     events = {name: [] for name in runs}
+    began = time.monotonic()
     for _ in range(rounds):
         for name, fn in runs.items():
             torch.cuda.synchronize()
-            time.sleep(0.04)
+            time.sleep(max(0.04, time.monotonic() - began))
+            began = time.monotonic()
             a, b = torch.cuda.Event(True), torch.cuda.Event(True)
             torch.cuda._sleep(2_000_000)  # about a millisecond, in which the calls are enqueued
             a.record()
