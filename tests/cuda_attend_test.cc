@@ -32,6 +32,14 @@ Shape shape_of(std::vector<int32_t> q_lens, std::vector<int32_t> k_lens, int32_t
 
 constexpr Options kLocal = {.dropped = TSP_DROPPED_LOCAL, .band = 37, .sink = 5};
 
+Options sparse_options() {
+  Options options = kLocal;
+  options.min_tokens = 100;
+  options.share = TSP_SHARE_KV_GROUP;
+  options.coverage = 0.2f;
+  return options;
+}
+
 /// Token sets, block lists and what becomes of left-out rows; null = not given.
 struct Variant {
   const char* name;
@@ -166,10 +174,7 @@ TEST_P(CudaAttend, RepeatsOfEveryKindOfCallGiveTheSameBits) {
 
 TEST_P(CudaAttend, RepeatsOfPrefillOnPagesGiveTheSameBits) {
   Problem problem(shape_of({900, 1500}, {2000, 1500}, TSP_BF16, 128, Layout::kPaged));
-  Options options = kLocal;
-  options.min_tokens = 100;
-  options.share = TSP_SHARE_KV_GROUP;
-  options.coverage = 0.2f;
+  const Options options = sparse_options();
   const AttendResult first = problem.prefill(backend, ctx, options);
   EXPECT_LT(first.sets[0][0].size(), 2000u);
   for (int repeat = 0; repeat < 20; ++repeat) {
@@ -333,12 +338,7 @@ class PagedCall {
     };
     fill(attend_);
     fill(prefill_);
-    prefill_.min_tokens = options.min_tokens;
-    prefill_.coverage = options.coverage;
-    prefill_.share = options.share;
-    prefill_.dropped = options.dropped;
-    prefill_.band = options.band;
-    prefill_.sink = options.sink;
+    set_options(prefill_, options);
     require_ok(tsp_attend_workspace(ctx.get(), &attend_, &attend_.workspace_bytes));
     require_ok(tsp_prefill_workspace(ctx.get(), &prefill_, &prefill_.workspace_bytes));
     memory_.emplace(backend, std::max(attend_.workspace_bytes, prefill_.workspace_bytes));
@@ -388,14 +388,6 @@ class PagedCall {
   tokensparse::PrefillParams prefill_;
   std::optional<Bytes> memory_;
 };
-
-Options sparse_options() {
-  Options options = kLocal;
-  options.min_tokens = 100;
-  options.share = TSP_SHARE_KV_GROUP;
-  options.coverage = 0.2f;
-  return options;
-}
 
 TEST_P(CudaAttend, APageTableWithAHoleGivesNanInItsSequenceAndNoOther) {
   for (const int64_t dim : {64, 128}) {
@@ -450,13 +442,7 @@ TEST_P(CudaAttend, OffsetsBeyondTwoToThe31AreFollowed) {
     return v;
   };
   tokensparse::PrefillParams p;
-  p.window = options.window;
-  p.min_tokens = options.min_tokens;
-  p.share = options.share;
-  p.keep = options.keep;
-  p.dropped = options.dropped;
-  p.band = options.band;
-  p.sink = options.sink;
+  set_options(p, options);
   const int32_t ends[] = {0, kTokens};
   p.batch = {ends, ends, 1, 0};
   p.q = view(kQAt, 4, kApart);

@@ -15,9 +15,7 @@ class PilotTest : public OpTest {};
 std::vector<int32_t> guesses(tokensparse::Context& ctx, Problem& problem, const Options& options) {
   tsp_prefill_params_t p;
   tsp_prefill_params_init(&p, sizeof p);
-  p.window = options.window;
-  p.min_tokens = options.min_tokens;
-  p.coverage = options.coverage;
+  set_options(p, options);
   p.scale = 0.125f;  // of D 64, as dispatch would fill it in
   p.q = problem.q.view();
   p.k = problem.k.view();

@@ -209,6 +209,20 @@ AttendResult Problem::attend(const Backend& backend, tokensparse::Context& ctx, 
   return r;
 }
 
+void set_options(tsp_prefill_params_t& params, const Options& options) {
+  params.window = options.window;
+  params.pool = options.pool;
+  params.min_tokens = options.min_tokens;
+  params.share = options.share;
+  params.coverage = options.coverage;
+  params.keep = options.keep;
+  params.dropped = options.dropped;
+  params.band = options.band;
+  params.sink = options.sink;
+  params.precision = options.precision;
+  params.when = options.when;
+}
+
 AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
                               const Options& options, const Sets* given, const Blocks* blocks,
                               const tsp_pattern_t* pattern) {
@@ -221,7 +235,7 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
                                    : static_cast<int32_t>((*given)[0].size()));
   std::optional<DeviceSets> dgiven;
   tokensparse::PrefillParams p;
-  p.when = options.when;
+  set_options(p, options);
   if (given != nullptr) {
     dgiven.emplace(backend, shape, static_cast<int32_t>((*given)[0].size()));
     dgiven->write(*given);
@@ -230,16 +244,6 @@ AttendResult Problem::prefill(const Backend& backend, tokensparse::Context& ctx,
   std::optional<DeviceBlocks> dblocks;
   if (blocks != nullptr) p.blocks = dblocks.emplace(backend, *blocks).view();
   if (pattern != nullptr) p.pattern = *pattern;
-  p.window = options.window;
-  p.pool = options.pool;
-  p.min_tokens = options.min_tokens;
-  p.share = options.share;
-  p.coverage = options.coverage;
-  p.keep = options.keep;
-  p.dropped = options.dropped;
-  p.band = options.band;
-  p.sink = options.sink;
-  p.precision = options.precision;
   p.q = dq.view();
   p.k = dk.view();
   p.v = dv.view();

@@ -54,6 +54,9 @@ struct Options {
   int32_t when = TSP_WHEN_ALWAYS;
 };
 
+/// Of a call.
+void set_options(tsp_prefill_params_t& params, const Options& options);
+
 /// The kept rows side by side, `rows` for each sequence.
 struct CompressResult {
   Tensor q, k, v;

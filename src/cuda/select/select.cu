@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// select: the first level of every histogram, and the rest of the scheme in a kernel a step. Chips
-// with clusters of blocks do that rest in two kernels: sm90/select.cu.
+// select: the scheme in a kernel a step. Chips with clusters of blocks do all but the clearing in
+// three kernels: sm90/select.cu.
 #include "cuda/select/select.h"
 
 #include <algorithm>
